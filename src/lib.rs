@@ -1,0 +1,2 @@
+//! One hub, many spokes, over iroh.
+pub mod position;

@@ -1,2 +1,7 @@
 //! One hub, many spokes, over iroh.
-pub mod position;
+mod close;
+mod event;
+mod pattern;
+mod position;
+mod seal;
+mod wire;

@@ -10,6 +10,8 @@
 //! at `first`. A frame of no events is a beacon: `first` is the hub's tip. What sealing means is the
 //! business of [`seal`](crate::seal).
 
+use std::time::Duration;
+
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use n0_error::{e, stack_error};
 
@@ -19,6 +21,11 @@ use super::{
 };
 
 pub(crate) const VERSION: u8 = 1;
+/// An idle topic carries a beacon so long after the last frame; the next after twice that, and so on.
+pub(crate) const BEACON_FIRST: Duration = Duration::from_millis(250);
+/// No two beacons are further apart.
+pub(crate) const BEACON_LAST: Duration = Duration::from_secs(5);
+
 /// Bytes of the header.
 pub(crate) const HEADER: usize = 1 + 8 + 4 + 8 + 8 + 2 + 2 + 2;
 /// Bytes of the signature.

@@ -14,7 +14,7 @@ use super::framing::PREFIX;
 use crate::event::{Envelope, EnvelopeError};
 
 /// The protocol's name in the TLS handshake.
-pub const ALPN: &[u8] = b"alkpubsub/1";
+pub(crate) const ALPN: &[u8] = b"alkpubsub/1";
 
 /// A frame of no length: it opens a stream, or says that the peer is there.
 pub(crate) const EMPTY_FRAME: Bytes = Bytes::from_static(&[0; PREFIX]);

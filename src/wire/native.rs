@@ -12,7 +12,7 @@ use super::framing::PREFIX;
 use crate::position::{Epoch, Position};
 
 /// The protocol's name in the TLS handshake.
-pub const ALPN: &[u8] = b"iroh-hub/1";
+pub(crate) const ALPN: &[u8] = b"iroh-hub/1";
 
 /// The version of the protocol that this crate speaks.
 pub(crate) const VERSION: u16 = 1;

@@ -1,2 +1,3 @@
 //! One hub, many spokes, over iroh.
+pub mod log;
 pub mod position;

@@ -1,7 +1,7 @@
 // A spoke of alkpubsub/1: prints each event of a hub as one line of JSON.
 //
 //   node spoke.mjs TICKET [--local] [--count N] [--send JSON]... [--reply]
-//   deno run --allow-all spoke.mjs TICKET ...
+//   deno run --allow-ffi --allow-env --allow-read spoke.mjs TICKET ...
 
 import process from 'node:process'
 import { parseArgs } from 'node:util'

@@ -220,12 +220,17 @@ async function hostileBytesGetACodeAndCostNobodyElse(runtime) {
 async function spokesSurviveAHostileHub() {
   const raw = await rawEndpoint()
   for (const [what, bytes] of Object.entries(HOSTILE)) {
-    for (const [kind, program] of Object.entries(CLIENTS)) {
-      const client = new Client(`${kind}: ${what}`, [...program, raw.ticket, '--local'])
+    const clients = Object.entries(CLIENTS).map(
+      ([kind, program]) => new Client(`${kind}: ${what}`, [...program, raw.ticket, '--local']),
+    )
+    // Which of them it is does not matter: each gets the same.
+    for (const _ of clients) {
       const connection = await raw.accept()
       const { send } = await connection.acceptBi()
       await send.writeAll(framed('{"type":"fine","id":"1","payload":null}').concat(bytes))
       await send.finish()
+    }
+    for (const client of clients) {
       await client.exits(6)
       assert.deepEqual(client.lines, ['{"type":"fine","id":"1","payload":null}'])
       assert.match(client.stderr, /^not the protocol: [^\n]+\n$/)

@@ -16,6 +16,7 @@ use bytes::{Bytes, BytesMut};
 use iroh::{Endpoint, EndpointId};
 use n0_error::e;
 use tokio::{sync::mpsc, time::sleep_until};
+use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use super::{
@@ -164,13 +165,20 @@ impl Session {
     }
 
     /// Runs until the link ends, and says how. The topic is left before it returns.
-    pub(super) async fn run(mut self) -> Closed {
-        let error = match self.main_loop().await {
-            Ok(()) => LinkError::gone(Closed::ByPeer {
+    ///
+    /// `quit` ends it in order, with events still to be let out.
+    pub(super) async fn run(mut self, quit: CancellationToken) -> Closed {
+        let ended = tokio::select! {
+            ended = self.main_loop() => Some(ended),
+            () = quit.cancelled() => None,
+        };
+        let error = match ended {
+            None => LinkError::gone(Closed::by_us(CloseCode::Goodbye, "the spoke ended")),
+            Some(Ok(())) => LinkError::gone(Closed::ByPeer {
                 code: CloseCode::Goodbye,
                 reason: "the hub said goodbye".to_owned(),
             }),
-            Err(error) => error,
+            Some(Err(error)) => error,
         };
         self.leave_topic().await;
         self.let_out_rest().await;

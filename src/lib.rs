@@ -1,8 +1,5 @@
 //! One hub, many spokes, over iroh.
-#[cfg_attr(
-    not(test),
-    allow(dead_code, reason = "wired up by hub and spoke")
-)]
+#[cfg_attr(not(test), allow(dead_code, reason = "wired up by hub and spoke"))]
 mod gossip;
 pub mod position;
 

@@ -76,9 +76,10 @@ fn may_dial(addr: &TransportAddr, own: &EndpointAddr) -> bool {
                 });
             named && own.relay_urls().next().is_some()
         }
-        TransportAddr::Custom(custom) => own.addrs.iter().any(
-            |ours| matches!(ours, TransportAddr::Custom(ours) if ours.id() == custom.id()),
-        ),
+        TransportAddr::Custom(custom) => own
+            .addrs
+            .iter()
+            .any(|ours| matches!(ours, TransportAddr::Custom(ours) if ours.id() == custom.id())),
         _ => false,
     }
 }
@@ -179,9 +180,10 @@ mod tests {
     #[test]
     fn a_node_dials_its_own_kind_of_network() {
         assert_eq!(left(&["127.0.0.1:7"], &["127.0.0.1:1"]), ["127.0.0.1:7"]);
-        assert_eq!(left(&["192.168.7.7:7"], &["192.168.1.2:1"]), [
-            "192.168.7.7:7"
-        ]);
+        assert_eq!(
+            left(&["192.168.7.7:7"], &["192.168.1.2:1"]),
+            ["192.168.7.7:7"]
+        );
         assert!(left(&["10.7.7.7:7"], &["192.168.1.2:1"]).is_empty());
     }
 

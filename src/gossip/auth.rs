@@ -30,7 +30,9 @@ const ANSWER: usize = 1 + PROOF;
 pub(super) enum AuthError {
     #[error("the peer ended the connection before it proved to be a member")]
     Ended,
-    #[error("the peer speaks version {version} of the proof, this node {VERSION}: update the older one")]
+    #[error(
+        "the peer speaks version {version} of the proof, this node {VERSION}: update the older one"
+    )]
     Version { version: u8 },
     #[error("the peer offers generation {generation}, whose key is not known here")]
     UnknownGeneration { generation: u32 },
@@ -284,8 +286,20 @@ mod tests {
         let proof = this.proof(&key, Role::Dialer);
         let others = [
             this.proof(&key, Role::Acceptor),
-            this.proof(&Key { generation: 2, ..key }, Role::Dialer),
-            this.proof(&Key { key: [2; 32], ..key }, Role::Dialer),
+            this.proof(
+                &Key {
+                    generation: 2,
+                    ..key
+                },
+                Role::Dialer,
+            ),
+            this.proof(
+                &Key {
+                    key: [2; 32],
+                    ..key
+                },
+                Role::Dialer,
+            ),
             binding([1; 32], a, b, TOPIC).proof(&key, Role::Dialer),
             binding([0; 32], b, a, TOPIC).proof(&key, Role::Dialer),
             binding([0; 32], a, b, TopicId::from_bytes([8; 32])).proof(&key, Role::Dialer),

@@ -449,12 +449,7 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
     }
 
     /// Gives the protocol an event, and does what it wants done.
-    fn feed(
-        &mut self,
-        event: topic::InEvent<P>,
-        mut cause: Cause<P, G::Opened>,
-        now: Instant,
-    ) {
+    fn feed(&mut self, event: topic::InEvent<P>, mut cause: Cause<P, G::Opened>, now: Instant) {
         let wanted: Vec<_> = self.proto.handle(event, now).collect();
         // The protocol sends one frame to several peers: it is encoded once.
         let mut encoded: Option<(topic::Message<P>, Bytes)> = None;
@@ -486,8 +481,8 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
                     self.timers.push(Reverse(Timer { at, number, timer }));
                 }
                 topic::OutEvent::DisconnectPeer(peer) => {
-                    let goodbye = farewells.contains(&peer)
-                        || (cause.goodbye && cause.from == Some(peer));
+                    let goodbye =
+                        farewells.contains(&peer) || (cause.goodbye && cause.from == Some(peer));
                     if goodbye {
                         self.close(peer, CloseWhy::Done);
                     } else if let Some(link) = self.links.get_mut(&peer) {
@@ -620,8 +615,10 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
         self.metrics.peers_cut_off.inc();
         self.banned.expire(now);
         self.banned.insert(peer, now + self.config.ban);
-        self.bootstrap.retain(|known| *known != peer || why != CloseWhy::Evicted);
+        self.bootstrap
+            .retain(|known| *known != peer || why != CloseWhy::Evicted);
         self.book.remove(&peer);
+        self.dials.take_queue(&peer);
         self.close(peer, why);
         self.follow_ups.push_back(FollowUp::Lost(peer));
     }
@@ -636,7 +633,10 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
 
     fn note_seen(&mut self, id: mirror::Id, now: Instant) {
         // Shorter than the protocol's own memory: what is seen here, it knows for a repeat.
-        let life = self.config.id_retention.saturating_sub(Duration::from_secs(1));
+        let life = self
+            .config
+            .id_retention
+            .saturating_sub(Duration::from_secs(1));
         self.seen.expire(now);
         self.seen.insert(id, now + life);
     }

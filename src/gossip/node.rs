@@ -73,9 +73,14 @@ pub(super) enum Inbound {
         place: OwnedSemaphorePermit,
     },
     /// A peer announced a message beyond the limit.
-    Oversize { peer: EndpointId },
+    Oversize {
+        peer: EndpointId,
+    },
     /// A connection is of no use any more.
-    Gone { peer: EndpointId, number: u64 },
+    Gone {
+        peer: EndpointId,
+        number: u64,
+    },
 }
 
 pub(super) struct Up {
@@ -254,6 +259,11 @@ impl<G: FrameGate> GossipNode<G> {
             .map_err(|_| e!(GossipSendError::Closed))
     }
 
+    #[cfg(test)]
+    pub(super) fn tasks(&self) -> usize {
+        self.actor.len() + self.shared.tasks.len()
+    }
+
     /// Says goodbye to the neighbours, leaves the topic and waits until every task has ended, for 3 seconds at most.
     pub(crate) async fn shutdown(&self) {
         self.shared.stop.cancel();
@@ -277,10 +287,7 @@ impl Shared {
 
     /// Finds out whether a connection that came in is a member's, and tells the actor.
     async fn accept(self: Arc<Self>, conn: Connection, place: OwnedSemaphorePermit) {
-        let proof = timeout(
-            self.config.auth_timeout,
-            self.keys.accept(&conn, self.me),
-        );
+        let proof = timeout(self.config.auth_timeout, self.keys.accept(&conn, self.me));
         let proof = tokio::select! {
             proof = proof => proof,
             _ = self.kill.cancelled() => return Code::Done.close(&conn),

@@ -183,7 +183,10 @@ mod tests {
         let mut batch = Vec::new();
         assert_eq!(outbox.next(&mut batch).await, Next::Write);
         assert_eq!(batch.len(), 2 * (2 + RESERVE));
-        assert!(!outbox.push(message(1), Send::Data, now), "taken is not written");
+        assert!(
+            !outbox.push(message(1), Send::Data, now),
+            "taken is not written"
+        );
         outbox.wrote(2 + RESERVE, 1000 + 10 * RESERVE, now);
         assert!(outbox.push(message(1), Send::Data, now));
         outbox.end(Code::Done);

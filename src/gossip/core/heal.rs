@@ -179,9 +179,9 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
         let quiet = now.saturating_duration_since(self.heal.heard_at) > self.heal.patience;
         if neighbors > 0 && (quiet || now >= self.heal.rejoin_at) {
             if quiet {
-                self.heal.patience =
-                    (self.heal.patience + self.heal.patience.mul_f64(self.rng.random_range(0.5..1.5)))
-                        .min(self.config.rejoin_interval);
+                self.heal.patience = (self.heal.patience
+                    + self.heal.patience.mul_f64(self.rng.random_range(0.5..1.5)))
+                .min(self.config.rejoin_interval);
             }
             self.heal.rejoin_at = now + jittered(self.config.rejoin_interval, &mut self.rng);
             let mut peers = self.bootstrap_candidates(now);
@@ -237,7 +237,10 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
     /// Peers to join through: a known one before a bootstrap one, which many turn to.
     fn candidates(&mut self, count: usize, now: Instant) -> Vec<P> {
         let known = self.book.keys();
-        let mut known: Vec<P> = known.filter(|peer| self.may_try(peer, now)).copied().collect();
+        let mut known: Vec<P> = known
+            .filter(|peer| self.may_try(peer, now))
+            .copied()
+            .collect();
         known.shuffle(&mut self.rng);
         let mut bootstrap = self.bootstrap_candidates(now);
         if bootstrap.is_empty() && known.is_empty() {
@@ -259,7 +262,10 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
 
     fn offer(&mut self, now: Instant) -> Vec<PeerInfo<P>> {
         let known = self.book.keys().chain(&self.bootstrap);
-        let mut known: Vec<P> = known.filter(|peer| self.may_try(peer, now)).copied().collect();
+        let mut known: Vec<P> = known
+            .filter(|peer| self.may_try(peer, now))
+            .copied()
+            .collect();
         known.sort_unstable();
         known.dedup();
         known.shuffle(&mut self.rng);

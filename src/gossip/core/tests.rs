@@ -34,7 +34,15 @@ fn core(me: u32, now: Instant) -> TestCore {
 
 fn core_with(me: u32, config: GossipConfig, now: Instant) -> TestCore {
     let data = Some(Bytes::from(vec![1; 20]));
-    Core::new(me, data, config, TestGate, Default::default(), me.into(), now)
+    Core::new(
+        me,
+        data,
+        config,
+        TestGate,
+        Default::default(),
+        me.into(),
+        now,
+    )
 }
 
 fn outputs(core: &mut TestCore) -> Vec<Output<u32, Bytes>> {
@@ -110,10 +118,10 @@ fn the_mirror_reads_and_writes_what_the_protocol_does() {
     let mut wire: VecDeque<(u32, u32, topic::Message<u32>)> = VecDeque::new();
     let mut timers: Vec<(u32, topic::Timer<u32>)> = Vec::new();
     let run = |states: &mut Vec<topic::State<u32, StdRng>>,
-                   wire: &mut VecDeque<_>,
-                   timers: &mut Vec<_>,
-                   at: u32,
-                   event| {
+               wire: &mut VecDeque<_>,
+               timers: &mut Vec<_>,
+               at: u32,
+               event| {
         for out in states[at as usize].handle(event, now) {
             match out {
                 topic::OutEvent::SendMessage(to, message) => wire.push_back((at, to, message)),
@@ -165,7 +173,10 @@ fn the_mirror_reads_and_writes_what_the_protocol_does() {
             run(&mut states, &mut wire, &mut timers, to, event);
         }
     }
-    let all: BTreeSet<(u8, u8)> = (0..6).map(|n| (0, n)).chain((0..4).map(|n| (1, n))).collect();
+    let all: BTreeSet<(u8, u8)> = (0..6)
+        .map(|n| (0, n))
+        .chain((0..4).map(|n| (1, n)))
+        .collect();
     assert_eq!(kinds, all, "every kind of message was seen");
 }
 
@@ -215,10 +226,14 @@ fn a_good_frame_is_delivered_once_and_forwarded_to_the_others() {
     core.message(1, data(b"ok", 4), now);
     let out = outputs(&mut core);
     assert_eq!(frames_to(&out), BTreeSet::from([2, 3]));
-    assert!(
-        out.iter()
-            .any(|out| matches!(out, Output::Deliver { from: 1, hops: 5, .. }))
-    );
+    assert!(out.iter().any(|out| matches!(
+        out,
+        Output::Deliver {
+            from: 1,
+            hops: 5,
+            ..
+        }
+    )));
     core.message(2, data(b"ok", 4), now);
     let out = outputs(&mut core);
     assert_eq!(delivered(&out), 0);
@@ -296,7 +311,10 @@ fn a_flood_of_control_messages_is_bounded() {
             id: 1000 + n,
             data: Some(vec![0; 100].into()),
         };
-        let message = Message::Swarm(Swarm::ForwardJoin { peer, ttl: u16::MAX });
+        let message = Message::Swarm(Swarm::ForwardJoin {
+            peer,
+            ttl: u16::MAX,
+        });
         core.message(1, bytes(&message), now);
     }
     assert!(core.metrics.refused_rate.get() > 9_000);
@@ -340,7 +358,11 @@ fn hearsay_does_not_replace_a_peers_own_word() {
         data: Some(Bytes::from_static(b"a lie")),
     };
     let nodes = List(vec![peer]);
-    core.message(1, bytes(&Message::Swarm(Swarm::ShuffleReply { nodes })), now);
+    core.message(
+        1,
+        bytes(&Message::Swarm(Swarm::ShuffleReply { nodes })),
+        now,
+    );
     assert_eq!(core.book.get(&2).map(|entry| entry.data.clone()), Some(own));
 }
 
@@ -513,7 +535,9 @@ impl Net {
         self.dead.insert(node);
         self.cores.remove(&node);
         let conns = std::mem::take(&mut self.conns);
-        let (cut, rest) = conns.into_iter().partition(|(a, b)| *a == node || *b == node);
+        let (cut, rest) = conns
+            .into_iter()
+            .partition(|(a, b)| *a == node || *b == node);
         self.conns = rest;
         let cut: BTreeSet<(u32, u32)> = cut;
         for (a, b) in cut {
@@ -569,7 +593,10 @@ fn a_hundred_nodes_that_join_at_once_through_one_all_get_the_frames() {
     }
     let few = net.cores.values().filter(|core| core.neighbors() < 3);
     assert!(few.count() <= 5);
-    assert!(net.conns.len() <= 100 * 5 / 2 + 20, "former neighbours are closed");
+    assert!(
+        net.conns.len() <= 100 * 5 / 2 + 20,
+        "former neighbours are closed"
+    );
 }
 
 #[test]

@@ -124,7 +124,7 @@ impl Hub {
         assert!(self.topic || self.told.is_empty());
         // Nobody is parked who is not on the tree, and nobody on the tree is served twice.
         assert_eq!(self.parked, self.on_tree);
-        let counts: Counts = planner.counts();
+        let counts = planner.counts();
         let capable = self.spokes.values().filter(|capable| **capable).count();
         assert_eq!(counts.gossip, self.parked.len());
         assert_eq!(counts.joining, self.told.len() - self.parked.len());

@@ -22,7 +22,7 @@ pub(crate) struct PlannerConfig {
     /// How many spokes a second are told to join, a tenth of that at once. Zero counts as one.
     pub(crate) joins_per_s: u32,
     /// How many spokes may be on their way to the tree at once while it is small; as many as are on it
-    /// once it is larger. So a flash crowd does not fight over a few neighbours.
+    /// once it is larger, up to four times this. So a flash crowd does not fight over a few neighbours.
     pub(crate) joins_at_once: usize,
     /// How many spokes a joining one is given to begin with.
     pub(crate) bootstrap_peers: usize,
@@ -420,7 +420,11 @@ impl<Id: Copy + Ord + Debug> Planner<Id> {
 
     /// Whether one more may be on its way. Who takes too long makes room for the next.
     fn has_room_to_join(&self) -> bool {
-        self.fresh.len() < self.config.joins_at_once.max(self.tree.len())
+        let most = self.tree.len().clamp(
+            self.config.joins_at_once,
+            self.config.joins_at_once.saturating_mul(4),
+        );
+        self.fresh.len() < most
     }
 
     fn join_interval(&self) -> Duration {

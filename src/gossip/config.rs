@@ -6,6 +6,9 @@ use n0_future::time::Duration;
 /// What a message adds to the frame that it carries, at most.
 pub(super) const MESSAGE_OVERHEAD: usize = 64;
 
+/// Three neighbours connect a random graph, and survive the loss of one.
+const ENOUGH: usize = 3;
+
 /// Settings of the gossip topic. They should be the same at the hub and at every spoke.
 ///
 /// The defaults suit meshes of ten to some thousands of nodes.
@@ -99,6 +102,11 @@ impl GossipConfig {
 
     pub(super) fn active_capacity(&self) -> usize {
         self.active_view.max(1)
+    }
+
+    /// With so many neighbours a node seeks no more; others may still make it theirs.
+    pub(super) fn enough_neighbors(&self) -> usize {
+        self.active_capacity().min(ENOUGH)
     }
 
     pub(super) fn to_proto(&self) -> proto::Config {

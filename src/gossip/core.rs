@@ -108,6 +108,9 @@ pub(crate) enum CloseWhy {
     Evicted,
 }
 
+/// How many walks a newcomer is sent on: with its contact, as many neighbours as it needs.
+const WALKS: usize = 3;
+
 /// A frame that is larger than the topic takes.
 #[stack_error(derive, add_meta)]
 #[error("a frame of {len} bytes is over the topic's limit of {max}: send it in parts")]
@@ -153,6 +156,8 @@ struct Entry {
 #[derive(Debug)]
 enum FollowUp<P> {
     Lost(P),
+    /// A neighbour request that was not sent.
+    NotAsked(P),
     Refill,
 }
 
@@ -458,6 +463,7 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
         // The protocol sends one frame to several peers: it is encoded once.
         let mut encoded: Option<(topic::Message<P>, Bytes)> = None;
         let mut farewells = BTreeSet::new();
+        let mut walks = 0;
         for want in wanted {
             match want {
                 topic::OutEvent::SendMessage(to, message) => {
@@ -469,11 +475,17 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
                         },
                     };
                     encoded = Some((message, bytes.clone()));
-                    if mirror::kind(&bytes) == Kind::Disconnect {
-                        farewells.insert(to);
-                    }
-                    if cause.opened.is_some() && mirror::kind(&bytes) == Kind::Data {
-                        self.metrics.frames_forwarded.inc();
+                    match mirror::kind(&bytes) {
+                        Kind::Disconnect => {
+                            farewells.insert(to);
+                        }
+                        Kind::Data if cause.opened.is_some() => {
+                            self.metrics.frames_forwarded.inc();
+                        }
+                        // Each walk of a newcomer ends at a node that drops a neighbour for it.
+                        Kind::ForwardJoin if walks == WALKS => continue,
+                        Kind::ForwardJoin => walks += 1,
+                        _ => {}
                     }
                     self.send_or_dial(to, bytes, cause.from, now);
                 }
@@ -543,13 +555,17 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
             self.follow_ups.push_back(FollowUp::Lost(peer));
             return;
         }
-        if kind == Kind::Neighbor {
+        let asks = matches!(kind, Kind::Neighbor | Kind::Request);
+        if asks {
             self.asked.insert(peer, now);
         }
         if let Some(link) = self.links.get_mut(&peer) {
-            link.tell |= kind == Kind::Neighbor;
+            link.tell |= asks;
             self.send(peer, message);
-        } else if matches!(kind, Kind::Neighbor | Kind::Introduction) {
+        } else if kind == Kind::Request && self.active.len() >= self.config.enough_neighbors() {
+            // Most peers have no room either: a mesh that seeks to fill every view is never done connecting.
+            self.follow_ups.push_back(FollowUp::NotAsked(peer));
+        } else if asks || kind == Kind::Introduction {
             // What we want ourselves is not held against anyone.
             let introducer = introducer.filter(|from| *from != self.me && *from != peer);
             if !self.dials.request(peer, message, introducer, now) {
@@ -585,6 +601,7 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
                     self.asked.remove(&peer);
                     self.feed(topic::InEvent::PeerDisconnected(peer), Cause::OURS, now);
                 }
+                FollowUp::NotAsked(peer) => self.forget_request(peer, now),
                 FollowUp::Refill => self.refill(Vec::new(), now),
             }
         }

@@ -123,6 +123,8 @@ impl Switchboard {
             self.carry_out();
             let deadline = self.planner.deadline();
             tokio::select! {
+                biased;
+                () = self.hub.cancel.cancelled() => break,
                 note = self.notes.recv() => match note {
                     Some(note) => self.note(note),
                     None => break,
@@ -135,7 +137,6 @@ impl Switchboard {
                     self.stop_topic();
                     self.planner.topic_failed(Instant::now());
                 }
-                () = self.hub.cancel.cancelled() => break,
             }
         }
         self.stop_topic();

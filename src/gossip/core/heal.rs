@@ -15,7 +15,7 @@ use crate::gossip::{
 };
 
 /// Through how many peers a node joins at once.
-pub(super) const JOINS_AT_ONCE: usize = 3;
+pub(super) const JOINS_AT_ONCE: usize = 1;
 
 /// For how long a peer that could not be reached is not tried again.
 pub(super) const AVOID: Duration = Duration::from_secs(20);
@@ -149,20 +149,25 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
             .map(|(peer, _)| *peer)
             .collect();
         for peer in overdue {
-            self.asked.remove(&peer);
-            let answer = if self.active.contains(&peer) {
-                Swarm::Neighbor {
-                    priority: Priority::Low,
-                    data: None,
-                }
-            } else {
-                Swarm::Disconnect {
-                    alive: false,
-                    respond: false,
-                }
-            };
-            self.pretend(peer, answer, now);
+            self.forget_request(peer, now);
         }
+    }
+
+    /// Makes the protocol forget that it asked a peer to be a neighbour.
+    pub(super) fn forget_request(&mut self, peer: P, now: Instant) {
+        self.asked.remove(&peer);
+        let answer = if self.active.contains(&peer) {
+            Swarm::Neighbor {
+                priority: Priority::Low,
+                data: None,
+            }
+        } else {
+            Swarm::Disconnect {
+                alive: false,
+                respond: false,
+            }
+        };
+        self.pretend(peer, answer, now);
     }
 
     fn close_idle(&mut self, now: Instant) {
@@ -181,13 +186,13 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
 
     fn watch_view(&mut self, now: Instant) {
         let neighbors = self.active.len();
-        let capacity = self.config.active_capacity();
+        let enough = self.config.enough_neighbors();
         let alone = neighbors == 0;
         // Another join would make another peer drop a neighbour, for a node that is slow to connect as it is.
         let dialing = self.dials.any() && now < self.heal.tried_at + PATIENCE;
-        if neighbors < capacity && now >= self.heal.retry_at && !(alone && dialing) {
-            let insist = alone
-                || (neighbors == 1 && capacity > 1 && self.heal.tries % (OFFERS + 1) == OFFERS);
+        if neighbors < enough && now >= self.heal.retry_at && !(alone && dialing) {
+            let insist =
+                alone || (neighbors == 1 && enough > 1 && self.heal.tries % (OFFERS + 1) == OFFERS);
             self.heal.tried(alone, now, &mut self.rng);
             if insist {
                 let peers = self.candidates(if self.heal.tries > 2 { 2 } else { 1 }, now);

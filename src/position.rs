@@ -123,7 +123,13 @@ mod tests {
             let epoch = Epoch::from_u64(n);
             assert_eq!(epoch.to_string().parse::<Epoch>().unwrap(), epoch);
         }
-        for bad in ["", "0", "+000000000000001", "00000000000000001", "g000000000000000"] {
+        for bad in [
+            "",
+            "0",
+            "+000000000000001",
+            "00000000000000001",
+            "g000000000000000",
+        ] {
             assert!(bad.parse::<Epoch>().is_err(), "{bad}");
         }
     }

@@ -105,30 +105,28 @@ impl Tally {
     /// Waits until the round is complete, or until nothing has arrived for `patience`.
     pub async fn finish(&self, sent: Instant, patience: Duration) -> Arrived {
         loop {
-            let before = self.snapshot(sent);
+            let before = self.snapshot(sent, patience);
             if before.delivered >= before.expected {
                 return before;
             }
             let wait = tokio::time::timeout(patience, self.done.notified());
-            if wait.await.is_err() && self.snapshot(sent).delivered == before.delivered {
+            if wait.await.is_err() && self.snapshot(sent, patience).delivered == before.delivered {
                 return before;
             }
         }
     }
 
-    fn snapshot(&self, sent: Instant) -> Arrived {
+    /// A round in which nothing arrived at all counts as the patience that it took.
+    fn snapshot(&self, sent: Instant, patience: Duration) -> Arrived {
         let state = self.state.lock().expect("not poisoned");
         Arrived {
-            elapsed: state.last.map_or(PATIENCE_SPENT, |last| last - sent),
+            elapsed: state.last.map_or(patience, |last| last - sent),
             expected: state.expected,
             delivered: state.delivered,
             disordered: state.disordered,
         }
     }
 }
-
-/// The time of a round in which nothing arrived at all.
-const PATIENCE_SPENT: Duration = Duration::from_secs(2);
 
 fn payload(round: u64, index: u64, size: usize) -> Bytes {
     let mut bytes = BytesMut::with_capacity(size.max(MIN_PAYLOAD));

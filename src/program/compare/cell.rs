@@ -1,0 +1,193 @@
+//! One cell: a hub in one process, its spokes in another, and the phases that they are taken through.
+
+use std::time::Duration;
+
+use anyhow::bail;
+
+use super::{
+    input::Input,
+    protocol::{HubCommand, HubReply, SpokesCommand, SpokesReply},
+    row::{Cell, Row, Strategy},
+    stats::percentile,
+    tally::Outcome,
+    usage::Usage,
+    worker::Worker,
+};
+
+/// The subcommands of the two child processes.
+pub(crate) const HUB_SUBCOMMAND: &str = "compare-hub";
+pub(crate) const SPOKES_SUBCOMMAND: &str = "compare-spokes";
+
+/// A step that moves no events.
+const STEP_LIMIT: Duration = Duration::from_secs(10);
+/// Until all spokes are welcomed and on their path.
+const CONNECT_LIMIT: Duration = Duration::from_secs(60);
+/// Handing a burst to the hub, which makes its publisher wait.
+const BURST_LIMIT: Duration = Duration::from_secs(300);
+/// A round is over when nothing has arrived for this long.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Events before anything is measured: windows open, trees settle.
+const WARM_UP_EVENTS: u64 = 50;
+/// Lone events: enough for a 99th percentile that is not the largest sample by definition.
+const LONE_EVENTS: u64 = 100;
+
+/// What to measure.
+#[derive(Debug, Clone)]
+pub(crate) struct Plan {
+    pub(crate) strategy: Strategy,
+    pub(crate) spokes: usize,
+    /// Bytes of an event, for the row.
+    pub(crate) size: u64,
+    /// Events of the burst.
+    pub(crate) events: u64,
+    pub(crate) input: Input,
+}
+
+/// A phase, and what both processes used during it.
+struct Phase {
+    outcome: Outcome,
+    hub: Usage,
+    spokes: Usage,
+}
+
+impl Plan {
+    /// Runs the cell, telling `say` what it is doing.
+    pub(crate) async fn run(&self, say: impl Fn(&str)) -> anyhow::Result<Cell> {
+        say("connecting");
+        let mut pair = Pair::start(self).await?;
+        say("warming up");
+        pair.phase(1, WARM_UP_EVENTS, Some(Duration::from_millis(2)))
+            .await?;
+        say("burst");
+        let burst = pair.phase(2, self.events, None).await?;
+        say("lone events");
+        let lone = pair.phase(3, LONE_EVENTS, Some(self.lone_gap())).await?;
+        let peak = pair.hub_usage().await?.peak_bytes;
+        pair.stop().await?;
+        Ok(self.cell(burst, lone, peak))
+    }
+
+    /// So much time between lone events that each meets an idle mesh: more for a larger one.
+    fn lone_gap(&self) -> Duration {
+        Duration::from_millis(20) + Duration::from_micros(200) * self.spokes as u32
+    }
+
+    fn cell(&self, burst: Phase, mut lone: Phase, hub_peak_bytes: Option<u64>) -> Cell {
+        let seconds = burst.outcome.elapsed_ns as f64 / 1e9;
+        let rate = if seconds > 0.0 {
+            burst.outcome.delivered as f64 / seconds
+        } else {
+            0.0
+        };
+        let mut to_last =
+            |q| percentile(&mut lone.outcome.to_last_ns, q).map(|ns| round(ns as f64 / 1e6, 3));
+        let (last_p50_ms, last_p99_ms) = (to_last(0.5), to_last(0.99));
+        let per_lone = |total: u64| round(total as f64 / LONE_EVENTS as f64, 1);
+        let per_burst = |total: u64| round(total as f64 / self.events.max(1) as f64, 1);
+        Cell {
+            row: Row {
+                spokes: self.spokes,
+                strategy: self.strategy,
+                size: self.size,
+                delivered: burst.outcome.delivered,
+                expected: burst.outcome.expected,
+                deliveries_per_s: round(rate, 1),
+                last_p50_ms,
+                last_p99_ms,
+                hub_bytes_per_broadcast: per_lone(lone.hub.bytes_sent),
+                hub_cpu_us_per_broadcast: per_lone(lone.hub.cpu_us),
+                total_cpu_us_per_broadcast: per_lone(lone.hub.cpu_us + lone.spokes.cpu_us),
+            },
+            out_of_order: burst.outcome.out_of_order + lone.outcome.out_of_order,
+            repeated: burst.outcome.repeated + lone.outcome.repeated,
+            lone_incomplete: LONE_EVENTS.saturating_sub(lone.outcome.to_last_ns.len() as u64),
+            hub_cpu_us_in_burst: per_burst(burst.hub.cpu_us),
+            hub_bytes_in_burst: per_burst(burst.hub.bytes_sent),
+            hub_peak_bytes,
+        }
+    }
+}
+
+/// The two processes of a cell.
+struct Pair {
+    hub: Worker,
+    spokes: Worker,
+}
+
+/// Asks, and takes the one reply that fits the command.
+macro_rules! ask {
+    ($worker:expr, $limit:expr, $command:expr, $reply:pat => $value:expr) => {
+        match $worker.ask(&$command, $limit).await? {
+            $reply => $value,
+            other => bail!("an answer that does not fit its command: {other:?}"),
+        }
+    };
+}
+
+impl Pair {
+    async fn start(plan: &Plan) -> anyhow::Result<Self> {
+        let mut hub = Worker::spawn("hub", HUB_SUBCOMMAND)?;
+        let start = HubCommand::Start {
+            strategy: plan.strategy,
+            input: plan.input.clone(),
+        };
+        let ticket = ask!(hub, STEP_LIMIT, start, HubReply::Ticket(ticket) => ticket);
+        let mut spokes = Worker::spawn("spokes", SPOKES_SUBCOMMAND)?;
+        let connect = SpokesCommand::Connect {
+            ticket,
+            spokes: plan.spokes,
+        };
+        ask!(spokes, CONNECT_LIMIT, connect, SpokesReply::Connected => ());
+        let ready = HubCommand::AwaitReady {
+            spokes: plan.spokes,
+            limit: CONNECT_LIMIT,
+        };
+        // A little more, so that the hub's own words on what is missing arrive.
+        ask!(hub, CONNECT_LIMIT + STEP_LIMIT, ready, HubReply::Ready => ());
+        Ok(Self { hub, spokes })
+    }
+
+    async fn phase(
+        &mut self,
+        round: u32,
+        events: u64,
+        gap: Option<Duration>,
+    ) -> anyhow::Result<Phase> {
+        let expect = SpokesCommand::Expect { round, events };
+        ask!(self.spokes, STEP_LIMIT, expect, SpokesReply::Expecting => ());
+        let before = (self.hub_usage().await?, self.spokes_usage().await?);
+        let publish = HubCommand::Publish { round, events, gap };
+        let limit = BURST_LIMIT + gap.unwrap_or_default() * events as u32;
+        ask!(self.hub, limit, publish, HubReply::Published => ());
+        let report = SpokesCommand::Report { patience: PATIENCE };
+        let outcome =
+            ask!(self.spokes, BURST_LIMIT, report, SpokesReply::Outcome(outcome) => outcome);
+        let after = (self.hub_usage().await?, self.spokes_usage().await?);
+        Ok(Phase {
+            outcome,
+            hub: after.0.since(before.0),
+            spokes: after.1.since(before.1),
+        })
+    }
+
+    async fn hub_usage(&mut self) -> anyhow::Result<Usage> {
+        Ok(ask!(self.hub, STEP_LIMIT, HubCommand::Usage, HubReply::Usage(usage) => usage))
+    }
+
+    async fn spokes_usage(&mut self) -> anyhow::Result<Usage> {
+        Ok(ask!(self.spokes, STEP_LIMIT, SpokesCommand::Usage, SpokesReply::Usage(usage) => usage))
+    }
+
+    async fn stop(mut self) -> anyhow::Result<()> {
+        ask!(self.spokes, STEP_LIMIT, SpokesCommand::Stop, SpokesReply::Stopped => ());
+        ask!(self.hub, STEP_LIMIT, HubCommand::Stop, HubReply::Stopped => ());
+        self.spokes.exit().await?;
+        self.hub.exit().await
+    }
+}
+
+fn round(value: f64, places: i32) -> f64 {
+    let scale = 10f64.powi(places);
+    (value * scale).round() / scale
+}

@@ -1,180 +1,125 @@
-//! TEMPORARY: the two child processes over bare streams, until the hub and spoke are there.
-use std::{net::Ipv4Addr, sync::Arc, time::Duration};
+//! What the two child processes do: they answer the parent's commands with a hub, or with spokes.
+//!
+//! How a hub and spokes are made and used is in [`sides`](super::sides).
 
-use bytes::{Buf, BufMut, Bytes, BytesMut};
-use iroh::{
-    Endpoint,
-    endpoint::{PortmapperConfig, presets},
-};
-use iroh_tickets::endpoint::EndpointTicket;
-use tokio::sync::{Mutex, mpsc};
+use std::{sync::Arc, time::Duration};
+
+use anyhow::{Context, Result};
+use tokio::time::{Instant, sleep_until};
 
 use super::{
     input::Bodies,
-    probe::Header,
-    protocol::{Answer, HubCommand, HubReply, SpokesCommand, SpokesReply},
+    protocol::{HubCommand, HubReply, SpokesCommand, SpokesReply},
+    sides::{HubSide, SpokesSide},
     tally::Tally,
     usage::{Usage, clock_ns},
     worker::serve,
 };
 
-const ALPN: &[u8] = b"compare/bare";
+/// A command came before the one that it builds on.
+const TOO_EARLY: &str = "this process has not been started yet";
 
-async fn bind() -> Result<Endpoint, String> {
-    let bound = async {
-        anyhow::Ok(
-            Endpoint::builder(presets::Minimal)
-                .clear_ip_transports()
-                .bind_addr((Ipv4Addr::LOCALHOST, 0))?
-                .portmapper_config(PortmapperConfig::Disabled)
-                .alpns(vec![ALPN.to_vec()])
-                .bind()
-                .await?,
-        )
-    };
-    bound.await.map_err(|e| format!("{e:#}"))
-}
-
-#[derive(Default)]
-struct HubState {
-    endpoint: Option<Endpoint>,
-    bodies: Option<Bodies>,
-}
-
-pub(crate) async fn hub_child() -> anyhow::Result<()> {
-    let state = Arc::new(Mutex::new(HubState::default()));
-    let writers: Arc<Mutex<Vec<mpsc::Sender<Bytes>>>> = Arc::default();
-    serve(move |command| {
-        let (state, writers) = (state.clone(), writers.clone());
-        async move {
-            let last = command == HubCommand::Stop;
-            let mut state = state.lock().await;
-            (hub_command(&mut state, writers, command).await, last)
-        }
+/// The hub's process.
+pub(crate) async fn hub_child() -> Result<()> {
+    let mut started: Option<(HubSide, Bodies)> = None;
+    serve(async |command: HubCommand| {
+        let last = command == HubCommand::Stop;
+        let answer = hub(&mut started, command).await;
+        (answer.map_err(|error| format!("{error:#}")), last)
     })
     .await
 }
 
-async fn hub_command(
-    state: &mut HubState,
-    writers: Arc<Mutex<Vec<mpsc::Sender<Bytes>>>>,
-    command: HubCommand,
-) -> Answer<HubReply> {
+async fn hub(started: &mut Option<(HubSide, Bodies)>, command: HubCommand) -> Result<HubReply> {
     match command {
-        HubCommand::Start { input, .. } => {
-            let endpoint = bind().await?;
-            state.bodies = Some(input.load().map_err(|e| format!("{e:#}"))?);
-            state.endpoint = Some(endpoint.clone());
-            let ticket = EndpointTicket::from(endpoint.addr()).to_string();
-            tokio::spawn(async move {
-                while let Some(incoming) = endpoint.accept().await {
-                    let writers = writers.clone();
-                    tokio::spawn(async move {
-                        let conn = incoming.await.unwrap();
-                        let (mut send, _recv) = conn.accept_bi().await.unwrap();
-                        let (tx, mut rx) = mpsc::channel(1024);
-                        writers.lock().await.push(tx);
-                        let mut batch = Vec::new();
-                        while rx.recv_many(&mut batch, 64).await > 0 {
-                            send.write_all_chunks(&mut batch).await.unwrap();
-                            batch.clear();
-                        }
-                    });
-                }
-            });
+        HubCommand::Start { strategy, input } => {
+            let side = HubSide::start(strategy).await?;
+            let ticket = side.ticket();
+            *started = Some((side, input.load()?));
             Ok(HubReply::Ticket(ticket))
         }
-        HubCommand::AwaitReady { spokes, .. } => {
-            while writers.lock().await.len() < spokes {
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
+        HubCommand::AwaitReady { spokes, limit } => {
+            let (side, _) = started.as_ref().context(TOO_EARLY)?;
+            side.ready(spokes, limit).await?;
             Ok(HubReply::Ready)
         }
         HubCommand::Publish { round, events, gap } => {
-            let bodies = state.bodies.as_ref().unwrap();
-            for index in 0..events {
-                let payload = serde_json::to_vec(&bodies.probe(round, index, clock_ns())).unwrap();
-                let mut frame = BytesMut::new();
-                frame.put_u32(payload.len() as u32);
-                frame.put_slice(&payload);
-                let frame = frame.freeze();
-                for w in writers.lock().await.iter() {
-                    w.send(frame.clone()).await.unwrap();
-                }
-                if let Some(gap) = gap {
-                    tokio::time::sleep(gap).await;
-                }
-            }
+            let (side, bodies) = started.as_ref().context(TOO_EARLY)?;
+            publish(side, bodies, round, events, gap).await?;
             Ok(HubReply::Published)
         }
-        HubCommand::Usage => Ok(HubReply::Usage(Usage::now(
-            state
-                .endpoint
-                .as_ref()
-                .map_or(0, |e| e.metrics().socket.send_ipv4.get()),
-        ))),
-        HubCommand::Stop => Ok(HubReply::Stopped),
+        HubCommand::Usage => {
+            let sent = started.as_ref().map_or(0, |(side, _)| side.bytes_sent());
+            Ok(HubReply::Usage(Usage::now(sent)))
+        }
+        HubCommand::Stop => {
+            if let Some((side, _)) = started.take() {
+                side.stop().await;
+            }
+            Ok(HubReply::Stopped)
+        }
     }
 }
 
-pub(crate) async fn spokes_child() -> anyhow::Result<()> {
-    let tally = Arc::new(Tally::default());
-    let spokes = Arc::new(Mutex::new(0));
-    serve(move |command| {
-        let (tally, n) = (tally.clone(), spokes.clone());
-        async move {
-            let last = command == SpokesCommand::Stop;
-            (spokes_command(tally, n, command).await, last)
+/// Sends the events of a round. A gap is kept from start to start, so that a slow hub is not spared.
+async fn publish(
+    side: &HubSide,
+    bodies: &Bodies,
+    round: u32,
+    events: u64,
+    gap: Option<Duration>,
+) -> Result<()> {
+    let mut due = Instant::now();
+    for index in 0..events {
+        if let Some(gap) = gap {
+            sleep_until(due).await;
+            due += gap;
         }
+        side.broadcast(&bodies.probe(round, index, clock_ns()))
+            .await?;
+    }
+    Ok(())
+}
+
+/// The spokes' process.
+pub(crate) async fn spokes_child() -> Result<()> {
+    let tally = Arc::new(Tally::default());
+    let mut connected: Option<SpokesSide> = None;
+    serve(async |command: SpokesCommand| {
+        let last = command == SpokesCommand::Stop;
+        let answer = spokes(&tally, &mut connected, command).await;
+        (answer.map_err(|error| format!("{error:#}")), last)
     })
     .await
 }
 
-async fn spokes_command(
-    tally: Arc<Tally>,
-    n: Arc<Mutex<usize>>,
+async fn spokes(
+    tally: &Arc<Tally>,
+    connected: &mut Option<SpokesSide>,
     command: SpokesCommand,
-) -> Answer<SpokesReply> {
+) -> Result<SpokesReply> {
     match command {
         SpokesCommand::Connect { ticket, spokes } => {
-            *n.lock().await = spokes;
-            let ticket: EndpointTicket = ticket.parse().map_err(|e| format!("{e:#}"))?;
-            for number in 0..spokes {
-                let endpoint = bind().await?;
-                let conn = endpoint
-                    .connect(ticket.endpoint_addr().clone(), ALPN)
-                    .await
-                    .map_err(|e| format!("{e:#}"))?;
-                let (mut send, mut recv) = conn.open_bi().await.map_err(|e| format!("{e:#}"))?;
-                send.write_all(&[0]).await.map_err(|e| format!("{e:#}"))?;
-                let tally = tally.clone();
-                tokio::spawn(async move {
-                    let (_e, _c, _s) = (endpoint, conn, send);
-                    let mut buffer = BytesMut::new();
-                    while let Ok(Some(chunk)) = recv.read_chunk(256 * 1024).await {
-                        buffer.extend_from_slice(&chunk);
-                        while buffer.len() >= 4 {
-                            let len = (&buffer[..4]).get_u32() as usize;
-                            if buffer.len() < 4 + len {
-                                break;
-                            }
-                            let frame = buffer.split_to(4 + len);
-                            let text = std::str::from_utf8(&frame[4..]).unwrap();
-                            tally.record(number, Header::read(text).unwrap(), clock_ns());
-                        }
-                    }
-                });
-            }
+            *connected = Some(SpokesSide::connect(&ticket, spokes, tally).await?);
             Ok(SpokesReply::Connected)
         }
         SpokesCommand::Expect { round, events } => {
-            tally.expect(round, *n.lock().await, events)?;
+            let side = connected.as_ref().context(TOO_EARLY)?;
+            tally.expect(round, side.count(), events)?;
             Ok(SpokesReply::Expecting)
         }
         SpokesCommand::Report { patience } => {
             Ok(SpokesReply::Outcome(tally.outcome(patience).await))
         }
-        SpokesCommand::Usage => Ok(SpokesReply::Usage(Usage::now(0))),
-        SpokesCommand::Stop => Ok(SpokesReply::Stopped),
+        SpokesCommand::Usage => {
+            let sent = connected.as_ref().map_or(0, SpokesSide::bytes_sent);
+            Ok(SpokesReply::Usage(Usage::now(sent)))
+        }
+        SpokesCommand::Stop => {
+            if let Some(side) = connected.take() {
+                side.stop().await;
+            }
+            Ok(SpokesReply::Stopped)
+        }
     }
 }

@@ -10,6 +10,8 @@ pub(crate) struct Metric {
     /// What the better strategy does, as in "gossip {better}".
     pub(crate) better: &'static str,
     pub(crate) more_is_better: bool,
+    /// Counts bytes, whose round figures are powers of two.
+    pub(crate) binary: bool,
     pub(crate) value: fn(&Row) -> Option<f64>,
     /// A figure with its unit.
     pub(crate) show: fn(f64) -> String,
@@ -21,8 +23,10 @@ const NOISE: f64 = 0.1;
 /// How two strategies compare over the numbers of spokes that were measured.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Verdict {
-    /// One is better wherever they differ.
+    /// One is better everywhere.
     Always(Strategy),
+    /// One is better wherever they differ, which is not everywhere.
+    Mostly(Strategy),
     /// `below` is better up to `at` spokes, `above` from there on. `at` is interpolated.
     Crosses {
         below: Strategy,
@@ -70,6 +74,7 @@ pub(crate) fn verdict(
     if points.is_empty() {
         return Verdict::Unknown;
     }
+    let measured = points.len();
     points.retain(|(_, lead)| lead.abs() > NOISE);
     let better = |lead: f64| if lead > 0.0 { a } else { b };
     let Some(&(_, first)) = points.first() else {
@@ -83,7 +88,8 @@ pub(crate) fn verdict(
         })
         .collect();
     match changes.as_slice() {
-        [] => Verdict::Always(better(first)),
+        [] if points.len() == measured => Verdict::Always(better(first)),
+        [] => Verdict::Mostly(better(first)),
         &[(before, after)] => Verdict::Crosses {
             below: better(before.1),
             above: better(after.1),
@@ -122,6 +128,11 @@ pub(crate) fn sentence(
                 capital(winner.name())
             )
         }
+        Verdict::Mostly(winner) => format!(
+            "{} {better} where the two differ by more than {:.0}%; no crossover was found {measured}.",
+            capital(winner.name()),
+            NOISE * 100.0
+        ),
         Verdict::Crosses { below, above, at } => format!(
             "{} {better} from about {at:.0} spokes on; {} does below that.",
             capital(above.name()),
@@ -224,7 +235,7 @@ mod tests {
         );
         assert_eq!(
             judge(&[(10, 100.0, 200.0), (50, 101.0, 100.0), (100, 100.0, 200.0)]),
-            Verdict::Always(Direct)
+            Verdict::Mostly(Direct)
         );
         assert_eq!(
             judge(&[(1, 1.0, 2.0), (2, 2.0, 1.0), (3, 1.0, 2.0)]),

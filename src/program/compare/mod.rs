@@ -16,6 +16,7 @@ mod probe;
 mod protocol;
 mod report;
 mod row;
+mod sides;
 mod stats;
 mod table;
 mod tally;

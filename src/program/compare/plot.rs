@@ -14,7 +14,7 @@ use super::{
     row::{Cell, Strategy},
 };
 
-const SIZE: (u32, u32) = (460, 280);
+const SIZE: (u32, u32) = (360, 240);
 /// Below this ratio of the largest to the smallest figure, an axis from nothing shows them all.
 const LOG_FROM: f64 = 30.0;
 const AXIS: RGBColor = RGBColor(128, 128, 128);
@@ -57,11 +57,11 @@ pub(crate) fn draw(cells: &[Cell], size: u64, metric: &Metric) -> anyhow::Result
         Axis {
             low,
             high,
-            ticks: log_ticks(low, high),
+            ticks: log_ticks(low, high, metric.binary),
             logarithmic,
         }
     } else {
-        let step = tick_step(most);
+        let step = tick_step(most, metric.binary);
         let steps = (most * 1.05 / step).ceil();
         let ticks = (0..=steps as u32).map(|n| f64::from(n) * step).collect();
         Axis {
@@ -74,7 +74,7 @@ pub(crate) fn draw(cells: &[Cell], size: u64, metric: &Metric) -> anyhow::Result
     let spokes = Axis {
         low: counts.first().map_or(1.0, |&least| least as f64 / 1.2),
         high: counts.last().map_or(1.0, |&most| most as f64 * 1.2),
-        ticks: counts.iter().map(|&n| n as f64).collect(),
+        ticks: spaced(&counts),
         logarithmic: true,
     };
     let svg = render(&lines, spokes, figures, metric)?;
@@ -136,9 +136,9 @@ fn render(
         let area = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
         let mut chart = ChartBuilder::on(&area)
             .margin(8)
-            .margin_right(16)
-            .x_label_area_size(42)
-            .y_label_area_size(70)
+            .margin_right(12)
+            .x_label_area_size(40)
+            .y_label_area_size(62)
             .build_cartesian_2d(spokes, figures)?;
         chart
             .configure_mesh()
@@ -177,8 +177,30 @@ fn render(
     Ok(svg)
 }
 
-/// A step of 1, 2 or 5 times a power of ten that makes three to six ticks.
-fn tick_step(most: f64) -> f64 {
+/// The numbers of spokes, without those whose labels would run into the one before.
+fn spaced(counts: &BTreeSet<u64>) -> Vec<f64> {
+    let width = match (counts.first(), counts.last()) {
+        (Some(&least), Some(&most)) => (most as f64 / least as f64).ln() + 2.0 * 1.2f64.ln(),
+        _ => 0.0,
+    };
+    let mut kept: Vec<f64> = Vec::new();
+    for &count in counts {
+        let count = count as f64;
+        if kept
+            .last()
+            .is_none_or(|last| (count / last).ln() > 0.05 * width)
+        {
+            kept.push(count);
+        }
+    }
+    kept
+}
+
+/// A step that makes three to six ticks: 1, 2 or 5 times a power of ten, or a power of two.
+fn tick_step(most: f64, binary: bool) -> f64 {
+    if binary {
+        return 2f64.powf((most / 6.0).log2().ceil());
+    }
     let power = 10f64.powf((most / 5.0).log10().floor());
     [1.0, 2.0, 5.0, 10.0]
         .into_iter()
@@ -187,16 +209,17 @@ fn tick_step(most: f64) -> f64 {
         .unwrap_or(10.0 * power)
 }
 
-/// Powers of ten within the range, with 2 and 5 times these while they are few.
-fn log_ticks(low: f64, high: f64) -> Vec<f64> {
-    let decades = (low.log10().floor() as i32)..=(high.log10().ceil() as i32);
-    let steps: &[f64] = if high / low > 1e3 {
-        &[1.0]
-    } else {
-        &[1.0, 2.0, 5.0]
+/// Powers of ten (of four for bytes) within the range, with 2 and 5 times these while they are few.
+fn log_ticks(low: f64, high: f64, binary: bool) -> Vec<f64> {
+    let base = if binary { 4.0f64 } else { 10.0 };
+    let steps: &[f64] = match high / low {
+        _ if binary => &[1.0],
+        wide if wide > 1e3 => &[1.0],
+        _ => &[1.0, 2.0, 5.0],
     };
-    decades
-        .flat_map(|power| steps.iter().map(move |n| n * 10f64.powi(power)))
+    let powers = (low.log(base).floor() as i32)..=(high.log(base).ceil() as i32);
+    powers
+        .flat_map(|power| steps.iter().map(move |n| n * base.powi(power)))
         .filter(|tick| (low..=high).contains(tick))
         .collect()
 }
@@ -206,17 +229,33 @@ mod tests {
     use super::*;
 
     #[test]
+    fn labels_of_close_counts_do_not_overlap() {
+        assert_eq!(
+            spaced(&BTreeSet::from([8, 10, 100, 101])),
+            [8.0, 10.0, 100.0]
+        );
+        assert_eq!(spaced(&BTreeSet::from([50])), [50.0]);
+    }
+
+    #[test]
     fn ticks_are_few_and_round() {
         for most in [0.8, 1.0, 37.0, 105_000.0, 999.0] {
-            let step = tick_step(most);
-            assert!((2.0..=6.0).contains(&(most / step)), "{most} by {step}");
+            for binary in [false, true] {
+                let step = tick_step(most, binary);
+                assert!((2.0..=6.0).contains(&(most / step)), "{most} by {step}");
+            }
         }
-        assert_eq!(tick_step(1000.0), 200.0);
-        let ticks = log_ticks(8.0, 300.0);
+        assert_eq!(tick_step(1000.0, false), 200.0);
+        assert_eq!(tick_step(20_000.0, true), 4096.0);
+        let rounded = |ticks: Vec<f64>| ticks.iter().map(|t| t.round()).collect::<Vec<_>>();
         assert_eq!(
-            ticks.iter().map(|t| t.round()).collect::<Vec<_>>(),
+            rounded(log_ticks(8.0, 300.0, false)),
             [10.0, 20.0, 50.0, 100.0, 200.0]
         );
-        assert_eq!(log_ticks(5.0, 50_000.0).len(), 4);
+        assert_eq!(
+            rounded(log_ticks(1000.0, 20_000.0, true)),
+            [1024.0, 4096.0, 16384.0]
+        );
+        assert_eq!(log_ticks(5.0, 50_000.0, false).len(), 4);
     }
 }

@@ -19,6 +19,7 @@ pub(crate) const METRICS: [Metric; 6] = [
         title: "Deliveries per second",
         better: "delivers more a second in a burst",
         more_is_better: true,
+        binary: false,
         value: |row| Some(row.deliveries_per_s),
         show: stats::count,
     },
@@ -26,6 +27,7 @@ pub(crate) const METRICS: [Metric; 6] = [
         title: "Time to the last spoke, p50",
         better: "reaches the last spoke sooner (p50)",
         more_is_better: false,
+        binary: false,
         value: |row| row.last_p50_ms.map(|ms| ms * 1e3),
         show: stats::micros,
     },
@@ -33,6 +35,7 @@ pub(crate) const METRICS: [Metric; 6] = [
         title: "Time to the last spoke, p99",
         better: "reaches the last spoke sooner (p99)",
         more_is_better: false,
+        binary: false,
         value: |row| row.last_p99_ms.map(|ms| ms * 1e3),
         show: stats::micros,
     },
@@ -40,6 +43,7 @@ pub(crate) const METRICS: [Metric; 6] = [
         title: "Hub bytes per broadcast",
         better: "has the hub send less",
         more_is_better: false,
+        binary: true,
         value: |row| Some(row.hub_bytes_per_broadcast),
         show: stats::bytes,
     },
@@ -47,13 +51,15 @@ pub(crate) const METRICS: [Metric; 6] = [
         title: "Hub CPU per broadcast",
         better: "costs the hub less CPU",
         more_is_better: false,
+        binary: false,
         value: |row| Some(row.hub_cpu_us_per_broadcast),
         show: stats::micros,
     },
     Metric {
-        title: "CPU of hub and spokes per broadcast",
+        title: "CPU of all nodes per broadcast",
         better: "costs all nodes together less CPU",
         more_is_better: false,
+        binary: false,
         value: |row| Some(row.total_cpu_us_per_broadcast),
         show: stats::micros,
     },
@@ -132,7 +138,7 @@ fn crossovers(out: &mut String, cells: &[Cell], sizes: &BTreeSet<u64>) -> anyhow
     }
     out.push_str(
         "<p class=\"note\">Crossovers are interpolated between the numbers of spokes that were measured. \
-         All nodes share one machine and its loopback: a real uplink is slower and moves the crossovers to fewer spokes.</p>\n",
+         All nodes share one machine and its loopback; over a slower uplink, what the hub sends counts for more.</p>\n",
     );
     Ok(())
 }

@@ -74,11 +74,17 @@ pub(crate) fn elapsed(time: Duration) -> String {
 }
 
 fn digits(value: f64) -> String {
-    match value.abs() {
-        v if v >= 99.95 => format!("{value:.0}"),
+    let text = match value.abs() {
+        v if v >= 99.95 => return format!("{value:.0}"),
         v if v >= 9.995 => format!("{value:.1}"),
-        v if v == v.trunc() => format!("{value:.0}"),
         _ => format!("{value:.2}"),
+    };
+    let trimmed = text.trim_end_matches('0').trim_end_matches('.');
+    // A figure that was measured keeps its digits (3.40), a round one does not need them.
+    if trimmed.contains('.') {
+        text
+    } else {
+        trimmed.to_owned()
     }
 }
 
@@ -132,7 +138,9 @@ mod tests {
         assert_eq!(count(110_400.0), "110k");
         assert_eq!(count(12_345.0), "12.3k");
         assert_eq!(count(1_230_000.0), "1.23M");
-        assert_eq!(micros(41.0), "41.0 us");
+        assert_eq!(micros(0.0), "0 us");
+        assert_eq!(micros(3400.0), "3.40 ms");
+        assert_eq!(micros(41.0), "41 us");
         assert_eq!(micros(850.0), "850 us");
         assert_eq!(micros(1250.0), "1.25 ms");
         assert_eq!(elapsed(Duration::from_secs(125)), "2m 05s");

@@ -66,13 +66,12 @@ struct Event {
 
 impl Tally {
     /// Begins a round. Arrivals of earlier rounds are ignored from here on.
-    pub(crate) fn expect(&self, number: u32, spokes: usize, events: u64) -> Result<(), String> {
+    pub(crate) fn expect(&self, number: u32, spokes: usize, events: u64) -> anyhow::Result<()> {
         let deliveries = events.saturating_mul(spokes as u64);
-        if deliveries > MAX_DELIVERIES {
-            return Err(format!(
-                "{events} events to {spokes} spokes are {deliveries} deliveries; the most that is counted is {MAX_DELIVERIES}"
-            ));
-        }
+        anyhow::ensure!(
+            deliveries <= MAX_DELIVERIES,
+            "{events} events to {spokes} spokes are {deliveries} deliveries; the most that is counted is {MAX_DELIVERIES}"
+        );
         let events = events as usize;
         let spoke = || Spoke {
             next: 0,

@@ -1,6 +1,6 @@
 //! A child process of `compare`, seen from both ends: the parent's handle on it, and the loop that it runs.
 
-use std::{future::Future, process::Stdio, time::Duration};
+use std::{process::Stdio, time::Duration};
 
 use anyhow::{Context, anyhow, bail};
 use serde::{Serialize, de::DeserializeOwned};
@@ -84,11 +84,12 @@ impl Worker {
 /// The child's loop: answers commands until it is told to stop, or its parent is gone.
 ///
 /// `handle` returns the answer, and whether it was the last.
-pub(crate) async fn serve<C, R, F>(mut handle: impl FnMut(C) -> F) -> anyhow::Result<()>
+pub(crate) async fn serve<C, R>(
+    mut handle: impl AsyncFnMut(C) -> (Answer<R>, bool),
+) -> anyhow::Result<()>
 where
     C: DeserializeOwned,
     R: Serialize,
-    F: Future<Output = (Answer<R>, bool)>,
 {
     let mut commands = BufReader::new(stdin()).lines();
     let mut answers = stdout();

@@ -2,6 +2,8 @@
 
 mod program;
 
+use std::process::ExitCode;
+
 use clap::{Parser, Subcommand};
 use program::compare;
 
@@ -25,16 +27,20 @@ enum Command {
 }
 
 #[tokio::main]
-async fn main() -> anyhow::Result<()> {
-    match Cli::parse().command {
+async fn main() -> ExitCode {
+    let ran = match Cli::parse().command {
         Command::Compare(args) => tokio::select! {
             ran = compare::run(args) => ran,
-            interrupted = tokio::signal::ctrl_c() => {
-                interrupted?;
-                anyhow::bail!("interrupted")
-            }
+            _ = tokio::signal::ctrl_c() => Err(anyhow::anyhow!("interrupted")),
         },
         Command::CompareHub => compare::hub_child().await,
         Command::CompareSpokes => compare::spokes_child().await,
+    };
+    match ran {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
     }
 }

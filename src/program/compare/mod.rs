@@ -209,8 +209,11 @@ fn print(cells: &[Cell], took: Duration) -> anyhow::Result<()> {
     writeln!(out, "{}", table::CAPTION)?;
     let sizes: BTreeSet<u64> = cells.iter().map(|cell| cell.row.size).collect();
     for size in sizes {
-        writeln!(out, "\nevents of {}:", stats::bytes(size as f64))?;
-        for line in report::words(cells, size) {
+        let words = report::words(cells, size);
+        if !words.is_empty() {
+            writeln!(out, "\nevents of {}:", stats::bytes(size as f64))?;
+        }
+        for line in words {
             writeln!(out, "  {line}")?;
         }
     }

@@ -5,7 +5,7 @@
 use std::{collections::BTreeSet, fmt::Write};
 
 use super::{
-    crossover::{Metric, sentence, verdict},
+    crossover::{Metric, Verdict, sentence, verdict},
     machine::Machine,
     plot,
     row::{Cell, Strategy},
@@ -100,7 +100,7 @@ pub(crate) fn page(cells: &[Cell], failed: &[String], machine: &Machine) -> anyh
     Ok(out)
 }
 
-/// The sentences on direct against gossip, for the terminal and the page.
+/// The sentences on direct against gossip, for the terminal and the page. None if they were not both measured.
 pub(crate) fn words(cells: &[Cell], size: u64) -> Vec<String> {
     let (a, b) = (Strategy::Direct, Strategy::Gossip);
     let spokes: Vec<usize> = cells
@@ -110,15 +110,14 @@ pub(crate) fn words(cells: &[Cell], size: u64) -> Vec<String> {
         .collect();
     METRICS
         .iter()
-        .map(|metric| sentence(verdict(cells, size, metric, a, b), metric, a, b, &spokes))
+        .map(|metric| (metric, verdict(cells, size, metric, a, b)))
+        .filter(|(_, verdict)| *verdict != Verdict::Unknown)
+        .map(|(metric, verdict)| sentence(verdict, metric, a, b, &spokes))
         .collect()
 }
 
 fn crossovers(out: &mut String, cells: &[Cell], sizes: &BTreeSet<u64>) -> anyhow::Result<()> {
-    let both = [Strategy::Direct, Strategy::Gossip]
-        .into_iter()
-        .all(|strategy| cells.iter().any(|cell| cell.row.strategy == strategy));
-    if !both {
+    if sizes.iter().all(|&size| words(cells, size).is_empty()) {
         out.push_str(
             "<p>Direct and gossip were not both measured, so no crossover can be given.</p>\n",
         );

@@ -95,7 +95,11 @@ where
     let mut answers = stdout();
     while let Some(line) = commands.next_line().await? {
         let (answer, last) = match serde_json::from_str(&line) {
-            Ok(command) => handle(command).await,
+            Ok(command) => tokio::select! {
+                answered = handle(command) => answered,
+                // The parent sends nothing before it has its answer, so this is its end.
+                _ = commands.next_line() => break,
+            },
             Err(error) => (Err(format!("cannot read the command: {error}")), false),
         };
         let mut line = serde_json::to_vec(&answer)?;

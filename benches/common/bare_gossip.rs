@@ -18,7 +18,8 @@ use super::{Mesh, Result, Tally, endpoints::bind};
 
 /// What gossip's own framing takes of `max_message_size`.
 const FRAMING: usize = 64;
-/// How many nodes a joining spoke is given to dial: the first few spokes, and for these the hub.
+/// How many nodes a joining spoke is given to dial: spokes that have joined, taken from all over the mesh. Joining
+/// through the same few pushes earlier neighbours out of their views, and some are then left alone.
 const BOOTSTRAPS: usize = 4;
 /// How many spokes join at once. All at once leaves some without a neighbour.
 const JOINING: usize = 20;
@@ -48,23 +49,28 @@ impl Mesh for BareGossip {
         tasks.spawn(async move { while let Some(Ok(_)) = hub_events.next().await {} });
 
         let mut routers = vec![hub_router];
-        let mut first: Vec<EndpointId> = Vec::new();
+        let mut joined: Vec<EndpointId> = Vec::new();
         let mut joining = Vec::new();
         for number in 0..spokes {
             let (router, gossip) = node(&known, max).await?;
-            let early = first.len() < BOOTSTRAPS;
-            let peers = if early { vec![hub_id] } else { first.clone() };
-            joining.push((number, subscribe(&gossip, topic, peers).await?.split()));
-            if early {
-                first.push(router.endpoint().id());
-            }
+            let early = joined.len() < BOOTSTRAPS;
+            let peers = if early {
+                vec![hub_id]
+            } else {
+                let stride = joined.len() / BOOTSTRAPS;
+                let nth = |n| joined[(number + n * stride) % joined.len()];
+                (0..BOOTSTRAPS).map(nth).collect()
+            };
+            let (sender, events) = subscribe(&gossip, topic, peers).await?.split();
+            joining.push((number, router.endpoint().id(), sender, events));
             routers.push(router);
             if early || joining.len() == JOINING || number + 1 == spokes {
-                for (number, (sender, mut events)) in joining.drain(..) {
+                for (number, id, sender, mut events) in joining.drain(..) {
                     timeout(JOIN_LIMIT, events.joined())
                         .await
                         .map_err(|_| "a spoke found no neighbour")??;
                     tasks.spawn(read(sender, events, number, tally.clone()));
+                    joined.push(id);
                 }
             }
         }

@@ -12,13 +12,13 @@ pub(crate) struct Metric {
     pub(crate) more_is_better: bool,
     /// Counts bytes, whose round figures are powers of two.
     pub(crate) binary: bool,
+    /// Two strategies whose figures differ by less than this part are called equal: so much do two runs of one and the
+    /// same strategy differ on two busy cores.
+    pub(crate) noise: f64,
     pub(crate) value: fn(&Row) -> Option<f64>,
     /// A figure with its unit.
     pub(crate) show: fn(f64) -> String,
 }
-
-/// Two strategies whose figures differ by less than this part are called equal: two runs of one differ by as much.
-const NOISE: f64 = 0.1;
 
 /// How two strategies compare over the numbers of spokes that were measured.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -75,7 +75,7 @@ pub(crate) fn verdict(
         return Verdict::Unknown;
     }
     let measured = points.len();
-    points.retain(|(_, lead)| lead.abs() > NOISE);
+    points.retain(|(_, lead)| lead.abs() > metric.noise.ln_1p());
     let better = |lead: f64| if lead > 0.0 { a } else { b };
     let Some(&(_, first)) = points.first() else {
         return Verdict::Equal;
@@ -131,7 +131,7 @@ pub(crate) fn sentence(
         Verdict::Mostly(winner) => format!(
             "{} {better} where the two differ by more than {:.0}%; no crossover was found {measured}.",
             capital(winner.name()),
-            NOISE * 100.0
+            metric.noise * 100.0
         ),
         Verdict::Crosses { below, above, at } => format!(
             "{} {better} from about {at:.0} spokes on; {} does below that.",
@@ -147,7 +147,7 @@ pub(crate) fn sentence(
             "{} and {} are within {:.0}% of each other {measured}: neither {better}.",
             capital(a.name()),
             b.name(),
-            NOISE * 100.0
+            metric.noise * 100.0
         ),
         Verdict::Unknown => format!(
             "{} and {} were not both measured, so no crossover can be given.",

@@ -1,19 +1,19 @@
-//! TEMPORARY stand-in for the hub and spoke: bare streams.
+//! A hub, and spokes, as `compare` makes and uses them: on loopback alone, each spoke an endpoint of its own.
 
 use std::{
-    net::Ipv4Addr,
-    sync::{Arc, Mutex},
-    time::Duration,
+    sync::Arc,
+    time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result};
-use bytes::{Buf, BufMut, Bytes, BytesMut};
-use iroh::{
-    Endpoint,
-    endpoint::{PortmapperConfig, presets},
+use anyhow::{Context, Result, bail};
+use iroh::Endpoint;
+use iroh_hub::{
+    AutoFanOut, Envelope, FanOut, Hub, Incoming, Listener, Path, Pattern, Spoke,
+    endpoint::bind_local,
 };
 use iroh_tickets::endpoint::EndpointTicket;
-use tokio::{sync::mpsc, task::JoinSet};
+use n0_future::{BufferedStreamExt, StreamExt, stream};
+use tokio::{task::JoinSet, time::sleep};
 
 use super::{
     probe::{Header, Probe},
@@ -22,133 +22,146 @@ use super::{
     usage::clock_ns,
 };
 
-const ALPN: &[u8] = b"compare/bare";
+/// The type of the events.
+const EVENT_TYPE: &str = "compare";
+/// Spokes that connect at once.
+const CONNECTING: usize = 32;
+/// How often the hub is asked where its spokes are.
+const POLL: Duration = Duration::from_millis(20);
+/// Auto has made up its mind when no spoke has changed its path for this long.
+const SETTLED: Duration = Duration::from_secs(1);
 
-async fn bind() -> Result<Endpoint> {
-    Ok(Endpoint::builder(presets::Minimal)
-        .clear_ip_transports()
-        .bind_addr((Ipv4Addr::LOCALHOST, 0))?
-        .portmapper_config(PortmapperConfig::Disabled)
-        .alpns(vec![ALPN.to_vec()])
-        .bind()
-        .await?)
-}
-
-fn sent(endpoint: &Endpoint) -> u64 {
-    let socket = &endpoint.metrics().socket;
-    socket.send_ipv4.get() + socket.send_ipv6.get() + socket.send_relay.get()
-}
-
+/// The hub.
 pub(crate) struct HubSide {
-    endpoint: Endpoint,
-    writers: Arc<Mutex<Vec<mpsc::Sender<Bytes>>>>,
+    hub: Hub,
+    strategy: Strategy,
 }
 
 impl HubSide {
-    pub(crate) async fn start(_strategy: Strategy) -> Result<Self> {
-        let endpoint = bind().await?;
-        let writers: Arc<Mutex<Vec<mpsc::Sender<Bytes>>>> = Arc::default();
-        let this = Self {
-            endpoint: endpoint.clone(),
-            writers: writers.clone(),
+    pub(crate) async fn start(strategy: Strategy) -> Result<Self> {
+        let fan_out = match strategy {
+            Strategy::Direct => FanOut::Direct,
+            Strategy::Gossip => FanOut::Gossip,
+            Strategy::Auto => FanOut::Auto(AutoFanOut::default()),
         };
-        tokio::spawn(async move {
-            while let Some(incoming) = endpoint.accept().await {
-                let writers = writers.clone();
-                tokio::spawn(async move {
-                    let conn = incoming.await.unwrap();
-                    let (mut send, _recv) = conn.accept_bi().await.unwrap();
-                    let (tx, mut rx) = mpsc::channel(1024);
-                    writers.lock().unwrap().push(tx);
-                    let mut batch = Vec::new();
-                    while rx.recv_many(&mut batch, 64).await > 0 {
-                        send.write_all_chunks(&mut batch).await.unwrap();
-                        batch.clear();
-                    }
-                });
-            }
-        });
-        Ok(this)
+        let hub = Hub::builder().fan_out(fan_out).spawn(bind_local().await?)?;
+        Ok(Self { hub, strategy })
     }
+
     pub(crate) fn ticket(&self) -> String {
-        EndpointTicket::from(self.endpoint.addr()).to_string()
+        self.hub.ticket().to_string()
     }
+
+    /// Waits until so many spokes are here, each on the path that the strategy means for it.
     pub(crate) async fn ready(&self, spokes: usize, limit: Duration) -> Result<()> {
-        tokio::time::timeout(limit, async {
-            while self.writers.lock().unwrap().len() < spokes {
-                tokio::time::sleep(Duration::from_millis(10)).await;
+        let started = Instant::now();
+        let mut before = Vec::new();
+        let mut since = started;
+        loop {
+            let mut paths: Vec<_> = self.hub.spokes().iter().map(|s| (s.id, s.path)).collect();
+            paths.sort_unstable_by_key(|(id, _)| *id);
+            if paths != before {
+                since = Instant::now();
             }
-        })
-        .await
-        .context("not all spokes")
-    }
-    pub(crate) async fn broadcast(&self, probe: &Probe<'_>) -> Result<()> {
-        let payload = serde_json::to_vec(probe)?;
-        let mut frame = BytesMut::new();
-        frame.put_u32(payload.len() as u32);
-        frame.put_slice(&payload);
-        let frame = frame.freeze();
-        let writers = self.writers.lock().unwrap().clone();
-        for w in writers.iter() {
-            w.send(frame.clone()).await?;
+            let on = |path| paths.iter().filter(|(_, at)| *at == path).count();
+            let there = match self.strategy {
+                Strategy::Direct => on(Path::Direct) == spokes,
+                Strategy::Gossip => on(Path::Gossip) == spokes,
+                Strategy::Auto => {
+                    paths.len() == spokes && on(Path::Joining) == 0 && since.elapsed() > SETTLED
+                }
+            };
+            if there {
+                return Ok(());
+            }
+            if started.elapsed() > limit {
+                bail!(
+                    "after {} s, {} of {spokes} spokes are here, {} of them direct and {} on the topic",
+                    limit.as_secs(),
+                    paths.len(),
+                    on(Path::Direct),
+                    on(Path::Gossip),
+                );
+            }
+            before = paths;
+            sleep(POLL).await;
         }
+    }
+
+    pub(crate) async fn broadcast(&self, probe: &Probe<'_>) -> Result<()> {
+        self.hub
+            .broadcast(Envelope::new(EVENT_TYPE, probe)?)
+            .await?;
         Ok(())
     }
+
     pub(crate) fn bytes_sent(&self) -> u64 {
-        sent(&self.endpoint)
+        sent(self.hub.endpoint())
     }
+
     pub(crate) async fn stop(self) {
-        self.endpoint.close().await;
+        self.hub.shutdown().await;
     }
 }
 
+/// The spokes.
 pub(crate) struct SpokesSide {
-    endpoints: Vec<Endpoint>,
-    _tasks: JoinSet<()>,
+    spokes: Vec<Spoke>,
+    _listening: JoinSet<()>,
 }
 
 impl SpokesSide {
+    /// Connects them all and listens on each.
     pub(crate) async fn connect(ticket: &str, spokes: usize, tally: &Arc<Tally>) -> Result<Self> {
-        let ticket: EndpointTicket = ticket.parse()?;
-        let mut this = Self {
-            endpoints: Vec::new(),
-            _tasks: JoinSet::new(),
+        let ticket: EndpointTicket = ticket.parse().context("the hub's ticket cannot be read")?;
+        let hub = ticket.endpoint_addr();
+        let mut side = Self {
+            spokes: Vec::with_capacity(spokes),
+            _listening: JoinSet::new(),
         };
-        for number in 0..spokes {
-            let endpoint = bind().await?;
-            let conn = endpoint
-                .connect(ticket.endpoint_addr().clone(), ALPN)
-                .await?;
-            let (mut send, mut recv) = conn.open_bi().await?;
-            send.write_all(&[0]).await?;
-            let tally = tally.clone();
-            this.endpoints.push(endpoint);
-            this._tasks.spawn(async move {
-                let (_c, _s) = (conn, send);
-                let mut buffer = BytesMut::new();
-                while let Ok(Some(chunk)) = recv.read_chunk(256 * 1024).await {
-                    buffer.extend_from_slice(&chunk);
-                    while buffer.len() >= 4 {
-                        let len = (&buffer[..4]).get_u32() as usize;
-                        if buffer.len() < 4 + len {
-                            break;
-                        }
-                        let frame = buffer.split_to(4 + len);
-                        let text = std::str::from_utf8(&frame[4..]).unwrap();
-                        tally.record(number, Header::read(text).unwrap(), clock_ns());
-                    }
-                }
-            });
+        let mut connecting = stream::iter(0..spokes)
+            .map(|_| async {
+                let endpoint = bind_local().await?;
+                anyhow::Ok(Spoke::connect(endpoint, hub.clone()).await?)
+            })
+            .buffered_unordered(CONNECTING);
+        while let Some(connected) = connecting.next().await {
+            let spoke = connected?;
+            let listener = spoke.listen(Pattern::any());
+            side._listening
+                .spawn(listen(listener, side.spokes.len(), tally.clone()));
+            side.spokes.push(spoke);
         }
-        Ok(this)
+        Ok(side)
     }
+
     pub(crate) fn count(&self) -> usize {
-        self.endpoints.len()
+        self.spokes.len()
     }
+
     pub(crate) fn bytes_sent(&self) -> u64 {
-        self.endpoints.iter().map(sent).sum()
+        self.spokes.iter().map(|spoke| sent(spoke.endpoint())).sum()
     }
+
     pub(crate) async fn stop(self) {
-        n0_future::join_all(self.endpoints.iter().map(Endpoint::close)).await;
+        n0_future::join_all(self.spokes.iter().map(Spoke::shutdown)).await;
     }
+}
+
+/// What a listener does not get is not counted, and so is missing from the outcome.
+async fn listen(mut listener: Listener, spoke: usize, tally: Arc<Tally>) {
+    while let Some(incoming) = listener.recv().await {
+        let now = clock_ns();
+        if let Incoming::Event(event) = incoming
+            && let Some(header) = Header::read(event.envelope.payload_json())
+        {
+            tally.record(spoke, header, now);
+        }
+    }
+}
+
+/// Bytes that an endpoint gave to its sockets.
+fn sent(endpoint: &Endpoint) -> u64 {
+    let socket = &endpoint.metrics().socket;
+    socket.send_ipv4.get() + socket.send_ipv6.get() + socket.send_relay.get()
 }

@@ -1,0 +1,92 @@
+//! Endpoints fit for hubs and spokes.
+//!
+//! Any iroh endpoint will do; these set what a hub should not leave at its default. Not for relays
+//! and look-up: those are your choice, made with a preset.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    time::Duration,
+};
+
+use iroh::{
+    Endpoint, SecretKey,
+    endpoint::{
+        BindError as IrohBindError, Builder, InvalidSocketAddr, PortmapperConfig,
+        QuicTransportConfig, VarInt, presets,
+    },
+};
+use n0_error::stack_error;
+
+/// An endpoint was not bound.
+#[stack_error(derive, add_meta, from_sources)]
+#[non_exhaustive]
+pub enum BindError {
+    /// The address is not one to bind to.
+    #[error(transparent)]
+    Addr {
+        /// What iroh says.
+        source: InvalidSocketAddr,
+    },
+    /// The socket could not be bound, for example because its port is in use.
+    #[error(transparent)]
+    Bind {
+        /// What iroh says.
+        source: IrohBindError,
+    },
+}
+
+/// How much one peer may have in flight towards us over all of its streams, in bytes.
+const CONNECTION_WINDOW: u32 = 8 << 20;
+/// How much we may have in flight towards one peer, in bytes: what a stuck spoke can hold of the
+/// hub's memory beside the log.
+const SEND_WINDOW: u64 = 4 << 20;
+
+/// QUIC settings for an endpoint that runs a hub or a spoke: windows that bound what one peer can make
+/// it hold, and a keep-alive that notices a dead peer within half a minute.
+pub fn transport_config() -> QuicTransportConfig {
+    QuicTransportConfig::builder()
+        .receive_window(VarInt::from_u32(CONNECTION_WINDOW))
+        .send_window(SEND_WINDOW)
+        .keep_alive_interval(Duration::from_secs(5))
+        .build()
+}
+
+/// A builder for an endpoint that is reachable on this machine only: one socket on the loopback
+/// address, no relay, no look-up of addresses, no port mapping.
+///
+/// For tests, examples and several processes on one machine. `secret_key` is drawn if there is none.
+pub fn local(secret_key: Option<SecretKey>) -> Builder {
+    let builder = Endpoint::builder(presets::Minimal)
+        .transport_config(transport_config())
+        .portmapper_config(PortmapperConfig::Disabled);
+    match secret_key {
+        Some(key) => builder.secret_key(key),
+        None => builder,
+    }
+}
+
+/// Binds a [`local`] endpoint to a free port.
+///
+/// # Errors
+///
+/// If no socket can be bound.
+pub async fn bind_local() -> Result<Endpoint, BindError> {
+    bind_at(
+        local(None),
+        SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0),
+    )
+    .await
+}
+
+/// Binds an endpoint to one address, and to no other socket.
+///
+/// # Errors
+///
+/// If the address cannot be bound, for example because its port is in use.
+pub async fn bind_at(builder: Builder, addr: SocketAddr) -> Result<Endpoint, BindError> {
+    Ok(builder
+        .clear_ip_transports()
+        .bind_addr(addr)?
+        .bind()
+        .await?)
+}

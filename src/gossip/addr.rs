@@ -1,0 +1,228 @@
+//! Which addresses we tell others, and which of theirs we dial.
+//!
+//! A peer may claim any address for itself or for others, so what it says must not make us knock at doors on our own machine or
+//! our own network that it could not reach itself: such addresses are used only by a node that is on that
+//! kind of network too.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use bytes::Bytes;
+use iroh::{EndpointAddr, EndpointId, TransportAddr};
+
+use super::core::MAX_PEER_DATA;
+
+/// How many addresses of one peer are told, and dialled.
+const MAX_ADDRS: usize = 4;
+
+/// What kind of network an address belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reach {
+    Public,
+    Loopback,
+    /// A private network; which of the ranges set aside for such.
+    Private(u8),
+    Never,
+}
+
+/// Our addresses, as others get them. Addresses that can be dialled from anywhere come first.
+pub(super) fn encode(own: &EndpointAddr) -> Bytes {
+    let mut addrs: Vec<_> = own.addrs.iter().cloned().collect();
+    addrs.sort_by_key(|addr| match addr {
+        TransportAddr::Relay(_) => 0,
+        TransportAddr::Ip(ip) if reach(ip.ip()) == Reach::Public => 1,
+        TransportAddr::Ip(_) => 2,
+        _ => 3,
+    });
+    addrs.truncate(MAX_ADDRS);
+    loop {
+        let short = EndpointAddr::from_parts(own.id, addrs.iter().cloned());
+        let bytes = postcard::to_stdvec(&short).unwrap_or_default();
+        if bytes.len() <= MAX_PEER_DATA || addrs.pop().is_none() {
+            return bytes.into();
+        }
+    }
+}
+
+/// The addresses that a peer, or another one for it, told us, as far as we may dial them.
+pub(super) fn decode(peer: EndpointId, data: &[u8], own: &EndpointAddr) -> EndpointAddr {
+    let none = EndpointAddr::new(peer);
+    if data.len() > MAX_PEER_DATA {
+        return none;
+    }
+    match postcard::take_from_bytes::<EndpointAddr>(data) {
+        Ok((addr, [])) if addr.id == peer => {
+            let allowed = addr.addrs.into_iter().filter(|addr| may_dial(addr, own));
+            EndpointAddr::from_parts(peer, allowed.take(MAX_ADDRS))
+        }
+        _ => none,
+    }
+}
+
+fn may_dial(addr: &TransportAddr, own: &EndpointAddr) -> bool {
+    match addr {
+        TransportAddr::Ip(addr) => may_dial_ip(*addr, own),
+        TransportAddr::Relay(url) => {
+            if own.relay_urls().any(|ours| ours == url) {
+                return true;
+            }
+            // Only a node that is on a relay anyway goes to others', and only to such as have a name in public.
+            let named = url.scheme() == "https"
+                && url.domain().is_some_and(|domain| {
+                    let domain = domain.trim_end_matches('.');
+                    domain.contains('.')
+                        && !domain.ends_with(".local")
+                        && !domain.ends_with(".localhost")
+                        && !domain.ends_with(".internal")
+                });
+            named && own.relay_urls().next().is_some()
+        }
+        TransportAddr::Custom(custom) => own
+            .addrs
+            .iter()
+            .any(|ours| matches!(ours, TransportAddr::Custom(ours) if ours.id() == custom.id())),
+        _ => false,
+    }
+}
+
+fn may_dial_ip(addr: SocketAddr, own: &EndpointAddr) -> bool {
+    if addr.port() == 0 {
+        return false;
+    }
+    match reach(addr.ip()) {
+        Reach::Public => true,
+        Reach::Never => false,
+        kind => own.ip_addrs().any(|ours| reach(ours.ip()) == kind),
+    }
+}
+
+fn reach(ip: IpAddr) -> Reach {
+    match ip.to_canonical() {
+        IpAddr::V4(ip) => reach_v4(ip),
+        IpAddr::V6(ip) => reach_v6(ip),
+    }
+}
+
+fn reach_v4(ip: Ipv4Addr) -> Reach {
+    match ip.octets() {
+        [127, ..] => Reach::Loopback,
+        [10, ..] => Reach::Private(1),
+        [172, 16..=31, ..] => Reach::Private(2),
+        [192, 168, ..] => Reach::Private(3),
+        [169, 254, ..] => Reach::Private(4),
+        // Carrier-grade NAT.
+        [100, 64..=127, ..] => Reach::Private(5),
+        [0, ..] | [224..=255, ..] | [192, 0, 0 | 2, _] | [198, 18 | 19, ..] => Reach::Never,
+        [198, 51, 100, _] | [203, 0, 113, _] => Reach::Never,
+        _ => Reach::Public,
+    }
+}
+
+fn reach_v6(ip: Ipv6Addr) -> Reach {
+    let first = ip.segments()[0];
+    if ip.is_loopback() {
+        Reach::Loopback
+    } else if ip.is_unspecified() || ip.is_multicast() {
+        Reach::Never
+    } else if first & 0xfe00 == 0xfc00 {
+        Reach::Private(6)
+    } else if first & 0xffc0 == 0xfe80 {
+        Reach::Private(7)
+    } else if first & 0xe000 == 0x2000 {
+        Reach::Public
+    } else {
+        Reach::Never
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use iroh::SecretKey;
+
+    use super::*;
+
+    fn id() -> EndpointId {
+        SecretKey::generate().public()
+    }
+
+    fn with(id: EndpointId, ips: &[&str]) -> EndpointAddr {
+        let ips = ips.iter().map(|ip| TransportAddr::Ip(ip.parse().unwrap()));
+        EndpointAddr::from_parts(id, ips)
+    }
+
+    fn left(claimed: &[&str], own: &[&str]) -> Vec<String> {
+        let peer = id();
+        let data = postcard::to_stdvec(&with(peer, claimed)).unwrap();
+        let dialled = decode(peer, &data, &with(id(), own));
+        dialled.ip_addrs().map(|addr| addr.to_string()).collect()
+    }
+
+    #[test]
+    fn a_public_node_dials_nothing_on_its_own_machine_or_network() {
+        let claimed = [
+            "127.0.0.1:22",
+            "[::1]:22",
+            "[::ffff:127.0.0.1]:22",
+            "10.0.0.1:22",
+            "192.168.1.1:80",
+            "169.254.169.254:80",
+            "[fd00::1]:80",
+            "0.0.0.0:80",
+            "255.255.255.255:80",
+            "[ff02::1]:80",
+        ];
+        for claimed in claimed {
+            assert_eq!(left(&[claimed], &["8.8.4.4:1"]), Vec::<String>::new());
+        }
+        assert_eq!(left(&["9.9.9.9:7"], &["8.8.4.4:1"]), ["9.9.9.9:7"]);
+        assert!(left(&["9.9.9.9:0"], &["8.8.4.4:1"]).is_empty());
+    }
+
+    #[test]
+    fn a_node_dials_its_own_kind_of_network() {
+        assert_eq!(left(&["127.0.0.1:7"], &["127.0.0.1:1"]), ["127.0.0.1:7"]);
+        assert_eq!(
+            left(&["192.168.7.7:7"], &["192.168.1.2:1"]),
+            ["192.168.7.7:7"]
+        );
+        assert!(left(&["10.7.7.7:7"], &["192.168.1.2:1"]).is_empty());
+    }
+
+    #[test]
+    fn few_addresses_are_told_and_few_are_dialled() {
+        let many: Vec<String> = (1..100).map(|n| format!("9.9.9.{n}:7")).collect();
+        let many: Vec<&str> = many.iter().map(String::as_str).collect();
+        assert!(left(&many[..30], &[]).len() <= MAX_ADDRS);
+        assert!(left(&many, &[]).is_empty(), "over the size limit");
+        let data = encode(&with(id(), &many));
+        assert!(data.len() <= MAX_PEER_DATA);
+    }
+
+    #[test]
+    fn addresses_under_another_name_are_nothing() {
+        let data = postcard::to_stdvec(&with(id(), &["9.9.9.9:7"])).unwrap();
+        assert!(decode(id(), &data, &with(id(), &[])).is_empty());
+    }
+
+    #[test]
+    fn relays_without_a_public_name_are_not_gone_to() {
+        let peer = id();
+        let mut own = EndpointAddr::new(id());
+        own = own.with_relay_url("https://relay.example.com".parse().unwrap());
+        for (url, goes) in [
+            ("https://other.example.com", true),
+            ("https://relay.example.com", true),
+            ("http://other.example.com", false),
+            ("https://127.0.0.1", false),
+            ("https://localhost", false),
+            ("https://[::1]", false),
+            ("https://db.internal", false),
+        ] {
+            let addr = EndpointAddr::new(peer).with_relay_url(url.parse().unwrap());
+            let data = postcard::to_stdvec(&addr).unwrap();
+            assert_eq!(!decode(peer, &data, &own).is_empty(), goes, "{url}");
+            if url != "https://relay.example.com" {
+                assert!(decode(peer, &data, &EndpointAddr::new(id())).is_empty());
+            }
+        }
+    }
+}

@@ -1,0 +1,310 @@
+//! Proves that a gossip connection is a member's, both ways, before its first message.
+//!
+//! Knowing the key of a generation is being a member. Each side sends a MAC under it over the connection's own
+//! secret (so that it cannot be carried to another connection), its role, both ids, the topic and the generation. The side that
+//! dialled offers its current key and, while that is still good, the one before; the other takes the newest that it knows
+//! and answers under that one.
+
+use std::sync::{Arc, PoisonError, RwLock};
+
+use iroh::{
+    EndpointId,
+    endpoint::{Connection, RecvStream, SendStream},
+};
+use iroh_gossip::proto::TopicId;
+use n0_error::{e, stack_error};
+use n0_future::time::{Duration, Instant};
+
+use super::conn::Code;
+
+const VERSION: u8 = 1;
+const DOMAIN: &[u8] = b"iroh-hub gossip member 1";
+const EXPORTER: &[u8] = b"EXPORTER-iroh-hub-gossip-1";
+
+const PROOF: usize = 4 + blake3::OUT_LEN;
+const OFFER: usize = 1 + 2 * PROOF;
+const ANSWER: usize = 1 + PROOF;
+
+/// Why a connection was not taken for a member's.
+#[stack_error(derive, add_meta)]
+pub(super) enum AuthError {
+    #[error("the peer ended the connection before it proved to be a member")]
+    Ended,
+    #[error(
+        "the peer speaks version {version} of the proof, this node {VERSION}: update the older one"
+    )]
+    Version { version: u8 },
+    #[error("the peer offers generation {generation}, whose key is not known here")]
+    UnknownGeneration { generation: u32 },
+    #[error("the peer does not know the key of generation {generation} of this topic")]
+    Refused { generation: u32 },
+    #[error("the connection has no secret of its own to bind the proof to")]
+    Unbound,
+}
+
+impl AuthError {
+    /// What the peer is told.
+    pub(super) fn code(&self) -> Code {
+        match self {
+            Self::Ended { .. } | Self::Unbound { .. } | Self::Refused { .. } => Code::AuthFailed,
+            Self::Version { .. } => Code::Version,
+            Self::UnknownGeneration { .. } => Code::UnknownGeneration,
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Key {
+    generation: u32,
+    key: [u8; 32],
+}
+
+struct Keys {
+    current: Key,
+    previous: Option<(Key, Instant)>,
+}
+
+/// The keys that open connections of one topic: the current generation's, and for a while the one before.
+#[derive(Clone)]
+pub(super) struct Keyring {
+    topic: TopicId,
+    keys: Arc<RwLock<Keys>>,
+}
+
+/// Which end of the connection a proof is from.
+#[derive(Clone, Copy)]
+enum Role {
+    Dialer,
+    Acceptor,
+}
+
+impl Keyring {
+    pub(super) fn new(topic: TopicId, generation: u32, key: [u8; 32]) -> Self {
+        let current = Key { generation, key };
+        let keys = Keys {
+            current,
+            previous: None,
+        };
+        Self {
+            topic,
+            keys: Arc::new(RwLock::new(keys)),
+        }
+    }
+
+    /// Takes the key of a newer generation; an older one is ignored.
+    pub(super) fn rekey(&self, generation: u32, key: [u8; 32], previous_until: Instant) {
+        let mut keys = self.keys.write().unwrap_or_else(PoisonError::into_inner);
+        if generation > keys.current.generation {
+            keys.previous = Some((keys.current, previous_until));
+            keys.current = Key { generation, key };
+        }
+    }
+
+    /// The keys that are good now, the newest first.
+    fn good(&self) -> (Key, Option<Key>) {
+        let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner);
+        let previous = keys.previous.filter(|(_, until)| *until > Instant::now());
+        (keys.current, previous.map(|(key, _)| key))
+    }
+
+    fn known(&self, generation: u32) -> Option<Key> {
+        let (current, previous) = self.good();
+        [Some(current), previous]
+            .into_iter()
+            .flatten()
+            .find(|key| key.generation == generation)
+    }
+
+    /// The side that dialled: opens the stream that will carry the messages.
+    pub(super) async fn dial(
+        &self,
+        conn: &Connection,
+        me: EndpointId,
+    ) -> Result<(SendStream, RecvStream), AuthError> {
+        let binding = Binding::new(conn, self.topic, me, conn.remote_id())?;
+        let (mut send, mut recv) = conn.open_bi().await.map_err(|_| e!(AuthError::Ended))?;
+        let (current, previous) = self.good();
+        let mut offer = Vec::with_capacity(OFFER);
+        offer.push(VERSION);
+        // Without a previous key the current one stands there twice.
+        for key in [current, previous.unwrap_or(current)] {
+            offer.extend_from_slice(&key.generation.to_be_bytes());
+            offer.extend_from_slice(binding.proof(&key, Role::Dialer).as_bytes());
+        }
+        send.write_all(&offer)
+            .await
+            .map_err(|_| e!(AuthError::Ended))?;
+        let mut answer = [0; ANSWER];
+        recv.read_exact(&mut answer)
+            .await
+            .map_err(|_| e!(AuthError::Ended))?;
+        let [version, proof @ ..] = answer;
+        if version != VERSION {
+            return Err(e!(AuthError::Version { version }));
+        }
+        let (generation, mac) = split(&proof);
+        let key = self
+            .known(generation)
+            .ok_or_else(|| e!(AuthError::UnknownGeneration { generation }))?;
+        if binding.proof(&key, Role::Acceptor) != mac {
+            return Err(e!(AuthError::Refused { generation }));
+        }
+        Ok((send, recv))
+    }
+
+    /// The side that was dialled.
+    pub(super) async fn accept(
+        &self,
+        conn: &Connection,
+        me: EndpointId,
+    ) -> Result<(SendStream, RecvStream), AuthError> {
+        let binding = Binding::new(conn, self.topic, conn.remote_id(), me)?;
+        let (mut send, mut recv) = conn.accept_bi().await.map_err(|_| e!(AuthError::Ended))?;
+        let mut offer = [0; OFFER];
+        recv.read_exact(&mut offer)
+            .await
+            .map_err(|_| e!(AuthError::Ended))?;
+        let [version, proofs @ ..] = offer;
+        if version != VERSION {
+            return Err(e!(AuthError::Version { version }));
+        }
+        let (proofs, _) = proofs.as_chunks::<PROOF>();
+        let best = proofs
+            .iter()
+            .map(split)
+            .filter_map(|(generation, mac)| Some((self.known(generation)?, mac)))
+            .max_by_key(|(key, _)| key.generation);
+        let Some((key, mac)) = best else {
+            let generation = proofs.first().map(split).map_or(0, |(number, _)| number);
+            return Err(e!(AuthError::UnknownGeneration { generation }));
+        };
+        if binding.proof(&key, Role::Dialer) != mac {
+            return Err(e!(AuthError::Refused {
+                generation: key.generation
+            }));
+        }
+        let mut answer = Vec::with_capacity(ANSWER);
+        answer.push(VERSION);
+        answer.extend_from_slice(&key.generation.to_be_bytes());
+        answer.extend_from_slice(binding.proof(&key, Role::Acceptor).as_bytes());
+        send.write_all(&answer)
+            .await
+            .map_err(|_| e!(AuthError::Ended))?;
+        Ok((send, recv))
+    }
+}
+
+/// Splits a generation and the MAC under its key. Comparing a [`blake3::Hash`] takes the same time for all.
+fn split(proof: &[u8; PROOF]) -> (u32, blake3::Hash) {
+    let [a, b, c, d, mac @ ..] = *proof;
+    (
+        u32::from_be_bytes([a, b, c, d]),
+        blake3::Hash::from_bytes(mac),
+    )
+}
+
+/// What a proof is about, apart from who gives it and under which key.
+struct Binding {
+    secret: [u8; 32],
+    dialer: EndpointId,
+    acceptor: EndpointId,
+    topic: TopicId,
+}
+
+impl Binding {
+    fn new(
+        conn: &Connection,
+        topic: TopicId,
+        dialer: EndpointId,
+        acceptor: EndpointId,
+    ) -> Result<Self, AuthError> {
+        let mut secret = [0; 32];
+        conn.export_keying_material(&mut secret, EXPORTER, b"")
+            .map_err(|_| e!(AuthError::Unbound))?;
+        Ok(Self {
+            secret,
+            dialer,
+            acceptor,
+            topic,
+        })
+    }
+
+    fn proof(&self, key: &Key, role: Role) -> blake3::Hash {
+        // Every part has a fixed length, so no two inputs run into one.
+        let mut mac = blake3::Hasher::new_keyed(&key.key);
+        mac.update(DOMAIN);
+        mac.update(&[match role {
+            Role::Dialer => 0,
+            Role::Acceptor => 1,
+        }]);
+        mac.update(&self.secret);
+        mac.update(self.dialer.as_bytes());
+        mac.update(self.acceptor.as_bytes());
+        mac.update(self.topic.as_bytes());
+        mac.update(&key.generation.to_be_bytes());
+        mac.finalize()
+    }
+}
+
+/// Until when a key may still be used that is replaced now.
+pub(super) fn previous_until(lifetime: Duration) -> Instant {
+    Instant::now() + lifetime
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TOPIC: TopicId = TopicId::from_bytes([7; 32]);
+
+    #[test]
+    fn the_previous_key_is_good_for_a_while_only() {
+        let ring = Keyring::new(TOPIC, 1, [1; 32]);
+        ring.rekey(2, [2; 32], Instant::now() + Duration::from_secs(60));
+        assert!(ring.known(1).is_some() && ring.known(2).is_some());
+        ring.rekey(3, [3; 32], Instant::now());
+        assert!(ring.known(2).is_none() && ring.known(1).is_none());
+        ring.rekey(2, [9; 32], Instant::now());
+        assert_eq!(ring.good().0.generation, 3);
+    }
+
+    #[test]
+    fn a_proof_is_for_one_role_key_connection_and_pair() {
+        let id = || iroh::SecretKey::generate().public();
+        let binding = |secret, dialer, acceptor, topic| Binding {
+            secret,
+            dialer,
+            acceptor,
+            topic,
+        };
+        let (a, b) = (id(), id());
+        let key = Key {
+            generation: 1,
+            key: [1; 32],
+        };
+        let this = binding([0; 32], a, b, TOPIC);
+        let proof = this.proof(&key, Role::Dialer);
+        let others = [
+            this.proof(&key, Role::Acceptor),
+            this.proof(
+                &Key {
+                    generation: 2,
+                    ..key
+                },
+                Role::Dialer,
+            ),
+            this.proof(
+                &Key {
+                    key: [2; 32],
+                    ..key
+                },
+                Role::Dialer,
+            ),
+            binding([1; 32], a, b, TOPIC).proof(&key, Role::Dialer),
+            binding([0; 32], b, a, TOPIC).proof(&key, Role::Dialer),
+            binding([0; 32], a, b, TopicId::from_bytes([8; 32])).proof(&key, Role::Dialer),
+        ];
+        assert!(others.iter().all(|other| *other != proof));
+        assert_eq!(this.proof(&key, Role::Dialer), proof);
+    }
+}

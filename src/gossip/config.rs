@@ -1,0 +1,119 @@
+//! The settings of the topic.
+
+use iroh_gossip::proto;
+use n0_future::time::Duration;
+
+/// What a message adds to the frame that it carries, at most.
+pub(super) const MESSAGE_OVERHEAD: usize = 64;
+
+/// Settings of the gossip topic. They should be the same at the hub and at every spoke.
+///
+/// The defaults suit meshes of ten to some thousands of nodes.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct GossipConfig {
+    /// How many neighbours a node holds connections to. Default: 5.
+    pub active_view: usize,
+    /// How many further peers a node remembers, to replace neighbours with. Default: 30.
+    pub passive_view: usize,
+    /// The largest frame, in bytes. Larger ones are refused where they are broadcast, and whoever sends one
+    /// is cut off. Default: 65 KiB, which is 64 KiB of content and its envelope.
+    pub max_frame_size: usize,
+    /// How long a frame is kept for neighbours that ask for it. Default: 3 s.
+    ///
+    /// The cache belongs to the protocol and is bounded by time alone: a node holds what came within this time,
+    /// so choose it by `bytes a second × retention ≤ memory` (10 MB/s and 3 s are 30 MB). It cannot be
+    /// shortened while the topic runs.
+    pub frame_retention: Duration,
+    /// How long a frame's id is remembered, so that a repeat is known for one. Default: 30 s.
+    pub id_retention: Duration,
+    /// How long to wait for a frame that a neighbour says it has before asking for it. Default: 80 ms.
+    pub graft_timeout: Duration,
+    /// How long to wait for the answer before asking the next one. Default: 40 ms.
+    pub graft_retry: Duration,
+    /// How long announcements of frames are gathered. Default: 5 ms.
+    pub announce_delay: Duration,
+    /// How long a peer has to answer when asked to be a neighbour. Default: 500 ms.
+    pub neighbor_timeout: Duration,
+    /// How often neighbours exchange the peers that they know. Default: 60 s.
+    pub shuffle_interval: Duration,
+    /// A node that has seen no new frame for this long takes itself for cut off from the topic and joins again through
+    /// a bootstrap peer, less and less often while it stays quiet. An idle hub sends beacons every 5 s. Default: 20 s.
+    pub quiet_after: Duration,
+    /// How often a node joins again through a bootstrap peer even so. Default: 10 minutes, give or take half.
+    pub rejoin_interval: Duration,
+    /// For how long a peer that sent something forged or malformed is cut off. Default: 60 s.
+    pub ban: Duration,
+    /// How many peers are dialled at once. Default: 8; what peers bring about by introducing others gets half of them.
+    pub max_dials: usize,
+    /// How long a dial may take. Default: 5 s.
+    pub dial_timeout: Duration,
+    /// How long a new connection has to prove that it is a member's. Default: 5 s.
+    pub auth_timeout: Duration,
+    /// How many gossip connections may be open, those that have proved nothing yet among them. Default: 512.
+    pub max_connections: usize,
+    /// How many messages may wait for one peer. Default: 1024.
+    pub queue_messages: usize,
+    /// How many bytes may wait for one peer. Default: 2 MiB.
+    pub queue_bytes: usize,
+    /// A peer whose queue is full, and which takes nothing from it for this long, is replaced. Default: 1 s.
+    pub stuck_after: Duration,
+    /// How long the key before the current one still opens connections. Default: 10 s.
+    pub previous_key_lifetime: Duration,
+}
+
+impl Default for GossipConfig {
+    fn default() -> Self {
+        Self {
+            active_view: 5,
+            passive_view: 30,
+            max_frame_size: 65 * 1024,
+            frame_retention: Duration::from_secs(3),
+            id_retention: Duration::from_secs(30),
+            graft_timeout: Duration::from_millis(80),
+            graft_retry: Duration::from_millis(40),
+            announce_delay: Duration::from_millis(5),
+            neighbor_timeout: Duration::from_millis(500),
+            shuffle_interval: Duration::from_secs(60),
+            quiet_after: Duration::from_secs(20),
+            rejoin_interval: Duration::from_secs(600),
+            ban: Duration::from_secs(60),
+            max_dials: 8,
+            dial_timeout: Duration::from_secs(5),
+            auth_timeout: Duration::from_secs(5),
+            max_connections: 512,
+            queue_messages: 1024,
+            queue_bytes: 2 * 1024 * 1024,
+            stuck_after: Duration::from_secs(1),
+            previous_key_lifetime: Duration::from_secs(10),
+        }
+    }
+}
+
+impl GossipConfig {
+    /// The largest message, whatever it carries.
+    pub(super) fn max_message_size(&self) -> usize {
+        (self.max_frame_size + MESSAGE_OVERHEAD).max(proto::MIN_MAX_MESSAGE_SIZE)
+    }
+
+    pub(super) fn active_capacity(&self) -> usize {
+        self.active_view.max(1)
+    }
+
+    pub(super) fn to_proto(&self) -> proto::Config {
+        let mut config = proto::Config {
+            max_message_size: self.max_message_size(),
+            ..Default::default()
+        };
+        config.membership.active_view_capacity = self.active_capacity();
+        config.membership.passive_view_capacity = self.passive_view.max(1);
+        config.membership.shuffle_interval = self.shuffle_interval;
+        config.membership.neighbor_request_timeout = self.neighbor_timeout;
+        config.broadcast.graft_timeout_1 = self.graft_timeout;
+        config.broadcast.graft_timeout_2 = self.graft_retry;
+        config.broadcast.dispatch_timeout = self.announce_delay;
+        config.broadcast.message_cache_retention = self.frame_retention;
+        config.broadcast.message_id_retention = self.id_retention;
+        config
+    }
+}

@@ -1,0 +1,206 @@
+//! One authenticated connection: a reader and a writer that wait for nobody but their peer.
+
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use iroh::{
+    EndpointId,
+    endpoint::{Connection, RecvStream, SendStream},
+};
+use n0_future::time::{Duration, Instant, timeout};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio_util::sync::CancellationToken;
+use tracing::debug;
+
+use super::{
+    GossipMetrics,
+    core::CloseWhy,
+    node::Inbound,
+    outbox::{Next, Outbox},
+};
+
+/// How long the last messages have to arrive, on either side.
+const FAREWELL: Duration = Duration::from_secs(2);
+
+/// What a message costs of its reader's budget beyond its bytes.
+const MESSAGE_COST: usize = 1024;
+
+/// How much of one peer may wait for the actor.
+const BUDGET: usize = 256 * 1024;
+
+/// Why a gossip connection was closed, as its peer is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Code {
+    Done,
+    Busy,
+    AuthFailed,
+    UnknownGeneration,
+    Version,
+    Forged,
+    Malformed,
+    Stuck,
+    Evicted,
+    Banned,
+    Replaced,
+    Late,
+}
+
+impl Code {
+    pub(super) fn close(self, conn: &Connection) {
+        let (code, reason): (u32, &str) = match self {
+            Self::Done => (1, "neighbours no more"),
+            Self::Busy => (2, "too many gossip connections, try another peer"),
+            Self::AuthFailed => (3, "not a member of this topic"),
+            Self::UnknownGeneration => (4, "unknown key generation, try again once rekeyed"),
+            Self::Version => (5, "unknown version of the membership proof"),
+            Self::Forged => (6, "sent a forged frame"),
+            Self::Malformed => (7, "sent a malformed message"),
+            Self::Stuck => (8, "takes no messages"),
+            Self::Evicted => (9, "a member no more"),
+            Self::Banned => (10, "cut off for now"),
+            Self::Replaced => (11, "replaced by another connection"),
+            Self::Late => (12, "no membership proof in time"),
+        };
+        conn.close(code.into(), reason.as_bytes());
+    }
+
+    /// Whether what was queued shall still be sent.
+    pub(super) fn is_polite(self) -> bool {
+        matches!(self, Self::Done | Self::Replaced)
+    }
+}
+
+impl From<CloseWhy> for Code {
+    fn from(why: CloseWhy) -> Self {
+        match why {
+            CloseWhy::Done => Self::Done,
+            CloseWhy::Forged => Self::Forged,
+            CloseWhy::Malformed => Self::Malformed,
+            CloseWhy::Stuck => Self::Stuck,
+            CloseWhy::Evicted => Self::Evicted,
+        }
+    }
+}
+
+/// A connection that proved to be a member's.
+pub(super) struct Link {
+    pub(super) number: u64,
+    pub(super) peer: EndpointId,
+    pub(super) conn: Connection,
+    pub(super) send: SendStream,
+    pub(super) recv: RecvStream,
+    pub(super) outbox: Arc<Outbox>,
+    pub(super) max_message: usize,
+    pub(super) inbound: mpsc::Sender<Inbound>,
+    pub(super) metrics: Arc<GossipMetrics>,
+    /// Its place among the connections that may be open.
+    pub(super) place: OwnedSemaphorePermit,
+}
+
+impl Link {
+    /// Carries messages both ways until either side ends it, and then sees that the last ones arrive.
+    pub(super) async fn run(self, kill: CancellationToken) {
+        let Self {
+            number,
+            peer,
+            conn,
+            send,
+            recv,
+            outbox,
+            max_message,
+            inbound,
+            metrics,
+            place,
+        } = self;
+        let carry = async {
+            let reader = async {
+                let why = read(peer, recv, max_message, &inbound).await;
+                // Says so at once: whatever is sent from now on would be lost.
+                let gone = match why {
+                    Code::Malformed => Inbound::Oversize { peer },
+                    _ => Inbound::Gone { peer, number },
+                };
+                inbound.send(gone).await.ok();
+                outbox.end(why);
+            };
+            let writer = write(send, &outbox, &metrics);
+            let farewell = async {
+                // The time for the last messages runs from when the end is asked for.
+                outbox.ending().await;
+                n0_future::time::sleep(FAREWELL).await;
+            };
+            tokio::select! {
+                _ = async { tokio::join!(reader, writer) } => {}
+                _ = farewell => {}
+            }
+        };
+        tokio::select! {
+            _ = carry => {}
+            _ = kill.cancelled() => {}
+        }
+        outbox.ended().unwrap_or(Code::Done).close(&conn);
+        // In case the reader had no time to.
+        let gone = Inbound::Gone { peer, number };
+        timeout(FAREWELL, inbound.send(gone)).await.ok();
+        drop(place);
+        debug!(remote = %peer.fmt_short(), number, "gossip connection closed");
+    }
+}
+
+/// Reads messages until the stream ends; says with which code to end our side.
+async fn read(
+    peer: EndpointId,
+    mut recv: RecvStream,
+    max_message: usize,
+    inbound: &mpsc::Sender<Inbound>,
+) -> Code {
+    // Each peer has a budget of its own, so one that floods us waits for itself.
+    let budget = BUDGET.max(2 * (max_message + MESSAGE_COST));
+    let places = Arc::new(Semaphore::new(budget));
+    let mut buffer = BytesMut::new();
+    loop {
+        let mut len = [0; 4];
+        if recv.read_exact(&mut len).await.is_err() {
+            return Code::Done;
+        }
+        let len = u32::from_be_bytes(len) as usize;
+        if len > max_message {
+            return Code::Malformed;
+        }
+        let cost = u32::try_from(len + MESSAGE_COST).unwrap_or(u32::MAX);
+        let Ok(place) = places.clone().acquire_many_owned(cost).await else {
+            return Code::Done;
+        };
+        buffer.resize(len, 0);
+        if recv.read_exact(&mut buffer).await.is_err() {
+            return Code::Done;
+        }
+        let message = Inbound::Message {
+            peer,
+            message: buffer.split().freeze(),
+            place,
+        };
+        if inbound.send(message).await.is_err() {
+            return Code::Done;
+        }
+    }
+}
+
+/// Writes what is queued until the queue is ended, and then until all of it has arrived.
+async fn write(mut send: SendStream, outbox: &Outbox, metrics: &GossipMetrics) {
+    let mut batch: Vec<Bytes> = Vec::new();
+    while outbox.next(&mut batch).await == Next::Write {
+        let messages = batch.len() / 2;
+        let bytes: usize = batch.iter().map(Bytes::len).sum();
+        if send.write_all_chunks(&mut batch).await.is_err() {
+            return;
+        }
+        batch.clear();
+        let payload = bytes.saturating_sub(4 * messages);
+        outbox.wrote(messages, payload, Instant::now());
+        metrics.bytes_sent.inc_by(bytes as u64);
+    }
+    if send.finish().is_ok() {
+        send.stopped().await.ok();
+    }
+}

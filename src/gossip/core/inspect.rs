@@ -1,0 +1,308 @@
+//! What a peer sends is looked at here before the protocol may see it.
+
+use bytes::Bytes;
+use iroh_gossip::proto::{PeerIdentity, topic};
+use n0_future::time::{Duration, Instant};
+
+use super::{Cause, CloseWhy, Core, Entry, FollowUp, MAX_PEER_DATA};
+use crate::gossip::{
+    FrameGate, FrameRefused,
+    mirror::{self, Data, Gossip, IHave, Message, PeerInfo, Scope, Swarm},
+};
+
+/// The greatest number of hops that is believed. Carriers count hops themselves, and the protocol's
+/// counter has no guard at its end.
+const MAX_ROUND: u16 = 1000;
+
+/// How far the walks of membership messages may go, as in the protocol's own settings.
+const MAX_WALK: u16 = 6;
+
+/// What a message of many peers costs, where others cost one.
+const LIST_COST: u32 = 10;
+
+/// How long an announcement counts as unanswered.
+const ANNOUNCED_FOR: Duration = Duration::from_secs(5);
+
+impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
+    /// A message from a peer.
+    pub(crate) fn message(&mut self, from: P, message: Bytes, now: Instant) {
+        // What still comes from a peer that we closed is of no use.
+        if self.left || !self.links.contains_key(&from) {
+            return;
+        }
+        self.metrics.bytes_received.inc_by(message.len() as u64);
+        if message.len() > self.config.max_message_size() {
+            self.oversize(from, now);
+        } else {
+            match Message::decode(&message) {
+                Some(Message::Gossip(Gossip::Data(data))) => self.frame(from, &message, data, now),
+                Some(Message::Gossip(gossip)) => self.tree(from, gossip, now),
+                Some(Message::Swarm(swarm)) => self.membership(from, swarm, now),
+                None => self.malformed(from, now),
+            }
+        }
+        self.settle(now);
+    }
+
+    /// A peer sent, or was about to send, more than a message may be.
+    pub(crate) fn oversize(&mut self, from: P, now: Instant) {
+        self.metrics.refused_oversize.inc();
+        self.cut_off(from, CloseWhy::Malformed, now);
+        self.settle(now);
+    }
+
+    fn malformed(&mut self, from: P, now: Instant) {
+        self.metrics.refused_malformed.inc();
+        self.cut_off(from, CloseWhy::Malformed, now);
+    }
+
+    fn forged(&mut self, from: P, now: Instant) {
+        self.metrics.refused_forged.inc();
+        self.cut_off(from, CloseWhy::Forged, now);
+    }
+
+    fn control_token(&mut self, from: P, now: Instant) -> bool {
+        let taken = match self.links.get_mut(&from) {
+            Some(link) => link.control.take(1, now),
+            None => false,
+        };
+        if !taken {
+            self.metrics.refused_rate.inc();
+        }
+        taken
+    }
+
+    /// A frame: opened first, and only then forwarded.
+    fn frame(&mut self, from: P, message: &Bytes, data: Data<'_>, now: Instant) {
+        if !self.active.contains(&from) {
+            self.metrics.refused_not_neighbor.inc();
+            return;
+        }
+        if data.content.len() > self.config.max_frame_size {
+            return self.oversize(from, now);
+        }
+        // We only ever broadcast to the swarm.
+        let Scope::Swarm(round) = data.scope else {
+            self.malformed(from, now);
+            return;
+        };
+        let round = round.min(MAX_ROUND);
+        if blake3::hash(data.content) != blake3::Hash::from_bytes(data.id) {
+            self.forged(from, now);
+            return;
+        }
+        let opened = if self.seen.holds(&data.id, now) {
+            self.metrics.frames_repeated.inc();
+            if !self.control_token(from, now) {
+                return;
+            }
+            None
+        } else {
+            match self.gate.open(&message.slice_ref(data.content)) {
+                Ok(opened) => Some((opened, round + 1)),
+                Err(FrameRefused::Forged) => return self.forged(from, now),
+                Err(FrameRefused::Stale) => {
+                    self.metrics.refused_stale.inc();
+                    return;
+                }
+                Err(FrameRefused::UnknownGeneration) => {
+                    self.metrics.refused_unknown_generation.inc();
+                    return;
+                }
+            }
+        };
+        let known = if data.scope == Scope::Swarm(round) {
+            mirror::from_bytes(message)
+        } else {
+            let scope = Scope::Swarm(round);
+            Message::Gossip(Gossip::Data(Data { scope, ..data })).to_proto()
+        };
+        let Some(known) = known else {
+            return self.malformed(from, now);
+        };
+        if opened.is_some() {
+            self.metrics.frames_received.inc();
+            self.note_seen(data.id, now);
+            self.heal.heard(now);
+        }
+        let cause = Cause {
+            from: Some(from),
+            opened,
+            goodbye: false,
+        };
+        self.feed(topic::InEvent::RecvMessage(from, known), cause, now);
+    }
+
+    /// A message that runs the broadcast tree. The protocol would take these from anyone.
+    fn tree(&mut self, from: P, gossip: Gossip<'_>, now: Instant) {
+        if !self.active.contains(&from) {
+            self.metrics.refused_not_neighbor.inc();
+            return;
+        }
+        if !self.control_token(from, now) {
+            return;
+        }
+        let gossip = match gossip {
+            Gossip::IHave(list) => {
+                let news = self.news(from, list.0, now);
+                if news.is_empty() {
+                    return;
+                }
+                self.heal.dirty = true;
+                Gossip::IHave(mirror::List(news))
+            }
+            Gossip::Graft { id, round } => Gossip::Graft {
+                id,
+                round: round.min(MAX_ROUND),
+            },
+            other => other,
+        };
+        self.pass_on(from, &Message::Gossip(gossip), false, now);
+    }
+
+    /// The announced frames that we do not have, as far as the peer's share of our memory goes.
+    fn news(&mut self, from: P, announced: Vec<IHave>, now: Instant) -> Vec<IHave> {
+        let Some(link) = self.links.get_mut(&from) else {
+            return Vec::new();
+        };
+        link.announced.expire(now);
+        let mut news = Vec::new();
+        for IHave { id, round } in announced {
+            if self.seen.holds(&id, now) || link.announced.holds(&id, now) {
+                continue;
+            }
+            if link.announced.is_full() {
+                self.metrics.refused_announcements.inc();
+                continue;
+            }
+            link.announced.insert(id, now + ANNOUNCED_FOR);
+            let round = round.min(MAX_ROUND);
+            news.push(IHave { id, round });
+        }
+        news
+    }
+
+    /// A message about who is on the topic.
+    fn membership(&mut self, from: P, swarm: Swarm<P>, now: Instant) {
+        let goodbye = matches!(swarm, Swarm::Disconnect { .. });
+        let cost = match &swarm {
+            Swarm::Disconnect { .. } => 0,
+            Swarm::Shuffle { .. } | Swarm::ShuffleReply { .. } => LIST_COST,
+            _ => 1,
+        };
+        if let Some(link) = self.links.get_mut(&from)
+            && !link.membership.take(cost, now)
+        {
+            self.metrics.refused_rate.inc();
+            return;
+        }
+        let walks = matches!(swarm, Swarm::ForwardJoin { .. } | Swarm::Shuffle { .. });
+        if walks && !self.active.contains(&from) {
+            self.metrics.refused_not_neighbor.inc();
+            return;
+        }
+        let swarm = match swarm {
+            Swarm::Join(data) => Swarm::Join(self.own_word(from, data)),
+            Swarm::Neighbor { priority, data } => {
+                self.asked.remove(&from);
+                let data = self.own_word(from, data);
+                Swarm::Neighbor { priority, data }
+            }
+            Swarm::ForwardJoin { peer, ttl } => {
+                let Some(peer) = self.hearsay(peer, now) else {
+                    return;
+                };
+                let ttl = ttl.min(MAX_WALK);
+                Swarm::ForwardJoin { peer, ttl }
+            }
+            Swarm::Shuffle { origin, nodes, ttl } => {
+                if origin == self.me || self.is_banned(&origin, now) {
+                    return;
+                }
+                Swarm::Shuffle {
+                    origin,
+                    nodes: self.all_hearsay(nodes, now),
+                    ttl: ttl.min(MAX_WALK),
+                }
+            }
+            Swarm::ShuffleReply { nodes } => Swarm::ShuffleReply {
+                nodes: self.all_hearsay(nodes, now),
+            },
+            Swarm::Disconnect { alive, respond } => {
+                self.asked.remove(&from);
+                if let Some(link) = self.links.get_mut(&from) {
+                    link.tell = true;
+                }
+                Swarm::Disconnect { alive, respond }
+            }
+        };
+        self.pass_on(from, &Message::Swarm(swarm), goodbye, now);
+        if goodbye && !self.active.contains(&from) {
+            self.close(from, CloseWhy::Done);
+        }
+    }
+
+    /// Gives the protocol a message as it was left by the inspection.
+    fn pass_on(&mut self, from: P, message: &Message<'_, P>, goodbye: bool, now: Instant) {
+        let Some(message) = message.to_proto() else {
+            return self.malformed(from, now);
+        };
+        let cause = Cause {
+            from: Some(from),
+            opened: None,
+            goodbye,
+        };
+        self.feed(topic::InEvent::RecvMessage(from, message), cause, now);
+    }
+
+    /// What a peer says about its own addresses.
+    fn own_word(&mut self, peer: P, data: Option<Bytes>) -> Option<Bytes> {
+        let data = data.filter(|data| !data.is_empty() && data.len() <= MAX_PEER_DATA)?;
+        self.remember(peer, data.clone(), true);
+        Some(data)
+    }
+
+    fn all_hearsay(
+        &mut self,
+        nodes: mirror::List<PeerInfo<P>, { mirror::MAX_NODES }>,
+        now: Instant,
+    ) -> mirror::List<PeerInfo<P>, { mirror::MAX_NODES }> {
+        let nodes = nodes.0.into_iter();
+        mirror::List(nodes.filter_map(|node| self.hearsay(node, now)).collect())
+    }
+
+    /// What a peer says about another one. What that one said itself counts for more.
+    fn hearsay(&mut self, node: PeerInfo<P>, now: Instant) -> Option<PeerInfo<P>> {
+        let PeerInfo { id, data } = node;
+        if id == self.me {
+            return None;
+        }
+        if self.is_banned(&id, now) {
+            self.metrics.refused_introductions.inc();
+            return None;
+        }
+        let data = match self.book.get(&id) {
+            Some(entry) if entry.first_hand => Some(entry.data.clone()),
+            _ => {
+                let data = data.filter(|data| !data.is_empty() && data.len() <= MAX_PEER_DATA);
+                if let Some(data) = &data {
+                    self.remember(id, data.clone(), false);
+                }
+                data
+            }
+        };
+        Some(PeerInfo { id, data })
+    }
+
+    /// Writes into the address book. The protocol has a book of its own, without an end: what falls out of ours, it is
+    /// made to forget.
+    fn remember(&mut self, peer: P, data: Bytes, first_hand: bool) {
+        let forgotten = self.book.insert(peer, Entry { data, first_hand });
+        if let Some(peer) = forgotten
+            && !self.active.contains(&peer)
+            && !self.links.contains_key(&peer)
+        {
+            self.follow_ups.push_back(FollowUp::Lost(peer));
+        }
+    }
+}

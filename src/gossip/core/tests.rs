@@ -1,0 +1,810 @@
+//! The core among cores: a small network of them, in virtual time.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::gossip::{
+    FrameRefused,
+    mirror::{Data, Gossip, IHave, List, Message, PeerInfo, Priority, Scope, Swarm},
+};
+
+/// Reads what a test wrote: the first byte says what the gate makes of it.
+struct TestGate;
+
+impl FrameGate for TestGate {
+    type Opened = Bytes;
+
+    fn open(&mut self, frame: &Bytes) -> Result<Bytes, FrameRefused> {
+        match frame.first() {
+            Some(b'F') => Err(FrameRefused::Forged),
+            Some(b'S') => Err(FrameRefused::Stale),
+            Some(b'U') => Err(FrameRefused::UnknownGeneration),
+            _ => Ok(frame.clone()),
+        }
+    }
+}
+
+type TestCore = Core<u32, TestGate>;
+
+fn core(me: u32, now: Instant) -> TestCore {
+    core_with(me, GossipConfig::default(), now)
+}
+
+fn core_with(me: u32, config: GossipConfig, now: Instant) -> TestCore {
+    let data = Some(Bytes::from(vec![1; 20]));
+    Core::new(
+        me,
+        data,
+        config,
+        TestGate,
+        Default::default(),
+        me.into(),
+        now,
+    )
+}
+
+fn outputs(core: &mut TestCore) -> Vec<Output<u32, Bytes>> {
+    std::iter::from_fn(|| core.next_output()).collect()
+}
+
+fn bytes(message: &Message<'_, u32>) -> Bytes {
+    postcard::to_stdvec(message).unwrap().into()
+}
+
+fn join() -> Bytes {
+    bytes(&Message::Swarm(Swarm::Join(None)))
+}
+
+fn data(content: &[u8], round: u16) -> Bytes {
+    let id = *blake3::hash(content).as_bytes();
+    let scope = Scope::Swarm(round);
+    bytes(&Message::Gossip(Gossip::Data(Data { id, content, scope })))
+}
+
+/// A core with these neighbours.
+fn with_neighbors(peers: &[u32], now: Instant) -> TestCore {
+    let mut core = core(0, now);
+    for peer in peers {
+        assert!(core.peer_connected(*peer, false, now));
+        core.message(*peer, join(), now);
+    }
+    assert_eq!(core.neighbors(), peers.len());
+    outputs(&mut core);
+    core
+}
+
+fn closes(outputs: &[Output<u32, Bytes>]) -> Vec<(u32, CloseWhy)> {
+    let closes = outputs.iter().filter_map(|output| match output {
+        Output::Close { peer, why } => Some((*peer, *why)),
+        _ => None,
+    });
+    closes.collect()
+}
+
+fn frames_to(outputs: &[Output<u32, Bytes>]) -> BTreeSet<u32> {
+    let sends = outputs.iter().filter_map(|output| match output {
+        Output::Send {
+            peer,
+            kind: Send::Data,
+            ..
+        } => Some(*peer),
+        _ => None,
+    });
+    sends.collect()
+}
+
+fn delivered(outputs: &[Output<u32, Bytes>]) -> usize {
+    let is = |output: &&Output<_, _>| matches!(output, Output::Deliver { .. });
+    outputs.iter().filter(is).count()
+}
+
+#[test]
+fn the_mirror_reads_and_writes_what_the_protocol_does() {
+    // Two protocol states talk until every kind of message has been seen.
+    let now = Instant::now();
+    let mut config = GossipConfig::default().to_proto();
+    config.membership.shuffle_interval = Duration::from_millis(10);
+    let mut states: Vec<_> = (0..8u32)
+        .map(|me| {
+            let data = Some(PeerData::new(vec![me as u8; 9]));
+            let mut config = config.clone();
+            config.membership.active_view_capacity = 3;
+            topic::State::with_rng(me, data, config, StdRng::seed_from_u64(me.into()))
+        })
+        .collect();
+    let mut kinds = BTreeSet::new();
+    let mut wire: VecDeque<(u32, u32, topic::Message<u32>)> = VecDeque::new();
+    let mut timers: Vec<(u32, topic::Timer<u32>)> = Vec::new();
+    let run = |states: &mut Vec<topic::State<u32, StdRng>>,
+               wire: &mut VecDeque<_>,
+               timers: &mut Vec<_>,
+               at: u32,
+               event| {
+        for out in states[at as usize].handle(event, now) {
+            match out {
+                topic::OutEvent::SendMessage(to, message) => wire.push_back((at, to, message)),
+                topic::OutEvent::ScheduleTimer(_, timer) => timers.push((at, timer)),
+                _ => {}
+            }
+        }
+    };
+    for round in 0..60u32 {
+        for me in 1..8 {
+            if round < 2 {
+                let join = topic::InEvent::Command(proto::Command::Join(vec![0]));
+                run(&mut states, &mut wire, &mut timers, me, join);
+            }
+        }
+        let content = Bytes::from(vec![round as u8; 300]);
+        let say = proto::Command::Broadcast(content, proto::Scope::Swarm);
+        let say = topic::InEvent::Command(say);
+        run(&mut states, &mut wire, &mut timers, round % 8, say);
+        for (at, timer) in std::mem::take(&mut timers) {
+            let timer = topic::InEvent::TimerExpired(timer);
+            run(&mut states, &mut wire, &mut timers, at, timer);
+        }
+        let mut number = 0;
+        while let Some((from, to, message)) = wire.pop_front() {
+            let real = postcard::to_stdvec(&message).unwrap();
+            let mirrored: Message<'_, u32> = Message::decode(&real).expect("mirror reads it");
+            assert_eq!(postcard::to_stdvec(&mirrored).unwrap(), real);
+            assert_eq!(mirrored.to_proto().as_ref(), Some(&message));
+            kinds.insert((real[0], real[1]));
+            let kind = match &mirrored {
+                Message::Gossip(Gossip::Data(_)) => Kind::Data,
+                Message::Gossip(_) => Kind::Tree,
+                Message::Swarm(Swarm::Neighbor { .. }) => Kind::Neighbor,
+                Message::Swarm(Swarm::Disconnect { .. }) => Kind::Disconnect,
+                Message::Swarm(Swarm::Join(_) | Swarm::ShuffleReply { .. }) => Kind::Introduction,
+                Message::Swarm(_) => Kind::Walk,
+            };
+            assert_eq!(mirror::kind(&real), kind);
+            if let Message::Gossip(Gossip::Data(Data { scope, .. })) = mirrored {
+                assert!(matches!(scope, Scope::Swarm(round) if round < 10));
+            }
+            number += 1;
+            // Some frames are lost, so that they are asked for.
+            if kind == Kind::Data && number % 3 == 0 {
+                continue;
+            }
+            let event = topic::InEvent::RecvMessage(from, message);
+            run(&mut states, &mut wire, &mut timers, to, event);
+        }
+    }
+    let all: BTreeSet<(u8, u8)> = (0..6)
+        .map(|n| (0, n))
+        .chain((0..4).map(|n| (1, n)))
+        .collect();
+    assert_eq!(kinds, all, "every kind of message was seen");
+}
+
+#[test]
+fn a_forged_frame_is_not_forwarded_and_its_sender_is_cut_off() {
+    let now = Instant::now();
+    let mut core = with_neighbors(&[1, 2, 3], now);
+    core.message(1, data(b"F", 0), now);
+    let out = outputs(&mut core);
+    assert_eq!(closes(&out), [(1, CloseWhy::Forged)]);
+    assert!(frames_to(&out).is_empty());
+    assert_eq!(delivered(&out), 0);
+    assert_eq!(core.metrics.refused_forged.get(), 1);
+    assert!(!core.peer_connected(1, false, now), "it is kept away");
+    let later = now + GossipConfig::default().ban * 2;
+    assert!(core.peer_connected(1, false, later), "but not for ever");
+}
+
+#[test]
+fn a_frame_under_a_false_id_counts_as_forged() {
+    let now = Instant::now();
+    let mut core = with_neighbors(&[1, 2], now);
+    let content = b"ok".as_slice();
+    let scope = Scope::Swarm(0);
+    let id = [0; 32];
+    let message = Message::Gossip(Gossip::Data(Data { id, content, scope }));
+    core.message(1, bytes(&message), now);
+    assert_eq!(closes(&outputs(&mut core)), [(1, CloseWhy::Forged)]);
+}
+
+#[test]
+fn a_frame_that_cannot_be_opened_yet_is_dropped_and_blamed_on_nobody() {
+    let now = Instant::now();
+    let mut core = with_neighbors(&[1, 2], now);
+    core.message(1, data(b"S", 0), now);
+    core.message(1, data(b"U", 0), now);
+    assert!(outputs(&mut core).is_empty());
+    assert_eq!(core.metrics.refused_stale.get(), 1);
+    assert_eq!(core.metrics.refused_unknown_generation.get(), 1);
+    assert_eq!(core.neighbors(), 2);
+}
+
+#[test]
+fn a_good_frame_is_delivered_once_and_forwarded_to_the_others() {
+    let now = Instant::now();
+    let mut core = with_neighbors(&[1, 2, 3], now);
+    core.message(1, data(b"ok", 4), now);
+    let out = outputs(&mut core);
+    assert_eq!(frames_to(&out), BTreeSet::from([2, 3]));
+    assert!(out.iter().any(|out| matches!(
+        out,
+        Output::Deliver {
+            from: 1,
+            hops: 5,
+            ..
+        }
+    )));
+    core.message(2, data(b"ok", 4), now);
+    let out = outputs(&mut core);
+    assert_eq!(delivered(&out), 0);
+    let prune = bytes(&Message::Gossip(Gossip::Prune));
+    assert!(
+        matches!(&out[..], [Output::Send { peer: 2, message, .. }] if *message == prune),
+        "{out:?}"
+    );
+}
+
+#[test]
+fn the_greatest_number_of_hops_does_no_harm() {
+    let now = Instant::now();
+    let mut core = with_neighbors(&[1, 2, 3], now);
+    core.message(1, data(b"ok", u16::MAX), now);
+    let out = outputs(&mut core);
+    assert_eq!(frames_to(&out), BTreeSet::from([2, 3]));
+    assert_eq!(core.neighbors(), 3, "its carrier may have been told so");
+}
+
+#[test]
+fn only_neighbours_are_listened_to() {
+    let now = Instant::now();
+    let mut core = with_neighbors(&[1, 2], now);
+    core.peer_connected(9, false, now);
+    let id = Some(*blake3::hash(b"ok").as_bytes());
+    core.message(1, data(b"ok", 0), now);
+    outputs(&mut core);
+    for message in [
+        data(b"other", 0),
+        bytes(&Message::Gossip(Gossip::Graft { id, round: 0 })),
+        bytes(&Message::Gossip(Gossip::Prune)),
+        bytes(&Message::Gossip(Gossip::IHave(List(vec![])))),
+    ] {
+        core.message(9, message, now);
+    }
+    assert!(outputs(&mut core).is_empty());
+    assert_eq!(core.metrics.refused_not_neighbor.get(), 4);
+    core.message(77, join(), now);
+    assert_eq!(core.neighbors(), 2, "without a connection there is no peer");
+}
+
+#[test]
+fn announcements_are_bounded_and_leave_nothing_behind() {
+    let now = Instant::now();
+    let mut core = with_neighbors(&[1, 2], now);
+    let mut at = now;
+    for round in 0..20u64 {
+        let list = (0..1000u64).map(|n| IHave {
+            id: *blake3::hash(&(round * 1000 + n).to_le_bytes()).as_bytes(),
+            round: 0,
+        });
+        let message = Message::Gossip(Gossip::IHave(List(list.collect())));
+        core.message(1, bytes(&message), at);
+        core.message(1, bytes(&message), at);
+    }
+    assert!(core.metrics.refused_announcements.get() >= 15_000);
+    assert!(core.timers.len() <= ANNOUNCED + 16);
+    for _ in 0..40 {
+        at += Duration::from_millis(200);
+        core.tick(at);
+    }
+    assert!(core.timers.len() < 16);
+    let text = format!("{:?}", core.proto);
+    let missing = text.split("missing_messages: ").nth(1).unwrap();
+    assert!(missing.starts_with("{}"), "{}", &missing[..80]);
+}
+
+#[test]
+fn a_flood_of_control_messages_is_bounded() {
+    let now = Instant::now();
+    let mut core = with_neighbors(&[1, 2], now);
+    for n in 0..10_000u32 {
+        let peer = PeerInfo {
+            id: 1000 + n,
+            data: Some(vec![0; 100].into()),
+        };
+        let message = Message::Swarm(Swarm::ForwardJoin {
+            peer,
+            ttl: u16::MAX,
+        });
+        core.message(1, bytes(&message), now);
+    }
+    assert!(core.metrics.refused_rate.get() > 9_000);
+    assert!(core.book.len() <= BOOK);
+    let (running, waiting) = core.dials.sizes();
+    assert!(running <= core.config.max_dials && waiting <= 64);
+    assert_eq!(core.neighbors(), 2);
+}
+
+#[test]
+fn peer_data_is_forgotten_with_the_book() {
+    let now = Instant::now();
+    let mut core = with_neighbors(&[1, 2], now);
+    for n in 0..200u32 {
+        let at = now + Duration::from_secs(n.into());
+        let nodes = (0..16).map(|k| PeerInfo {
+            id: 1000 + n * 16 + k,
+            data: Some(vec![7; 100].into()),
+        });
+        let nodes = List(nodes.collect());
+        core.message(1, bytes(&Message::Swarm(Swarm::ShuffleReply { nodes })), at);
+        outputs(&mut core);
+    }
+    let text = format!("{:?}", core.proto);
+    let kept = text.matches("PeerData(100b)").count();
+    assert!(kept <= BOOK + 64, "{kept} entries");
+}
+
+#[test]
+fn hearsay_does_not_replace_a_peers_own_word() {
+    let now = Instant::now();
+    let mut core = with_neighbors(&[1, 2], now);
+    let own = Bytes::from_static(b"own word");
+    let neighbor = Swarm::Neighbor {
+        priority: Priority::Low,
+        data: Some(own.clone()),
+    };
+    core.message(2, bytes(&Message::Swarm(neighbor)), now);
+    let peer = PeerInfo {
+        id: 2,
+        data: Some(Bytes::from_static(b"a lie")),
+    };
+    let nodes = List(vec![peer]);
+    core.message(
+        1,
+        bytes(&Message::Swarm(Swarm::ShuffleReply { nodes })),
+        now,
+    );
+    assert_eq!(core.book.get(&2).map(|entry| entry.data.clone()), Some(own));
+}
+
+#[test]
+fn a_frame_beyond_the_limit_is_refused_with_its_size() {
+    let now = Instant::now();
+    let mut core = core(0, now);
+    let max = core.config.max_frame_size;
+    let err = core.broadcast(vec![0; max + 1].into(), now).unwrap_err();
+    assert!(err.to_string().contains(&max.to_string()));
+    assert!(core.broadcast(vec![0; max].into(), now).is_ok());
+}
+
+#[test]
+fn leaving_says_goodbye_to_every_neighbour() {
+    let now = Instant::now();
+    let mut core = with_neighbors(&[1, 2, 3], now);
+    core.leave(now);
+    let out = outputs(&mut core);
+    let closed: BTreeSet<u32> = closes(&out).into_iter().map(|(peer, _)| peer).collect();
+    assert_eq!(closed, BTreeSet::from([1, 2, 3]));
+    let goodbyes = out.iter().filter(|out| {
+        matches!(out, Output::Send { message, .. } if mirror::kind(message) == Kind::Disconnect)
+    });
+    assert_eq!(goodbyes.count(), 3);
+    assert_eq!(core.deadline(), None);
+}
+
+/// Many cores, and what is under way between them.
+struct Net {
+    now: Instant,
+    cores: BTreeMap<u32, TestCore>,
+    conns: BTreeSet<(u32, u32)>,
+    wire: VecDeque<(Instant, Event)>,
+    /// Peers that answer nothing.
+    dead: BTreeSet<u32>,
+    /// Nodes of different sides cannot connect.
+    side: BTreeMap<u32, u8>,
+    got: BTreeMap<u32, Vec<Bytes>>,
+}
+
+enum Event {
+    Message(u32, u32, Bytes),
+    Dialed(u32, u32),
+}
+
+fn pair(a: u32, b: u32) -> (u32, u32) {
+    (a.min(b), a.max(b))
+}
+
+impl Net {
+    fn new(nodes: u32, config: &GossipConfig) -> Self {
+        let now = Instant::now();
+        let cores = (0..nodes).map(|me| (me, core_with(me, config.clone(), now)));
+        Self {
+            now,
+            cores: cores.collect(),
+            conns: BTreeSet::new(),
+            wire: VecDeque::new(),
+            dead: BTreeSet::new(),
+            side: BTreeMap::new(),
+            got: BTreeMap::new(),
+        }
+    }
+
+    fn with(&mut self, at: u32, run: impl FnOnce(&mut TestCore, Instant)) {
+        let now = self.now;
+        if let Some(core) = self.cores.get_mut(&at) {
+            run(core, now);
+        }
+        self.collect(at);
+    }
+
+    fn reachable(&self, a: u32, b: u32) -> bool {
+        let side = |node| self.side.get(&node).copied().unwrap_or(0);
+        !self.dead.contains(&b) && self.cores.contains_key(&b) && side(a) == side(b)
+    }
+
+    fn collect(&mut self, at: u32) {
+        let Some(core) = self.cores.get_mut(&at) else {
+            return;
+        };
+        let mut closed = Vec::new();
+        while let Some(output) = core.next_output() {
+            match output {
+                Output::Send { peer, message, .. } => {
+                    let event = Event::Message(at, peer, message);
+                    self.wire.push_back((self.now, event));
+                }
+                Output::Dial { peer, .. } => {
+                    self.wire.push_back((self.now, Event::Dialed(at, peer)));
+                }
+                Output::Close { peer, .. } => closed.push(peer),
+                Output::Deliver { opened, .. } => self.got.entry(at).or_default().push(opened),
+                Output::NeighborUp(_) | Output::NeighborDown(_) => {}
+            }
+        }
+        for peer in closed {
+            // What was sent before arrives before the end of the connection is seen.
+            self.deliver_between(at, peer);
+            if self.conns.remove(&pair(at, peer)) {
+                self.with(peer, |core, now| core.peer_closed(at, now));
+            }
+        }
+    }
+
+    fn deliver_between(&mut self, from: u32, to: u32) {
+        let mut rest = VecDeque::new();
+        let mut due = Vec::new();
+        for (at, event) in std::mem::take(&mut self.wire) {
+            match event {
+                Event::Message(a, b, message) if a == from && b == to => due.push(message),
+                event => rest.push_back((at, event)),
+            }
+        }
+        self.wire = rest;
+        for message in due {
+            if self.conns.contains(&pair(from, to)) && !self.dead.contains(&to) {
+                self.with(to, |core, now| core.message(from, message, now));
+            }
+        }
+    }
+
+    /// One millisecond.
+    fn step(&mut self) {
+        self.now += Duration::from_millis(1);
+        let batch = std::mem::take(&mut self.wire);
+        for (_, event) in batch {
+            match event {
+                Event::Message(from, to, message) => {
+                    if self.conns.contains(&pair(from, to)) && !self.dead.contains(&to) {
+                        self.with(to, |core, now| core.message(from, message, now));
+                    }
+                }
+                Event::Dialed(from, to) => {
+                    if !self.reachable(from, to) {
+                        self.with(from, |core, now| core.dial_failed(to, now));
+                    } else {
+                        self.conns.insert(pair(from, to));
+                        self.with(to, |core, now| {
+                            core.peer_connected(from, false, now);
+                        });
+                        self.with(from, |core, now| {
+                            core.peer_connected(to, true, now);
+                        });
+                    }
+                }
+            }
+        }
+        let due: Vec<u32> = self
+            .cores
+            .iter()
+            .filter(|(id, core)| {
+                !self.dead.contains(id) && core.deadline().is_some_and(|at| at <= self.now)
+            })
+            .map(|(id, _)| *id)
+            .collect();
+        for id in due {
+            self.with(id, |core, now| core.tick(now));
+        }
+    }
+
+    fn run(&mut self, duration: Duration) {
+        for _ in 0..duration.as_millis() {
+            self.step();
+        }
+    }
+
+    fn kill(&mut self, node: u32) {
+        self.dead.insert(node);
+        self.cores.remove(&node);
+        let conns = std::mem::take(&mut self.conns);
+        let (cut, rest) = conns
+            .into_iter()
+            .partition(|(a, b)| *a == node || *b == node);
+        self.conns = rest;
+        let cut: BTreeSet<(u32, u32)> = cut;
+        for (a, b) in cut {
+            let (other, gone) = if a == node { (b, a) } else { (a, b) };
+            self.with(other, |core, now| core.peer_closed(gone, now));
+        }
+    }
+
+    fn cut_between_sides(&mut self) {
+        let side = |node: &u32| self.side.get(node).copied().unwrap_or(0);
+        let cut: Vec<(u32, u32)> = self
+            .conns
+            .iter()
+            .filter(|(a, b)| side(a) != side(b))
+            .copied()
+            .collect();
+        for (a, b) in cut {
+            self.conns.remove(&(a, b));
+            self.with(a, |core, now| core.peer_closed(b, now));
+            self.with(b, |core, now| core.peer_closed(a, now));
+        }
+    }
+
+    /// Broadcasts from node 0 and says who did not get it in time.
+    fn missed(&mut self, name: &str) -> Vec<u32> {
+        let frame = Bytes::from(name.to_owned());
+        self.with(0, |core, now| core.broadcast(frame.clone(), now).unwrap());
+        self.run(Duration::from_millis(800));
+        let got = |id: &u32| {
+            let got = self.got.get(id).map_or(&[][..], Vec::as_slice);
+            let times = got.iter().filter(|other| **other == frame).count();
+            assert!(times <= 1, "{name} came {times} times to {id}");
+            times == 1
+        };
+        let nodes = self.cores.keys().filter(|id| **id != 0);
+        nodes.filter(|id| !got(id)).copied().collect()
+    }
+}
+
+#[test]
+fn a_hundred_nodes_that_join_at_once_through_one_all_get_the_frames() {
+    let mut net = Net::new(100, &GossipConfig::default());
+    for id in 1..100 {
+        net.with(id, |core, now| core.join([0], now));
+    }
+    net.run(Duration::from_secs(8));
+    for (id, core) in &net.cores {
+        assert!(core.neighbors() >= 1, "{id} has no neighbour");
+        assert!(core.neighbors() <= core.config.active_view);
+    }
+    for n in 0..20 {
+        assert_eq!(net.missed(&format!("frame {n}")), Vec::<u32>::new());
+    }
+    let few = net.cores.values().filter(|core| core.neighbors() < 3);
+    assert!(few.count() <= 5);
+    assert!(
+        net.conns.len() <= 100 * 5 / 2 + 20,
+        "former neighbours are closed"
+    );
+}
+
+#[test]
+fn the_others_go_on_when_a_third_of_the_nodes_dies() {
+    let mut net = Net::new(60, &GossipConfig::default());
+    for id in 1..60 {
+        net.with(id, |core, now| core.join([0, 1, 2], now));
+    }
+    net.run(Duration::from_secs(5));
+    assert_eq!(net.missed("before"), Vec::<u32>::new());
+    for id in (1..60).step_by(3) {
+        net.kill(id);
+    }
+    net.run(Duration::from_secs(15));
+    assert_eq!(net.missed("after"), Vec::<u32>::new());
+    assert!(net.cores.values().all(|core| core.neighbors() >= 2));
+}
+
+#[test]
+fn a_partition_heals() {
+    let config = GossipConfig {
+        quiet_after: Duration::from_secs(5),
+        ..Default::default()
+    };
+    let mut net = Net::new(30, &config);
+    for id in 1..30 {
+        net.with(id, |core, now| core.join([0, 1], now));
+    }
+    net.run(Duration::from_secs(4));
+    assert_eq!(net.missed("before"), Vec::<u32>::new());
+    net.side = (15..30).map(|id| (id, 1)).collect();
+    net.cut_between_sides();
+    net.run(Duration::from_secs(30));
+    assert_eq!(net.missed("apart").len(), 15);
+    assert!(net.cores.values().all(|core| core.neighbors() >= 1));
+    net.side.clear();
+    for n in 0..60 {
+        // An idle hub's beacons.
+        let _ = net.missed(&format!("beacon {n}"));
+    }
+    assert_eq!(net.missed("together"), Vec::<u32>::new());
+}
+
+#[test]
+fn a_node_whose_first_dials_fail_joins_once_it_can() {
+    let mut net = Net::new(4, &GossipConfig::default());
+    net.side.insert(3, 1);
+    for id in 1..4 {
+        net.with(id, |core, now| core.join([0], now));
+    }
+    net.run(Duration::from_secs(20));
+    assert_eq!(net.cores[&3].neighbors(), 0);
+    assert!(net.cores[&3].metrics.dial_failures.get() >= 2);
+    net.side.clear();
+    net.run(Duration::from_secs(60));
+    assert_eq!(net.missed("late"), Vec::<u32>::new());
+}
+
+#[derive(Debug, Clone)]
+enum Op {
+    Connected(u32, bool),
+    Closed(u32),
+    DialFailed(u32),
+    Stuck(u32),
+    Evict(u32),
+    Join(Vec<u32>),
+    Broadcast(Vec<u8>),
+    Raw(u32, Vec<u8>),
+    Message(u32, Vec<u8>),
+    Tick(u64),
+}
+
+fn peer() -> impl Strategy<Value = u32> {
+    0..40u32
+}
+
+fn info() -> impl Strategy<Value = PeerInfo<u32>> {
+    let data = proptest::option::of(proptest::collection::vec(any::<u8>(), 0..600));
+    (peer(), data).prop_map(|(id, data)| PeerInfo {
+        id,
+        data: data.map(Bytes::from),
+    })
+}
+
+fn swarm() -> impl Strategy<Value = Swarm<u32>> {
+    let nodes = || proptest::collection::vec(info(), 0..16).prop_map(List);
+    prop_oneof![
+        Just(Swarm::Join(None)),
+        (info(), any::<u16>()).prop_map(|(peer, ttl)| Swarm::ForwardJoin { peer, ttl }),
+        (peer(), nodes(), 0..9u16).prop_map(|(origin, nodes, ttl)| Swarm::Shuffle {
+            origin,
+            nodes,
+            ttl
+        }),
+        nodes().prop_map(|nodes| Swarm::ShuffleReply { nodes }),
+        any::<bool>().prop_map(|high| Swarm::Neighbor {
+            priority: if high { Priority::High } else { Priority::Low },
+            data: None,
+        }),
+        any::<bool>().prop_map(|alive| Swarm::Disconnect {
+            alive,
+            respond: false
+        }),
+    ]
+}
+
+fn message() -> impl Strategy<Value = Vec<u8>> {
+    let id = || {
+        let of = |n: u8| *blake3::hash(&[n]).as_bytes();
+        prop_oneof![(0..8u8).prop_map(of), any::<[u8; 32]>()]
+    };
+    let ihave = (id(), any::<u16>()).prop_map(|(id, round)| IHave { id, round });
+    prop_oneof![
+        3 => swarm().prop_map(|swarm| bytes(&Message::Swarm(swarm)).to_vec()),
+        2 => (0..8u8, any::<u16>()).prop_map(|(n, round)| data(&[n], round).to_vec()),
+        1 => (0..4usize).prop_map(|n| data(&b"FSUg"[n..=n], 0).to_vec()),
+        1 => Just(bytes(&Message::Gossip(Gossip::Prune)).to_vec()),
+        1 => (proptest::option::of(id()), any::<u16>()).prop_map(|(id, round)| {
+            bytes(&Message::Gossip(Gossip::Graft { id, round })).to_vec()
+        }),
+        1 => proptest::collection::vec(ihave, 0..40)
+            .prop_map(|list| bytes(&Message::Gossip(Gossip::IHave(List(list)))).to_vec()),
+    ]
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    prop_oneof![
+        4 => (peer(), any::<bool>()).prop_map(|(peer, dialed)| Op::Connected(peer, dialed)),
+        2 => peer().prop_map(Op::Closed),
+        1 => peer().prop_map(Op::DialFailed),
+        1 => peer().prop_map(Op::Stuck),
+        1 => peer().prop_map(Op::Evict),
+        1 => proptest::collection::vec(peer(), 0..40).prop_map(Op::Join),
+        1 => proptest::collection::vec(any::<u8>(), 0..8).prop_map(Op::Broadcast),
+        1 => (peer(), proptest::collection::vec(any::<u8>(), 0..80))
+            .prop_map(|(peer, raw)| Op::Raw(peer, raw)),
+        10 => (peer(), message()).prop_map(|(peer, message)| Op::Message(peer, message)),
+        3 => (0..3000u64).prop_map(Op::Tick),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn any_bytes_as_a_message_are_survived(raw in proptest::collection::vec(any::<u8>(), 0..400)) {
+        let now = Instant::now();
+        let mut core = with_neighbors(&[1, 2], now);
+        core.message(1, raw.into(), now);
+        core.tick(now + Duration::from_secs(1));
+    }
+
+    #[test]
+    fn whatever_happens_every_bound_holds(ops in proptest::collection::vec(op(), 1..200)) {
+        let mut now = Instant::now();
+        let mut core = core(0, now);
+        let mut links = BTreeSet::new();
+        let mut dials = BTreeSet::new();
+        for op in ops {
+            match op {
+                Op::Connected(peer, dialed) => {
+                    // A dial ends once.
+                    let dialed = dialed && dials.remove(&peer);
+                    if core.peer_connected(peer, dialed, now) {
+                        links.insert(peer);
+                    }
+                }
+                Op::Closed(peer) => {
+                    links.remove(&peer);
+                    core.peer_closed(peer, now);
+                }
+                Op::DialFailed(peer) => {
+                    if dials.remove(&peer) {
+                        core.dial_failed(peer, now);
+                    }
+                }
+                Op::Stuck(peer) => core.peer_stuck(peer, now),
+                Op::Evict(peer) => core.evict(peer, now),
+                Op::Join(peers) => core.join(peers, now),
+                Op::Broadcast(frame) => core.broadcast(frame.into(), now).unwrap(),
+                Op::Raw(peer, raw) | Op::Message(peer, raw) => core.message(peer, raw.into(), now),
+                Op::Tick(millis) => {
+                    now += Duration::from_millis(millis);
+                    core.tick(now);
+                }
+            }
+            while let Some(output) = core.next_output() {
+                match output {
+                    Output::Send { peer, message, .. } => {
+                        prop_assert!(links.contains(&peer), "sent to {peer}, which is not connected");
+                        prop_assert!(message.len() <= core.config.max_message_size());
+                    }
+                    Output::Dial { peer, .. } => {
+                        prop_assert!(peer != 0 && !core.is_banned(&peer, now));
+                        prop_assert!(dials.insert(peer), "{peer} is dialled already");
+                    }
+                    Output::Close { peer, .. } => {
+                        prop_assert!(links.remove(&peer), "{peer} is not connected");
+                    }
+                    Output::Deliver { opened, .. } => {
+                        prop_assert!(!matches!(opened.first(), Some(b'F' | b'S' | b'U')));
+                    }
+                    Output::NeighborUp(_) | Output::NeighborDown(_) => {}
+                }
+            }
+            prop_assert!(core.active.len() <= core.config.active_view);
+            prop_assert!(core.active.iter().all(|peer| links.contains(peer)), "a neighbour without a connection");
+            prop_assert!(dials.len() <= core.config.max_dials);
+            prop_assert!(core.bootstrap.len() <= MAX_BOOTSTRAP);
+            prop_assert!(core.deadline().is_some());
+        }
+    }
+}

@@ -1,0 +1,62 @@
+//! What the topic counts.
+
+use iroh_metrics::{Counter, MetricsGroup};
+
+/// Counters of the gossip topic at one node.
+#[derive(Debug, Default, MetricsGroup)]
+#[metrics(name = "iroh_hub_gossip")]
+#[non_exhaustive]
+pub struct GossipMetrics {
+    /// Frames that this node broadcast.
+    pub frames_sent: Counter,
+    /// Frames that came, were opened and were new.
+    pub frames_received: Counter,
+    /// Copies of received frames that were passed on to neighbours.
+    pub frames_forwarded: Counter,
+    /// Frames that came again.
+    pub frames_repeated: Counter,
+    /// Bytes of messages handed to connections.
+    pub bytes_sent: Counter,
+    /// Bytes of messages taken from connections.
+    pub bytes_received: Counter,
+    /// Frames that the hub did not make; each cut its sender off.
+    pub refused_forged: Counter,
+    /// Frames of another epoch, or already counted, that were dropped.
+    pub refused_stale: Counter,
+    /// Frames under a key that this node does not have, that were dropped.
+    pub refused_unknown_generation: Counter,
+    /// Messages dropped because their sender is not a neighbour.
+    pub refused_not_neighbor: Counter,
+    /// Frames or messages beyond the size limit.
+    pub refused_oversize: Counter,
+    /// Messages that do not decode or that no honest node sends; each cut its sender off.
+    pub refused_malformed: Counter,
+    /// Messages dropped because their sender sent too many.
+    pub refused_rate: Counter,
+    /// Announcements dropped because their sender had too many unanswered ones.
+    pub refused_announcements: Counter,
+    /// Introductions dropped because too many dials were waiting or the peer is cut off.
+    pub refused_introductions: Counter,
+    /// Connections that did not prove to be a member's.
+    pub auth_failed: Counter,
+    /// Connections turned away because too many were open.
+    pub refused_busy: Counter,
+    /// Messages dropped because the queue of the peer they were for was full.
+    pub queue_dropped: Counter,
+    /// Peers replaced because they took nothing from a full queue.
+    pub peers_stuck: Counter,
+    /// Peers cut off for something forged or malformed, or evicted.
+    pub peers_cut_off: Counter,
+    /// Dials begun.
+    pub dials: Counter,
+    /// Dials that came to nothing.
+    pub dial_failures: Counter,
+    /// Neighbours gained.
+    pub neighbors_up: Counter,
+    /// Neighbours lost.
+    pub neighbors_down: Counter,
+    /// Times this node joined again because its view was too small, quiet, or due.
+    pub rejoins: Counter,
+    /// Opened frames dropped because their taker was behind; the log repairs them.
+    pub delivered_dropped: Counter,
+}

@@ -1,0 +1,375 @@
+//! The topic on the network: [`GossipNode`] is the handle, one actor owns the core and all that belongs to it.
+//!
+//! The actor waits for nobody: it takes what comes through bounded channels, and what it has for a peer or for its owner
+//! it leaves in a bounded queue, or drops and counts. Each connection has a task of its own. Every task belongs to a tracker and has
+//! ended when [`GossipNode::shutdown`] returns.
+
+mod actor;
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+use iroh::{
+    Endpoint, EndpointAddr, EndpointId,
+    endpoint::{Connection, RecvStream, SendStream},
+};
+use iroh_gossip::proto::TopicId;
+use n0_error::{e, stack_error};
+use n0_future::time::{Duration, timeout};
+use tokio::{
+    sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, watch},
+    task::AbortHandle,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::{Instrument, debug, error_span};
+
+use self::actor::Actor;
+use super::{
+    FrameGate, GossipConfig, GossipEvent, GossipMetrics,
+    auth::{self, Keyring},
+    conn::Code,
+    core::MAX_BOOTSTRAP,
+};
+
+/// How many frames and requests of the owner may wait for the actor.
+const COMMANDS: usize = 256;
+
+/// How many things from the network may wait for the actor, all peers together.
+const INBOUND: usize = 1024;
+
+/// How many events may wait for the owner.
+const EVENTS: usize = 1024;
+
+/// How long a shutdown may take.
+const SHUTDOWN: Duration = Duration::from_secs(3);
+
+/// Why a frame was not broadcast.
+#[stack_error(derive, add_meta)]
+#[non_exhaustive]
+pub(crate) enum GossipSendError {
+    /// The frame is larger than `max_frame_size`.
+    #[error("a frame of {len} bytes is over the topic's limit of {max}: send it in parts")]
+    TooLarge { len: usize, max: usize },
+    /// The topic was left.
+    #[error("the gossip topic was left: start it again or send directly")]
+    Closed,
+}
+
+/// What the actor is asked for.
+enum Command<G> {
+    Broadcast(Bytes),
+    Gate(Box<dyn FnOnce(&mut G) + Send>),
+}
+
+/// What the network has for the actor.
+pub(super) enum Inbound {
+    /// A connection that proved to be a member's.
+    Up(Up),
+    DialFailed(EndpointId),
+    Message {
+        peer: EndpointId,
+        message: Bytes,
+        /// Its place in the peer's budget.
+        place: OwnedSemaphorePermit,
+    },
+    /// A peer announced a message beyond the limit.
+    Oversize {
+        peer: EndpointId,
+    },
+    /// A connection is of no use any more.
+    Gone {
+        peer: EndpointId,
+        number: u64,
+    },
+}
+
+pub(super) struct Up {
+    conn: Connection,
+    send: SendStream,
+    recv: RecvStream,
+    dialed: bool,
+    place: OwnedSemaphorePermit,
+}
+
+/// What the handles and the actor share.
+struct Shared {
+    me: EndpointId,
+    config: GossipConfig,
+    metrics: Arc<GossipMetrics>,
+    keys: Keyring,
+    inbound: mpsc::Sender<Inbound>,
+    /// Joins and evictions that the actor has not seen yet; bounded.
+    asked: Mutex<Asked>,
+    wake: Notify,
+    /// Places for connections.
+    places: Arc<Semaphore>,
+    /// Everything but the actor.
+    tasks: TaskTracker,
+    stop: CancellationToken,
+    /// Ends every task at once.
+    kill: CancellationToken,
+}
+
+#[derive(Default)]
+struct Asked {
+    joins: Vec<EndpointAddr>,
+    evictions: Vec<EndpointId>,
+}
+
+/// One node's part in the topic. Dropping the last clone leaves the topic.
+pub(crate) struct GossipNode<G> {
+    commands: mpsc::Sender<Command<G>>,
+    neighbors: watch::Receiver<usize>,
+    shared: Arc<Shared>,
+    actor: TaskTracker,
+    abort: AbortHandle,
+}
+
+impl<G> Clone for GossipNode<G> {
+    fn clone(&self) -> Self {
+        Self {
+            commands: self.commands.clone(),
+            neighbors: self.neighbors.clone(),
+            shared: self.shared.clone(),
+            actor: self.actor.clone(),
+            abort: self.abort.clone(),
+        }
+    }
+}
+
+impl<G> std::fmt::Debug for GossipNode<G> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("GossipNode")
+            .field("me", &self.shared.me.fmt_short().to_string())
+            .finish_non_exhaustive()
+    }
+}
+
+impl<G: FrameGate> GossipNode<G> {
+    /// Starts a node that has no peers yet; [`join`](Self::join) gives it some.
+    ///
+    /// The receiver gets what is new. It is never waited for: what finds no place is dropped and counted. It ends when the
+    /// topic was left, or the actor failed.
+    #[allow(clippy::too_many_arguments, reason = "each is a thing of its own")]
+    pub(crate) fn spawn(
+        endpoint: Endpoint,
+        config: GossipConfig,
+        topic: TopicId,
+        generation: u32,
+        key: [u8; 32],
+        gate: G,
+        metrics: Arc<GossipMetrics>,
+    ) -> (Self, mpsc::Receiver<GossipEvent<G::Opened>>) {
+        let (commands, command_rx) = mpsc::channel(COMMANDS);
+        let (inbound, inbound_rx) = mpsc::channel(INBOUND);
+        let (events, event_rx) = mpsc::channel(EVENTS);
+        let (neighbors_tx, neighbors) = watch::channel(0);
+        let me = endpoint.id();
+        let shared = Arc::new(Shared {
+            me,
+            keys: Keyring::new(topic, generation, key),
+            inbound,
+            asked: Mutex::default(),
+            wake: Notify::new(),
+            places: Arc::new(Semaphore::new(config.max_connections)),
+            tasks: TaskTracker::new(),
+            stop: CancellationToken::new(),
+            kill: CancellationToken::new(),
+            config,
+            metrics,
+        });
+        let actor = Actor::new(endpoint, gate, shared.clone(), events, neighbors_tx);
+        let tracker = TaskTracker::new();
+        let span = error_span!("gossip", me = %me.fmt_short(), topic = %topic.fmt_short());
+        let task = tracker.spawn(actor.run(command_rx, inbound_rx).instrument(span));
+        tracker.close();
+        let node = Self {
+            commands,
+            neighbors,
+            shared,
+            actor: tracker,
+            abort: task.abort_handle(),
+        };
+        (node, event_rx)
+    }
+
+    /// Joins the topic through peers that are on it, and comes back through them if need be. Never waits.
+    pub(crate) fn join(&self, peers: Vec<EndpointAddr>) {
+        let mut asked = self.shared.asked();
+        asked.joins.extend(peers);
+        let surplus = asked.joins.len().saturating_sub(MAX_BOOTSTRAP);
+        asked.joins.drain(..surplus);
+        drop(asked);
+        self.shared.wake.notify_one();
+    }
+
+    /// Broadcasts a frame; waits for a place in the actor's queue, and for nothing else.
+    ///
+    /// # Cancel safety
+    ///
+    /// When the future is dropped before it is ready, the frame was not queued.
+    pub(crate) async fn broadcast(&self, frame: Bytes) -> Result<(), GossipSendError> {
+        let (len, max) = (frame.len(), self.shared.config.max_frame_size);
+        if len > max {
+            return Err(e!(GossipSendError::TooLarge { len, max }));
+        }
+        self.commands
+            .send(Command::Broadcast(frame))
+            .await
+            .map_err(|_| e!(GossipSendError::Closed))
+    }
+
+    /// Takes a connection that came in for [`GOSSIP_ALPN`](super::GOSSIP_ALPN). Never waits.
+    pub(crate) fn handle_connection(&self, conn: Connection) {
+        let shared = self.shared.clone();
+        if shared.stop.is_cancelled() {
+            return Code::Done.close(&conn);
+        }
+        let Ok(place) = shared.places.clone().try_acquire_owned() else {
+            shared.metrics.refused_busy.inc();
+            return Code::Busy.close(&conn);
+        };
+        let task = shared.clone().accept(conn, place);
+        self.shared.tasks.spawn(task);
+    }
+
+    /// Takes the key of a newer generation. The one before still opens connections for a while.
+    pub(crate) fn rekey(&self, generation: u32, key: [u8; 32]) {
+        let until = auth::previous_until(self.shared.config.previous_key_lifetime);
+        self.shared.keys.rekey(generation, key, until);
+    }
+
+    /// Closes the connections to these peers and keeps them away; they are members no more. Never waits.
+    pub(crate) fn evict(&self, peers: Vec<EndpointId>) {
+        let mut asked = self.shared.asked();
+        for peer in peers {
+            if !asked.evictions.contains(&peer) {
+                asked.evictions.push(peer);
+            }
+        }
+        drop(asked);
+        self.shared.wake.notify_one();
+    }
+
+    /// The number of neighbours, now and as it changes.
+    pub(crate) fn neighbors(&self) -> watch::Receiver<usize> {
+        self.neighbors.clone()
+    }
+
+    /// Runs something on the gate, in order with the frames broadcast before and after. Waits for a place in the actor's queue.
+    pub(crate) async fn with_gate(
+        &self,
+        run: impl FnOnce(&mut G) + Send + 'static,
+    ) -> Result<(), GossipSendError> {
+        self.commands
+            .send(Command::Gate(Box::new(run)))
+            .await
+            .map_err(|_| e!(GossipSendError::Closed))
+    }
+
+    #[cfg(test)]
+    pub(super) fn tasks(&self) -> usize {
+        self.actor.len() + self.shared.tasks.len()
+    }
+
+    /// Says goodbye to the neighbours, leaves the topic and waits until every task has ended, for 3 seconds at most.
+    pub(crate) async fn shutdown(&self) {
+        self.shared.stop.cancel();
+        let all = async {
+            self.actor.wait().await;
+            self.shared.tasks.close();
+            self.shared.tasks.wait().await;
+        };
+        if timeout(SHUTDOWN, all).await.is_err() {
+            self.shared.kill.cancel();
+            self.abort.abort();
+            debug!(me = %self.shared.me.fmt_short(), "gossip did not end in time and was cut short");
+        }
+    }
+}
+
+impl Shared {
+    fn asked(&self) -> std::sync::MutexGuard<'_, Asked> {
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Finds out whether a connection that came in is a member's, and tells the actor.
+    async fn accept(self: Arc<Self>, conn: Connection, place: OwnedSemaphorePermit) {
+        let proof = timeout(self.config.auth_timeout, self.keys.accept(&conn, self.me));
+        let proof = tokio::select! {
+            proof = proof => proof,
+            _ = self.kill.cancelled() => return Code::Done.close(&conn),
+        };
+        if let Some(up) = self.proved(conn, proof, false, place) {
+            self.tell(Inbound::Up(up)).await;
+        }
+    }
+
+    /// Connects to a peer, and tells the actor how it went.
+    async fn dial(self: Arc<Self>, endpoint: Endpoint, addr: EndpointAddr) {
+        let peer = addr.id;
+        let up = tokio::select! {
+            up = self.try_dial(endpoint, addr) => up,
+            _ = self.kill.cancelled() => None,
+        };
+        self.tell(up.map_or(Inbound::DialFailed(peer), Inbound::Up))
+            .await;
+    }
+
+    async fn try_dial(&self, endpoint: Endpoint, addr: EndpointAddr) -> Option<Up> {
+        let place = self.places.clone().try_acquire_owned().ok()?;
+        let remote = addr.id;
+        let connect = endpoint.connect(addr, super::GOSSIP_ALPN);
+        let conn = match timeout(self.config.dial_timeout, connect).await {
+            Ok(Ok(conn)) => conn,
+            Ok(Err(err)) => {
+                debug!(remote = %remote.fmt_short(), "gossip dial failed: {err:#}");
+                return None;
+            }
+            Err(_) => {
+                debug!(remote = %remote.fmt_short(), "gossip dial took too long");
+                return None;
+            }
+        };
+        let proof = self.keys.dial(&conn, self.me);
+        let proof = timeout(self.config.auth_timeout, proof).await;
+        self.proved(conn, proof, true, place)
+    }
+
+    fn proved<E>(
+        &self,
+        conn: Connection,
+        proof: Result<Result<(SendStream, RecvStream), auth::AuthError>, E>,
+        dialed: bool,
+        place: OwnedSemaphorePermit,
+    ) -> Option<Up> {
+        let (code, why) = match proof {
+            Ok(Ok((send, recv))) => {
+                return Some(Up {
+                    conn,
+                    send,
+                    recv,
+                    dialed,
+                    place,
+                });
+            }
+            Ok(Err(err)) => (err.code(), err.to_string()),
+            Err(_) => (Code::Late, "no proof in time".to_owned()),
+        };
+        self.metrics.auth_failed.inc();
+        debug!(remote = %conn.remote_id().fmt_short(), dialed, "not a member's gossip connection: {why}");
+        code.close(&conn);
+        None
+    }
+
+    async fn tell(&self, inbound: Inbound) {
+        tokio::select! {
+            sent = self.inbound.send(inbound) => {
+                if let Err(mpsc::error::SendError(Inbound::Up(up))) = sent {
+                    Code::Done.close(&up.conn);
+                }
+            }
+            _ = self.kill.cancelled() => {}
+        }
+    }
+}

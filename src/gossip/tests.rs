@@ -1,0 +1,572 @@
+//! The topic among real endpoints on loopback.
+
+use std::{collections::BTreeSet, net::Ipv4Addr};
+
+use iroh::{
+    EndpointAddr, EndpointId,
+    endpoint::{Connection, PortmapperConfig, presets},
+    protocol::{AcceptError, ProtocolHandler, Router},
+};
+use n0_future::time::{Duration, Instant, timeout};
+use tokio::sync::{Mutex, mpsc};
+
+use super::{
+    auth::Keyring,
+    mirror::{Data, Gossip, Message, Scope, Swarm},
+    node::{GossipNode, GossipSendError},
+    *,
+};
+use iroh::Endpoint;
+use iroh_gossip::proto::TopicId;
+use std::sync::Arc;
+
+const TOPIC: TopicId = TopicId::from_bytes([5; 32]);
+const KEY: [u8; 32] = [9; 32];
+const PATIENCE: Duration = Duration::from_secs(40);
+
+/// A frame is good if it says so.
+struct TestGate {
+    word: &'static [u8],
+}
+
+impl FrameGate for TestGate {
+    type Opened = Bytes;
+
+    fn open(&mut self, frame: &Bytes) -> Result<Bytes, FrameRefused> {
+        if frame.starts_with(self.word) {
+            Ok(frame.clone())
+        } else if frame.starts_with(b"later") {
+            Err(FrameRefused::UnknownGeneration)
+        } else {
+            Err(FrameRefused::Forged)
+        }
+    }
+}
+
+#[derive(Debug, Clone)]
+struct Handler(GossipNode<TestGate>);
+
+impl std::fmt::Debug for GossipNode<TestGate> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("GossipNode")
+    }
+}
+
+impl ProtocolHandler for Handler {
+    async fn accept(&self, conn: Connection) -> Result<(), AcceptError> {
+        self.0.handle_connection(conn);
+        Ok(())
+    }
+}
+
+async fn endpoint() -> Endpoint {
+    Endpoint::builder(presets::Minimal)
+        .clear_ip_transports()
+        .bind_addr((Ipv4Addr::LOCALHOST, 0))
+        .unwrap()
+        .portmapper_config(PortmapperConfig::Disabled)
+        .bind()
+        .await
+        .unwrap()
+}
+
+struct Node {
+    node: GossipNode<TestGate>,
+    router: Router,
+    metrics: Arc<GossipMetrics>,
+    events: Mutex<mpsc::Receiver<GossipEvent<Bytes>>>,
+    frames: std::sync::Mutex<BTreeSet<Bytes>>,
+}
+
+impl Node {
+    async fn new() -> Self {
+        Self::with(GossipConfig::default(), 1, KEY, b"good").await
+    }
+
+    async fn with(
+        config: GossipConfig,
+        generation: u32,
+        key: [u8; 32],
+        word: &'static [u8],
+    ) -> Self {
+        let endpoint = endpoint().await;
+        let metrics = Arc::new(GossipMetrics::default());
+        let (node, events) = GossipNode::spawn(
+            endpoint.clone(),
+            config,
+            TOPIC,
+            generation,
+            key,
+            TestGate { word },
+            metrics.clone(),
+        );
+        let router = Router::builder(endpoint)
+            .accept(GOSSIP_ALPN, Handler(node.clone()))
+            .spawn();
+        Self {
+            node,
+            router,
+            metrics,
+            events: Mutex::new(events),
+            frames: Default::default(),
+        }
+    }
+
+    fn addr(&self) -> EndpointAddr {
+        self.router.endpoint().addr()
+    }
+
+    fn id(&self) -> EndpointId {
+        self.router.endpoint().id()
+    }
+
+    fn neighbors(&self) -> usize {
+        *self.node.neighbors().borrow()
+    }
+
+    async fn say(&self, frame: impl Into<Bytes>) {
+        self.node.broadcast(frame.into()).await.unwrap();
+    }
+
+    /// Takes what has come; says how many different frames that makes.
+    async fn frames(&self) -> usize {
+        let mut events = self.events.lock().await;
+        let mut frames = self.frames.lock().unwrap();
+        while let Ok(event) = events.try_recv() {
+            if let GossipEvent::Frame { opened, hops, .. } = event {
+                assert!(hops >= 1);
+                assert!(frames.insert(opened), "a frame came twice");
+            }
+        }
+        frames.len()
+    }
+
+    async fn has(&self, frame: &'static [u8]) -> bool {
+        self.frames().await;
+        self.frames.lock().unwrap().contains(frame)
+    }
+
+    async fn end(self) {
+        self.node.shutdown().await;
+        self.router.shutdown().await.unwrap();
+    }
+}
+
+/// Waits for something to become true.
+async fn until(what: &str, mut is: impl AsyncFnMut() -> bool) {
+    let wait = async {
+        while !is().await {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    assert!(timeout(PATIENCE, wait).await.is_ok(), "never: {what}");
+}
+
+async fn mesh(count: usize) -> Vec<Node> {
+    let mut nodes = Vec::new();
+    for _ in 0..count {
+        nodes.push(Node::new().await);
+    }
+    for node in &nodes[1..] {
+        node.node.join(vec![nodes[0].addr()]);
+    }
+    until("everyone has neighbours", async || {
+        let want = 2.min(count - 1);
+        nodes.iter().all(|node| node.neighbors() >= want)
+    })
+    .await;
+    nodes
+}
+
+async fn end(nodes: Vec<Node>) {
+    for node in nodes {
+        node.end().await;
+    }
+}
+
+/// A member that speaks the protocol by hand.
+struct ByHand {
+    endpoint: Endpoint,
+    conn: Connection,
+    send: iroh::endpoint::SendStream,
+    recv: iroh::endpoint::RecvStream,
+}
+
+impl ByHand {
+    async fn connect(to: &Node) -> Self {
+        let endpoint = endpoint().await;
+        let conn = endpoint.connect(to.addr(), GOSSIP_ALPN).await.unwrap();
+        let ring = Keyring::new(TOPIC, 1, KEY);
+        let (send, recv) = ring.dial(&conn, endpoint.id()).await.unwrap();
+        let mut this = Self {
+            endpoint,
+            conn,
+            send,
+            recv,
+        };
+        this.send(&Message::Swarm(Swarm::Join(None))).await;
+        // The answer makes us neighbours.
+        let mut len = [0; 4];
+        this.recv.read_exact(&mut len).await.unwrap();
+        this
+    }
+
+    async fn send(&mut self, message: &Message<'_, EndpointId>) {
+        let bytes = postcard::to_stdvec(message).unwrap();
+        let len = u32::try_from(bytes.len()).unwrap();
+        self.send.write_all(&len.to_be_bytes()).await.unwrap();
+        self.send.write_all(&bytes).await.unwrap();
+    }
+
+    async fn send_frame(&mut self, content: &[u8]) {
+        let id = *blake3::hash(content).as_bytes();
+        let scope = Scope::Swarm(0);
+        let data = Data { id, content, scope };
+        self.send(&Message::Gossip(Gossip::Data(data))).await;
+    }
+}
+
+fn closed_with(err: &iroh::endpoint::ConnectionError) -> Option<u64> {
+    match err {
+        iroh::endpoint::ConnectionError::ApplicationClosed(close) => {
+            Some(close.error_code.into_inner())
+        }
+        _ => None,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn twenty_nodes_that_join_through_one_receive_every_frame() {
+    let nodes = mesh(20).await;
+    for n in 0..500 {
+        nodes[0].say(format!("good {n}")).await;
+        if n % 10 == 0 {
+            // A pace that two shared cores keep up with.
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        for node in &nodes[1..] {
+            node.frames().await;
+        }
+    }
+    until("nearly all frames are with everyone", async || {
+        let mut all = true;
+        for node in &nodes[1..] {
+            all &= node.frames().await >= 490;
+        }
+        all
+    })
+    .await;
+    for node in &nodes {
+        assert!(node.neighbors() >= 1);
+        let got = node.frames.lock().unwrap();
+        let good = |frame: &Bytes| {
+            let number = frame.strip_prefix(b"good ".as_slice()).unwrap();
+            std::str::from_utf8(number).unwrap().parse::<u32>().unwrap() < 500
+        };
+        assert!(got.iter().all(good), "nothing that was not sent");
+        assert_eq!(node.metrics.refused_forged.get(), 0);
+        assert_eq!(node.metrics.peers_cut_off.get(), 0);
+    }
+    let forwarded: u64 = nodes.iter().map(|n| n.metrics.frames_forwarded.get()).sum();
+    assert!(forwarded > 0);
+    end(nodes).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_outsider_with_a_wrong_key_joins_nothing() {
+    let nodes = mesh(3).await;
+    let outsider = Node::with(GossipConfig::default(), 1, [8; 32], b"good").await;
+    outsider.node.join(vec![nodes[0].addr()]);
+    until("the outsider was refused", async || {
+        nodes[0].metrics.auth_failed.get() >= 1 && outsider.metrics.dial_failures.get() >= 1
+    })
+    .await;
+    // Nor can it be joined.
+    nodes[1].node.join(vec![outsider.addr()]);
+    until("the member turned away", async || {
+        outsider.metrics.auth_failed.get() >= 1
+    })
+    .await;
+    nodes[0].say("good").await;
+    until("the members have it", async || {
+        nodes[1].has(b"good").await && nodes[2].has(b"good").await
+    })
+    .await;
+    assert_eq!(outsider.neighbors(), 0);
+    assert_eq!(outsider.frames().await, 0);
+    assert!(nodes.iter().all(|node| node.neighbors() == 2));
+    outsider.end().await;
+    end(nodes).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_says_nothing_is_shown_out() {
+    let config = GossipConfig {
+        auth_timeout: Duration::from_millis(200),
+        ..Default::default()
+    };
+    let node = Node::with(config, 1, KEY, b"good").await;
+    let silent = endpoint().await;
+    let conn = silent.connect(node.addr(), GOSSIP_ALPN).await.unwrap();
+    let reason = timeout(PATIENCE, conn.closed()).await.unwrap();
+    assert_eq!(closed_with(&reason), Some(12));
+    silent.close().await;
+    node.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_forger_is_cut_off_and_nothing_of_his_is_forwarded() {
+    let nodes = mesh(3).await;
+    let mut forger = ByHand::connect(&nodes[0]).await;
+    forger.send_frame(b"good of a neighbour").await;
+    until("a good frame is forwarded", async || {
+        nodes[2].has(b"good of a neighbour").await
+    })
+    .await;
+    forger.send_frame(b"forged").await;
+    let reason = timeout(PATIENCE, forger.conn.closed()).await.unwrap();
+    assert_eq!(closed_with(&reason), Some(6));
+    // It does not get in again for a while.
+    let endpoint = forger.endpoint;
+    let conn = endpoint
+        .connect(nodes[0].addr(), GOSSIP_ALPN)
+        .await
+        .unwrap();
+    let reason = timeout(PATIENCE, conn.closed());
+    let ring = Keyring::new(TOPIC, 1, KEY);
+    let _ = ring.dial(&conn, endpoint.id()).await;
+    assert_eq!(closed_with(&reason.await.unwrap()), Some(10));
+    nodes[0].say("good afterwards").await;
+    until("the others go on", async || {
+        nodes[1].has(b"good afterwards").await && nodes[2].has(b"good afterwards").await
+    })
+    .await;
+    assert!(!nodes[1].has(b"forged").await && !nodes[2].has(b"forged").await);
+    assert_eq!(nodes[0].metrics.refused_forged.get(), 1);
+    assert_eq!(nodes[1].metrics.refused_forged.get(), 0);
+    assert_eq!(nodes[2].metrics.refused_forged.get(), 0);
+    endpoint.close().await;
+    end(nodes).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_message_beyond_the_limit_costs_the_connection() {
+    let nodes = mesh(2).await;
+    let mut peer = ByHand::connect(&nodes[0]).await;
+    peer.send.write_all(&u32::MAX.to_be_bytes()).await.unwrap();
+    let reason = timeout(PATIENCE, peer.conn.closed()).await.unwrap();
+    assert_eq!(closed_with(&reason), Some(7));
+    assert_eq!(nodes[0].metrics.refused_oversize.get(), 1);
+    peer.endpoint.close().await;
+    end(nodes).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_that_stops_reading_costs_the_others_nothing() {
+    let nodes = mesh(4).await;
+    // Kept, not read from.
+    let stuck = ByHand::connect(&nodes[0]).await;
+    let frame = |n: u32| {
+        let mut frame = format!("good {n} ").into_bytes();
+        frame.resize(32 * 1024, b'.');
+        Bytes::from(frame)
+    };
+    let mut said = 0;
+    until("the stuck peer is replaced", async || {
+        for _ in 0..4 {
+            nodes[0].say(frame(said)).await;
+            said += 1;
+        }
+        for node in &nodes[1..] {
+            node.frames().await;
+        }
+        nodes[0].metrics.peers_stuck.get() >= 1
+    })
+    .await;
+    until("the others have every frame", async || {
+        let mut all = true;
+        for node in &nodes[1..] {
+            all &= node.frames().await == said as usize;
+        }
+        all
+    })
+    .await;
+    assert!(nodes[0].metrics.queue_dropped.get() >= 1);
+    assert!(nodes.iter().all(|node| node.neighbors() == 3));
+    stuck.endpoint.close().await;
+    end(nodes).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rekeyed_topic_goes_on_and_takes_new_members_only_under_its_new_key() {
+    let config = GossipConfig {
+        previous_key_lifetime: Duration::from_millis(1),
+        ..Default::default()
+    };
+    let mut nodes = Vec::new();
+    for _ in 0..3 {
+        nodes.push(Node::with(config.clone(), 1, KEY, b"good").await);
+    }
+    for node in &nodes[1..] {
+        node.node.join(vec![nodes[0].addr()]);
+    }
+    until("all are neighbours", async || {
+        nodes.iter().all(|node| node.neighbors() == 2)
+    })
+    .await;
+    for node in &nodes {
+        node.node.rekey(2, [2; 32]);
+        node.node
+            .with_gate(|gate| gate.word = b"new")
+            .await
+            .unwrap();
+    }
+    let late = Node::with(config.clone(), 2, [2; 32], b"new").await;
+    late.node.join(vec![nodes[1].addr()]);
+    until("the late one is in", async || late.neighbors() >= 1).await;
+    let old = Node::with(config, 1, KEY, b"good").await;
+    old.node.join(vec![nodes[1].addr()]);
+    until("the old one is refused", async || {
+        old.metrics.dial_failures.get() >= 1
+    })
+    .await;
+    nodes[0].say("new frame").await;
+    until("everyone has it", async || {
+        nodes[1].has(b"new frame").await
+            && nodes[2].has(b"new frame").await
+            && late.has(b"new frame").await
+    })
+    .await;
+    assert_eq!(old.neighbors(), 0);
+    nodes.push(late);
+    nodes.push(old);
+    end(nodes).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn while_keys_change_either_side_may_be_first() {
+    let (ahead, behind) = (Node::new().await, Node::new().await);
+    ahead.node.rekey(2, [2; 32]);
+    ahead.node.join(vec![behind.addr()]);
+    until("joined with the older key", async || {
+        ahead.neighbors() == 1 && behind.neighbors() == 1
+    })
+    .await;
+    end(vec![ahead, behind]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_evicted_member_is_closed_and_kept_away() {
+    let nodes = mesh(3).await;
+    let gone = nodes[2].id();
+    for node in &nodes[..2] {
+        node.node.evict(vec![gone]);
+    }
+    until("it is alone", async || nodes[2].neighbors() == 0).await;
+    nodes[0].say("good without it").await;
+    until("the others have it", async || {
+        nodes[1].has(b"good without it").await
+    })
+    .await;
+    assert_eq!(nodes[2].frames().await, 0);
+    end(nodes).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_that_dial_each_other_at_once_end_up_as_neighbours() {
+    for _ in 0..5 {
+        let (a, b) = (Node::new().await, Node::new().await);
+        a.node.join(vec![b.addr()]);
+        b.node.join(vec![a.addr()]);
+        until("they are neighbours", async || {
+            a.neighbors() == 1 && b.neighbors() == 1
+        })
+        .await;
+        a.say("good from a").await;
+        until("b hears a", async || b.has(b"good from a").await).await;
+        end(vec![a, b]).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restarted_neighbour_is_taken_back() {
+    let nodes = mesh(3).await;
+    let mut nodes = nodes.into_iter();
+    let (a, b, c) = (
+        nodes.next().unwrap(),
+        nodes.next().unwrap(),
+        nodes.next().unwrap(),
+    );
+    a.end().await;
+    until("it is missed", async || {
+        b.neighbors() == 1 && c.neighbors() == 1
+    })
+    .await;
+    let again = Node::new().await;
+    again.node.join(vec![b.addr()]);
+    until("it is back", async || again.neighbors() == 2).await;
+    again.say("good again").await;
+    until("both hear it", async || {
+        b.has(b"good again").await && c.has(b"good again").await
+    })
+    .await;
+    end(vec![again, b, c]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn shutdown_ends_every_task_and_the_events() {
+    let nodes = mesh(4).await;
+    let begin = Instant::now();
+    nodes[0].node.shutdown().await;
+    assert!(begin.elapsed() < Duration::from_secs(4), "it has a limit");
+    assert_eq!(nodes[0].node.tasks(), 0);
+    assert_eq!(nodes[0].neighbors(), 0);
+    until("the events end", async || {
+        let mut events = nodes[0].events.lock().await;
+        while events.try_recv().is_ok() {}
+        events.is_closed()
+    })
+    .await;
+    let err = nodes[0].node.broadcast(Bytes::new()).await.unwrap_err();
+    assert!(matches!(err, GossipSendError::Closed { .. }));
+    until("the others know", async || {
+        nodes[1..].iter().all(|node| node.neighbors() == 2)
+    })
+    .await;
+    end(nodes).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn dropping_every_handle_leaves_the_topic() {
+    let nodes = mesh(2).await;
+    let endpoint = endpoint().await;
+    let (node, mut events) = GossipNode::spawn(
+        endpoint.clone(),
+        GossipConfig::default(),
+        TOPIC,
+        1,
+        KEY,
+        TestGate { word: b"good" },
+        Default::default(),
+    );
+    node.join(vec![nodes[0].addr()]);
+    until("three are neighbours", async || nodes[0].neighbors() == 2).await;
+    drop(node);
+    until("it has left", async || {
+        nodes.iter().all(|node| node.neighbors() == 1)
+    })
+    .await;
+    let rest = async { while events.recv().await.is_some() {} };
+    assert!(timeout(PATIENCE, rest).await.is_ok(), "the events end");
+    endpoint.close().await;
+    end(nodes).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_frame_beyond_the_limit_is_refused() {
+    let node = Node::new().await;
+    let max = GossipConfig::default().max_frame_size;
+    let err = node.node.broadcast(vec![0; max + 1].into()).await;
+    assert!(matches!(err.unwrap_err(), GossipSendError::TooLarge { .. }));
+    node.end().await;
+}

@@ -1,0 +1,95 @@
+//! The settings of a hub, each with its default.
+
+use std::time::Duration;
+
+use crate::{
+    admission::Admission, fan_out::FanOut, gossip::GossipConfig, log::LogConfig, wire::native,
+};
+
+/// The limits that a hub keeps towards its spokes.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct HubLimits {
+    /// The largest event, in bytes, both ways: type, id and payload together. Default 16 MiB; at most
+    /// about 4 GiB.
+    pub max_event_bytes: usize,
+    /// The most spokes at once. Default 16,384.
+    pub max_spokes: usize,
+    /// The most streams (spokes) on one connection. Default 64.
+    pub max_streams: usize,
+    /// How long a connection may take to open a stream and say hello on it. Default 10 s.
+    pub hello_timeout: Duration,
+    /// How long a frame may stay unfinished. Default 30 s.
+    pub frame_timeout: Duration,
+    /// The most bytes of targeted events that wait for one spoke, sent or not, until it acknowledges
+    /// them; one event is always taken. Default 16 MiB.
+    pub targeted_bytes: usize,
+    /// The most targeted events that wait for one spoke. Default 1,024.
+    pub targeted_events: usize,
+    /// How long `send` waits for room in a spoke's queue. Default 5 s.
+    pub send_wait: Duration,
+    /// How many bytes of its own events a native spoke may have unacknowledged. Default 4 MiB; one
+    /// event is always allowed.
+    pub publish_window: u64,
+    /// How far `broadcast` may run ahead of the spokes that keep up, in events. Default 8,192.
+    pub pace_events: u64,
+    /// The same in bytes. Default 16 MiB; one event is always allowed.
+    pub pace_bytes: u64,
+    /// How long `broadcast` waits for a spoke that has stopped taking anything. Default 500 ms.
+    pub stall_after: Duration,
+    /// How long, in all, one spoke that is slower than most may hold `broadcast` back before it is
+    /// left to fall behind; regained at a twentieth of the time that passes. Default 2 s.
+    pub patience: Duration,
+    /// How long `shutdown` waits for spokes to take what is left. Default 10 s.
+    pub drain_timeout: Duration,
+    /// How many acknowledgements a second the hub takes over all spokes. Default 1,000.
+    pub acks_per_s: u32,
+    /// How long events from spokes wait for the very first listener of a new hub. Default 1 s.
+    pub first_listener_wait: Duration,
+}
+
+impl Default for HubLimits {
+    fn default() -> Self {
+        Self {
+            max_event_bytes: 16 << 20,
+            max_spokes: 16_384,
+            max_streams: 64,
+            hello_timeout: Duration::from_secs(10),
+            frame_timeout: Duration::from_secs(30),
+            targeted_bytes: 16 << 20,
+            targeted_events: 1024,
+            send_wait: Duration::from_secs(5),
+            publish_window: 4 << 20,
+            pace_events: 8192,
+            pace_bytes: 16 << 20,
+            stall_after: Duration::from_millis(500),
+            patience: Duration::from_secs(2),
+            drain_timeout: Duration::from_secs(10),
+            acks_per_s: 1000,
+            first_listener_wait: Duration::from_secs(1),
+        }
+    }
+}
+
+#[derive(Clone, Debug, Default)]
+pub(crate) struct HubConfig {
+    pub(crate) fan_out: FanOut,
+    pub(crate) admission: Admission,
+    pub(crate) log: LogConfig,
+    pub(crate) gossip: GossipConfig,
+    pub(crate) limits: HubLimits,
+}
+
+impl HubConfig {
+    /// Brings what cannot be into bounds that can.
+    pub(crate) fn sound(mut self) -> Self {
+        let limits = &mut self.limits;
+        limits.max_event_bytes = limits.max_event_bytes.clamp(1, native::MAX_EVENT_BYTES);
+        limits.targeted_events = limits.targeted_events.max(1);
+        limits.pace_events = limits.pace_events.max(1);
+        limits.pace_bytes = limits.pace_bytes.max(1);
+        limits.acks_per_s = limits.acks_per_s.max(1);
+        limits.max_streams = limits.max_streams.max(1);
+        self
+    }
+}

@@ -1,0 +1,89 @@
+//! One connection of a peer: who it is, whether it is let in, and its streams, each a spoke.
+
+use std::sync::Arc;
+
+use iroh::endpoint::Connection;
+use n0_future::task::JoinSet;
+use tokio::time::{Instant, sleep_until};
+use tracing::{Instrument, debug, info, info_span, warn};
+
+use super::{Inner, link_task};
+use crate::{
+    admission::{Candidate, Decision},
+    close::{CloseCode, Closed},
+    link_io::short_reason,
+    protocol::Protocol,
+};
+
+/// Serves a connection until it ends. Runs on a task of the hub's own, so that nothing that happens
+/// here reaches the router.
+pub(super) async fn run(hub: Arc<Inner>, connection: Connection, protocol: Protocol) {
+    let remote = connection.remote_id();
+    let span = info_span!("connection", me = %hub.me.fmt_short(), remote = %remote.fmt_short());
+    serve(hub, connection, protocol).instrument(span).await;
+}
+
+async fn serve(hub: Arc<Inner>, connection: Connection, protocol: Protocol) {
+    let candidate = Candidate {
+        endpoint: connection.remote_id(),
+        protocol,
+    };
+    if let Decision::Refuse { reason } = hub.config.admission.decide(candidate).await {
+        hub.metrics.refused.inc();
+        info!(%reason, "refused");
+        close(&connection, CloseCode::Refused, &reason);
+        return;
+    }
+    let mut streams = JoinSet::new();
+    let hello_timeout = hub.config.limits.hello_timeout;
+    let mut idle_since = Instant::now();
+    loop {
+        tokio::select! {
+            accepted = connection.accept_bi() => {
+                let (mut send, mut recv) = match accepted {
+                    Ok(stream) => stream,
+                    Err(_) => break,
+                };
+                if streams.len() >= hub.config.limits.max_streams {
+                    hub.metrics.streams_refused.inc();
+                    debug!("a stream more than one connection may have");
+                    let code = CloseCode::TooMany.to_varint();
+                    let _ = send.reset(code);
+                    let _ = recv.stop(code);
+                    continue;
+                }
+                let link = link_task::run(hub.clone(), connection.clone(), protocol, send, recv);
+                streams.spawn(link.in_current_span());
+            }
+            Some(ended) = streams.join_next(), if !streams.is_empty() => {
+                idle_since = Instant::now();
+                let closed = ended.unwrap_or_else(|error| {
+                    warn!(%error, "the task of a spoke failed");
+                    Closed::by_us(CloseCode::Internal, "internal error")
+                });
+                // The other spokes on the connection go on; without any, its end is the answer.
+                if streams.is_empty() {
+                    if let Closed::ByUs { code, reason } = &closed {
+                        close(&connection, *code, reason);
+                        break;
+                    }
+                }
+            }
+            () = sleep_until(idle_since + hello_timeout), if streams.is_empty() => {
+                hub.metrics.links_failed.inc();
+                close(&connection, CloseCode::TimedOut, "no stream was opened in time");
+                break;
+            }
+            () = hub.cancel.cancelled() => {
+                close(&connection, CloseCode::Goodbye, "the hub ended");
+                break;
+            }
+        }
+    }
+    // The links see the connection's end by themselves, and tell the hub.
+    while streams.join_next().await.is_some() {}
+}
+
+fn close(connection: &Connection, code: CloseCode, reason: &str) {
+    connection.close(code.to_varint(), short_reason(reason).as_bytes());
+}

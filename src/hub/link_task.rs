@@ -1,0 +1,385 @@
+//! The task of one spoke: a reader and a writer over its stream, from hello to goodbye.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::{Bytes, BytesMut};
+use iroh::endpoint::{Connection, RecvStream, SendStream};
+use n0_error::e;
+use tokio::time::{Instant, sleep_until, timeout};
+use tracing::{Instrument, debug, info_span};
+
+use super::{
+    Inner,
+    link::{Batch, Link},
+    switchboard::Note,
+};
+use crate::{
+    close::{CloseCode, Closed},
+    event::Envelope,
+    link_io::{FrameReader, LinkError, write_all},
+    listen::{Event, Incoming, Source},
+    protocol::Protocol,
+    wire::{
+        compat,
+        native::{self, FEATURE_GOSSIP, Hello, PartOf, Start, ToHub, ToSpoke, Welcome},
+    },
+};
+
+/// Serves the stream until it ends, and says how it ended. Never panics on what a peer sends.
+pub(super) async fn run(
+    hub: Arc<Inner>,
+    connection: Connection,
+    protocol: Protocol,
+    mut send: SendStream,
+    recv: RecvStream,
+) -> Closed {
+    let max_frame = match protocol {
+        Protocol::Native => native::MAX_FRAME,
+        Protocol::Compat => hub.config.limits.max_event_bytes + compat::FRAME_OVERHEAD,
+    };
+    let mut reader = FrameReader::new(recv, max_frame, hub.config.limits.frame_timeout);
+    let error = match welcome(&hub, connection, protocol, &mut send, &mut reader).await {
+        Ok((link, first)) => {
+            let span = info_span!("link", remote = %link.id.fmt_short(), %protocol);
+            serve(&hub, &link, first, &mut send, &mut reader)
+                .instrument(span)
+                .await
+        }
+        Err(error) => {
+            debug!(%error, "a stream did not become a spoke");
+            error
+        }
+    };
+    let closed = error.closed();
+    if let Closed::ByUs { code, .. } = &closed {
+        if *code != CloseCode::Goodbye {
+            hub.metrics.links_failed.inc();
+            let _ = send.reset(code.to_varint());
+        }
+        reader.stop(*code);
+    }
+    closed
+}
+
+/// Waits for the hello (native) or the first frame (compat), and makes the stream a spoke.
+async fn welcome(
+    hub: &Arc<Inner>,
+    connection: Connection,
+    protocol: Protocol,
+    send: &mut SendStream,
+    reader: &mut FrameReader,
+) -> Result<(Arc<Link>, Option<Bytes>), LinkError> {
+    let wait = hub.config.limits.hello_timeout;
+    let first = timeout(wait, reader.next())
+        .await
+        .map_err(|_| {
+            e!(LinkError::TimedOut {
+                what: "the first frame of a stream"
+            })
+        })??
+        .ok_or_else(|| {
+            e!(LinkError::Misbehaved {
+                what: "the stream ended before its first frame"
+            })
+        })?;
+    if protocol == Protocol::Compat {
+        let link = hub.join(protocol, false, connection, hub.log.tip()).await?;
+        return Ok((link, Some(first)));
+    }
+    let Some(ToHub::Hello(hello)) = ToHub::decode(first)? else {
+        return Err(e!(LinkError::Misbehaved {
+            what: "the first frame is not a hello"
+        }));
+    };
+    if hello.version != native::VERSION {
+        return Err(e!(LinkError::Version {
+            theirs: hello.version,
+            ours: native::VERSION
+        }));
+    }
+    let start = starting_offset(hub, &hello);
+    let can_gossip = hello.features & FEATURE_GOSSIP != 0;
+    let link = hub.join(protocol, can_gossip, connection, start).await?;
+    let welcome = ToSpoke::Welcome(Welcome {
+        version: native::VERSION,
+        features: FEATURE_GOSSIP,
+        session: hello.session.unwrap_or_else(rand::random),
+        epoch: hub.log.epoch(),
+        tip: hub.log.tip(),
+        start,
+        max_event_bytes: hub.config.limits.max_event_bytes as u64,
+        ack_every_ms: hub.ack_every_ms(),
+        publish_window: hub.config.limits.publish_window,
+    });
+    let mut chunks = Vec::new();
+    welcome.encode(&mut chunks);
+    if let Err(error) = write_all(send, &mut chunks).await {
+        hub.leave(&link, &error.closed()).await;
+        return Err(error);
+    }
+    Ok((link, None))
+}
+
+fn starting_offset(hub: &Inner, hello: &Hello) -> u64 {
+    let (head, tip) = (hub.log.head(), hub.log.tip());
+    match hello.start {
+        Start::Tip => tip,
+        Start::Earliest => head,
+        // What the log no longer has is said with a `Missed` when the cursor gets there.
+        Start::At(position) if position.epoch == hub.log.epoch() && position.offset <= tip => {
+            position.offset
+        }
+        Start::At(_) => head,
+    }
+}
+
+async fn serve(
+    hub: &Arc<Inner>,
+    link: &Arc<Link>,
+    first: Option<Bytes>,
+    send: &mut SendStream,
+    reader: &mut FrameReader,
+) -> LinkError {
+    debug!("welcome");
+    // Neither half is restarted, so neither has to be cancel safe.
+    let error = tokio::select! {
+        error = read(hub, link, first, reader) => error,
+        error = write(hub, link, send) => error,
+        () = link.cancel.cancelled() => LinkError::gone(Closed::by_us(CloseCode::Goodbye, "the hub ended")),
+        error = link.connection.closed() => error.into(),
+    };
+    let closed = error.closed();
+    debug!(%closed, "the spoke is gone");
+    hub.leave(link, &closed).await;
+    error
+}
+
+async fn read(
+    hub: &Inner,
+    link: &Link,
+    first: Option<Bytes>,
+    reader: &mut FrameReader,
+) -> LinkError {
+    let mut inbound = Inbound {
+        hub,
+        link,
+        last_seq: 0,
+        assembling: None,
+    };
+    let result = async {
+        if let Some(frame) = first {
+            inbound.frame(frame).await?;
+        }
+        while let Some(frame) = reader.next().await? {
+            inbound.frame(frame).await?;
+        }
+        Ok(())
+    };
+    match result.await {
+        Ok(()) => LinkError::gone(Closed::ByPeer {
+            code: CloseCode::Goodbye,
+            reason: "the stream ended".to_owned(),
+        }),
+        Err(error) => error,
+    }
+}
+
+/// What arrives from one spoke.
+struct Inbound<'a> {
+    hub: &'a Inner,
+    link: &'a Link,
+    /// The last of the spoke's events that was taken whole.
+    last_seq: u64,
+    assembling: Option<Assembling>,
+}
+
+struct Assembling {
+    seq: u64,
+    next: PartOf,
+    body: BytesMut,
+}
+
+impl Inbound<'_> {
+    async fn frame(&mut self, frame: Bytes) -> Result<(), LinkError> {
+        self.hub.metrics.frames_received.inc();
+        match self.link.protocol {
+            Protocol::Compat if frame.is_empty() => Ok(()),
+            Protocol::Compat => {
+                let envelope = compat::decode(&frame)?;
+                self.check_size(envelope.size())?;
+                self.deliver(envelope).await;
+                Ok(())
+            }
+            Protocol::Native => match ToHub::decode(frame)? {
+                Some(frame) => self.native(frame).await,
+                None => {
+                    self.hub.metrics.frames_unknown.inc();
+                    Ok(())
+                }
+            },
+        }
+    }
+
+    async fn native(&mut self, frame: ToHub) -> Result<(), LinkError> {
+        let misbehaved = |what| Err(e!(LinkError::Misbehaved { what }));
+        let tip = self.hub.log.tip();
+        match frame {
+            ToHub::Hello(_) => misbehaved("a second hello"),
+            ToHub::Publish { seq, of, body } => self.publish(seq, of, body).await,
+            ToHub::Ack { offset, seq } => {
+                if offset > tip {
+                    return misbehaved("acknowledged an event that does not exist yet");
+                }
+                self.hub.metrics.acks_received.inc();
+                if seq > 0 {
+                    self.link.targeted_acked(seq)?;
+                }
+                if self.link.set_acked(offset) {
+                    self.hub.progress.notify_waiters();
+                }
+                Ok(())
+            }
+            ToHub::Want { from, to: Some(to) } => {
+                if from > to || to > tip {
+                    return misbehaved("wants events that do not exist");
+                }
+                self.hub.metrics.wants.inc();
+                self.link.repair(from, to);
+                Ok(())
+            }
+            ToHub::Want { from, to: None } => {
+                if from > tip {
+                    return misbehaved("wants events that do not exist");
+                }
+                self.hub.metrics.wants_direct.inc();
+                self.link.serve_from(from);
+                self.hub.note(Note::OffTree(self.link.id)).await;
+                Ok(())
+            }
+            ToHub::Served { from } => {
+                if from > tip {
+                    return misbehaved("is served events that do not exist");
+                }
+                self.hub.note(Note::OnTree(self.link.id)).await;
+                Ok(())
+            }
+        }
+    }
+
+    /// Takes a part of the spoke's next event.
+    async fn publish(&mut self, seq: u64, of: PartOf, body: Bytes) -> Result<(), LinkError> {
+        if seq != self.last_seq.wrapping_add(1) {
+            return Err(e!(LinkError::Misbehaved {
+                what: "its events are not numbered one by one"
+            }));
+        }
+        let body = if of.parts == 1 {
+            body
+        } else {
+            let assembling = self.assembling.get_or_insert_with(|| Assembling {
+                seq,
+                next: PartOf { part: 0, ..of },
+                body: BytesMut::new(),
+            });
+            if assembling.seq != seq || assembling.next != of {
+                return Err(e!(LinkError::Misbehaved {
+                    what: "the parts of an event are out of order"
+                }));
+            }
+            assembling.next.part += 1;
+            assembling.body.extend_from_slice(&body);
+            let len = assembling.body.len();
+            let done = assembling.next.part == of.parts;
+            self.check_size(len)?;
+            if !done {
+                return Ok(());
+            }
+            self.assembling
+                .take()
+                .map(|assembling| assembling.body.freeze())
+                .unwrap_or_default()
+        };
+        self.check_size(body.len())?;
+        let envelope = Envelope::from_body(body)?;
+        self.last_seq = seq;
+        self.deliver(envelope).await;
+        self.link.acknowledge(seq);
+        Ok(())
+    }
+
+    fn check_size(&self, len: usize) -> Result<(), LinkError> {
+        let limit = self.hub.config.limits.max_event_bytes;
+        if len > limit {
+            let len = u32::try_from(len).unwrap_or(u32::MAX);
+            let too_large = e!(crate::wire::framing::FrameError::TooLarge { len, limit });
+            return Err(too_large.into());
+        }
+        Ok(())
+    }
+
+    async fn deliver(&self, envelope: Envelope) {
+        self.hub.metrics.events_received.inc();
+        let event = Event::new(envelope, Source::Spoke(self.link.id));
+        self.hub.listeners.dispatch(Incoming::Event(event)).await;
+    }
+}
+
+async fn write(hub: &Inner, link: &Link, send: &mut SendStream) -> LinkError {
+    match write_loop(hub, link, send).await {
+        Ok(()) => LinkError::gone(Closed::by_us(CloseCode::Goodbye, "the hub said goodbye")),
+        Err(error) => error,
+    }
+}
+
+async fn write_loop(hub: &Inner, link: &Link, send: &mut SendStream) -> Result<(), LinkError> {
+    let mut tip = hub.log.watch_tip();
+    let mut entries = Vec::new();
+    let mut chunks = Vec::new();
+    loop {
+        tip.mark_unchanged();
+        match link.next_batch(&hub.log, &mut entries, &mut chunks)? {
+            Batch::Frames { cursor } => {
+                write_all(send, &mut chunks).await?;
+                link.room.notify_waiters();
+                // A plain spoke cannot acknowledge; what its stream took is what is known.
+                if let (Protocol::Compat, Some(cursor)) = (link.protocol, cursor) {
+                    if link.set_acked(cursor) {
+                        hub.progress.notify_waiters();
+                    }
+                }
+            }
+            Batch::Idle { follows_tip } => {
+                if link.drain.is_cancelled() && link.has_all(hub.log.tip()) {
+                    return goodbye(send, hub.config.limits.drain_timeout).await;
+                }
+                // While draining, an acknowledgement is what is waited for.
+                let progress = hub.progress.notified();
+                tokio::select! {
+                    () = link.wake.notified() => {}
+                    _ = tip.changed(), if follows_tip => {}
+                    () = link.drain.cancelled(), if !link.drain.is_cancelled() => {}
+                    () = progress, if link.drain.is_cancelled() => {}
+                    () = sleep_until(Instant::now() + DRAIN_POLL), if link.drain.is_cancelled() => {}
+                }
+            }
+        }
+    }
+}
+
+/// How often a draining link looks again whether its spoke has everything.
+const DRAIN_POLL: Duration = Duration::from_millis(50);
+
+/// Finishes the stream and waits until the spoke has read it to the end.
+async fn goodbye(send: &mut SendStream, limit: Duration) -> Result<(), LinkError> {
+    if send.finish().is_ok() {
+        match timeout(limit, send.stopped()).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(_)) | Err(_) => {
+                return Err(e!(LinkError::TimedOut {
+                    what: "the spoke's acknowledgement of the end of its stream"
+                }));
+            }
+        }
+    }
+    Ok(())
+}

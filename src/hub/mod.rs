@@ -1,0 +1,630 @@
+//! The hub: its handle, and the parts that make it up.
+//!
+//! [`Hub`] is a cheap handle on shared state ([`Inner`]). The tasks around it: one per connection
+//! (`connection`), one per spoke (`link_task`), the `switchboard` that decides the paths, and the
+//! `gossip_link` while there is a topic. Nothing that they share waits on one spoke.
+
+mod builder;
+mod config;
+mod connection;
+mod error;
+mod gossip_link;
+mod link;
+mod link_task;
+mod pace;
+mod roster;
+mod shared_log;
+mod spokes;
+mod switchboard;
+
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use iroh::{
+    Endpoint, EndpointAddr, EndpointId,
+    endpoint::Connection,
+    protocol::{AcceptError, ProtocolHandler, Router, RouterBuilder},
+};
+use iroh_tickets::endpoint::EndpointTicket;
+use n0_error::{AnyError, e};
+use tokio::{
+    sync::{Notify, mpsc},
+    time::{Instant, timeout, timeout_at},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::{debug, warn};
+
+pub use self::{
+    builder::HubBuilder,
+    config::HubLimits,
+    error::{BroadcastError, HubError, SendError, TryBroadcastError},
+    spokes::{SpokeChange, SpokeInfo, SpokeWatch, WatchLagged},
+};
+use self::{
+    config::HubConfig,
+    link::Link,
+    pace::Pace,
+    roster::Roster,
+    shared_log::SharedLog,
+    switchboard::{CurrentNode, NOTES, Note, Switchboard},
+};
+use crate::{
+    admission::Admission,
+    close::{CloseCode, Closed},
+    event::Envelope,
+    fan_out::{FanOut, Path},
+    gossip::{GOSSIP_ALPN, GossipMetrics},
+    link_io::LinkError,
+    listen::{ListenOptions, Listener, Listeners},
+    metrics::HubMetrics,
+    pattern::Pattern,
+    position::Position,
+    protocol::Protocol,
+    spoke_id::SpokeId,
+    target::{DispatchError, Dispatching, EventTarget},
+};
+
+/// A hub: broadcasts events to all of its spokes, sends events to one, and hears what spokes send.
+///
+/// A hub is made by a [builder](Self::builder). It is a [`ProtocolHandler`] for a [`Router`] that you
+/// have ([`accept_on`](Self::accept_on)), or brings a router of its own
+/// ([`HubBuilder::spawn`]). Cloning is cheap: clones are the same hub.
+///
+/// End a hub with [`shutdown`](Self::shutdown); dropping the last clone ends it at once, and spokes
+/// see a lost connection or none at all.
+#[derive(Clone, Debug)]
+pub struct Hub {
+    inner: Arc<Inner>,
+    router: Option<Router>,
+    /// Ends the tasks when the last handle is dropped; the tasks hold `inner`, not this.
+    _alive: Arc<tokio_util::sync::DropGuard>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Inner {
+    me: EndpointId,
+    endpoint: Endpoint,
+    config: HubConfig,
+    log: SharedLog,
+    roster: Roster,
+    listeners: Listeners,
+    metrics: Arc<HubMetrics>,
+    gossip_metrics: Arc<GossipMetrics>,
+    notes: mpsc::Sender<Note>,
+    node: Mutex<CurrentNode>,
+    paces: Mutex<Paces>,
+    /// Wakes whoever waits for spokes to have more.
+    progress: Notify,
+    closing: AtomicBool,
+    cancel: CancellationToken,
+    tasks: TaskTracker,
+}
+
+#[derive(Debug)]
+struct Paces {
+    /// Over the spokes that acknowledge fast, with the window of the settings.
+    fast: Pace<SpokeId>,
+    /// Over all, with half of the log.
+    all: Pace<SpokeId>,
+}
+
+/// Proof that an event is in the hub's log.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub struct Receipt {
+    position: Position,
+}
+
+impl Receipt {
+    /// Where the event stands.
+    pub fn position(&self) -> Position {
+        self.position
+    }
+}
+
+/// To whom [`Hub::send`] sends: one spoke, or all spokes of one endpoint.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[non_exhaustive]
+pub enum Recipient {
+    /// One spoke.
+    Spoke(SpokeId),
+    /// Every spoke of this endpoint.
+    Endpoint(EndpointId),
+}
+
+impl From<SpokeId> for Recipient {
+    fn from(id: SpokeId) -> Self {
+        Self::Spoke(id)
+    }
+}
+
+impl From<EndpointId> for Recipient {
+    fn from(id: EndpointId) -> Self {
+        Self::Endpoint(id)
+    }
+}
+
+/// How a hub ended.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct Drained {
+    /// Spokes that did not have everything within the limit.
+    pub behind: Vec<SpokeInfo>,
+}
+
+impl Hub {
+    /// Begins to make a hub.
+    pub fn builder() -> HubBuilder {
+        HubBuilder::default()
+    }
+
+    fn start(endpoint: Endpoint, config: HubConfig) -> Self {
+        let config = config.sound();
+        let cancel = CancellationToken::new();
+        let (notes, notes_rx) = mpsc::channel(NOTES);
+        let limits = &config.limits;
+        let pace = || Pace::new(limits.stall_after, limits.patience);
+        let inner = Arc::new(Inner {
+            me: endpoint.id(),
+            endpoint,
+            log: SharedLog::new(config.log),
+            roster: Roster::new(),
+            listeners: Listeners::new(limits.first_listener_wait),
+            metrics: Arc::default(),
+            gossip_metrics: Arc::default(),
+            notes,
+            node: Mutex::default(),
+            paces: Mutex::new(Paces {
+                fast: pace(),
+                all: pace(),
+            }),
+            progress: Notify::new(),
+            closing: AtomicBool::new(false),
+            cancel: cancel.clone(),
+            tasks: TaskTracker::new(),
+            config,
+        });
+        inner
+            .tasks
+            .spawn(Switchboard::new(inner.clone(), notes_rx).run());
+        Self {
+            inner,
+            router: None,
+            _alive: Arc::new(cancel.drop_guard()),
+        }
+    }
+
+    /// Registers the hub's protocols on a router that serves others too.
+    pub fn accept_on(&self, router: RouterBuilder) -> RouterBuilder {
+        router
+            .accept(Protocol::Native.alpn(), self.clone())
+            .accept(Protocol::Compat.alpn(), self.clone())
+            .accept(GOSSIP_ALPN, self.clone())
+    }
+
+    /// The endpoint that the hub runs on.
+    pub fn endpoint(&self) -> &Endpoint {
+        &self.inner.endpoint
+    }
+
+    /// The hub's id.
+    pub fn id(&self) -> EndpointId {
+        self.inner.me
+    }
+
+    /// Where spokes find the hub, as far as the endpoint knows now.
+    pub fn addr(&self) -> EndpointAddr {
+        self.inner.endpoint.addr()
+    }
+
+    /// The hub's address as a text to hand to spokes.
+    pub fn ticket(&self) -> EndpointTicket {
+        EndpointTicket::new(self.addr())
+    }
+
+    /// Broadcasts an event to every spoke, and waits while the spokes are too far behind to take it.
+    ///
+    /// It waits for spokes that keep up: not for one that has stopped taking anything
+    /// ([`HubLimits::stall_after`]), and only so long for one that is slower than most
+    /// ([`HubLimits::patience`]).
+    ///
+    /// # Errors
+    ///
+    /// If the event is larger than [`HubLimits::max_event_bytes`], or the hub is shut down.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: if the future is dropped before it resolves, the event was not broadcast.
+    pub async fn broadcast(&self, event: Envelope) -> Result<Receipt, BroadcastError> {
+        let inner = &*self.inner;
+        inner.check(&event)?;
+        let mut held = false;
+        loop {
+            let progress = inner.progress.notified();
+            if inner.may_append() {
+                break;
+            }
+            if !std::mem::replace(&mut held, true) {
+                inner.metrics.broadcasts_held.inc();
+            }
+            // Looked at again even if nobody acknowledges: who is stalled stops to count.
+            let _ = timeout(PACE_POLL, progress).await;
+            inner.check(&event)?;
+        }
+        Ok(inner.append(event))
+    }
+
+    /// Broadcasts an event if the spokes are near enough to take it.
+    ///
+    /// # Errors
+    ///
+    /// As [`broadcast`](Self::broadcast); and [`TryBroadcastError::Behind`], with the event, where that
+    /// would wait.
+    pub fn try_broadcast(&self, event: Envelope) -> Result<Receipt, TryBroadcastError> {
+        let inner = &*self.inner;
+        inner
+            .check(&event)
+            .map_err(|source| e!(TryBroadcastError::Refused, source))?;
+        if !inner.may_append() {
+            inner.metrics.broadcasts_held.inc();
+            return Err(e!(TryBroadcastError::Behind { event }));
+        }
+        Ok(inner.append(event))
+    }
+
+    /// Sends an event to one spoke, or to all spokes of one endpoint. They see it after every
+    /// broadcast before it.
+    ///
+    /// Resolves when the event is queued; waits for room in the spoke's queue for
+    /// [`HubLimits::send_wait`] at most.
+    ///
+    /// # Errors
+    ///
+    /// If there is no such spoke, it takes nothing, the event is too large, or the hub is shut down.
+    /// With several spokes, the first error is returned and the other spokes may have got the event.
+    pub async fn send(&self, to: impl Into<Recipient>, event: Envelope) -> Result<(), SendError> {
+        let inner = &*self.inner;
+        inner
+            .check(&event)
+            .map_err(|source| e!(SendError::Refused, source))?;
+        let links = match to.into() {
+            Recipient::Spoke(id) => inner.roster.get(id).into_iter().collect(),
+            Recipient::Endpoint(id) => inner.roster.of_endpoint(id),
+        };
+        if links.is_empty() {
+            return Err(e!(SendError::NoSuchSpoke));
+        }
+        let deadline = Instant::now() + inner.config.limits.send_wait;
+        let mut result = Ok(());
+        for link in links {
+            result = result.and(inner.target(&link, &event, deadline).await);
+        }
+        result
+    }
+
+    /// Listens to the events that spokes send, with the default options.
+    pub fn listen(&self, pattern: impl Into<Pattern>) -> Listener {
+        self.listen_with(pattern.into(), ListenOptions::default())
+    }
+
+    /// The spokes as they are now.
+    pub fn spokes(&self) -> Vec<SpokeInfo> {
+        self.inner
+            .roster
+            .all()
+            .iter()
+            .map(|link| info(link))
+            .collect()
+    }
+
+    /// How many spokes there are.
+    pub fn spoke_count(&self) -> usize {
+        self.inner.roster.len()
+    }
+
+    /// Watches spokes come and go from now on.
+    pub fn watch_spokes(&self) -> SpokeWatch {
+        SpokeWatch(self.inner.roster.watch())
+    }
+
+    /// Who may connect.
+    pub fn admission(&self) -> &Admission {
+        &self.inner.config.admission
+    }
+
+    /// Changes how broadcasts reach the spokes.
+    pub async fn set_fan_out(&self, fan_out: FanOut) {
+        self.inner.note(Note::FanOut(fan_out)).await;
+    }
+
+    /// The position that the next event will get.
+    pub fn tip(&self) -> Position {
+        Position::new(self.inner.log.epoch(), self.inner.log.tip())
+    }
+
+    /// The hub's counters.
+    pub fn metrics(&self) -> &Arc<HubMetrics> {
+        &self.inner.metrics
+    }
+
+    /// The counters of the hub's node on the topic.
+    pub fn gossip_metrics(&self) -> &Arc<GossipMetrics> {
+        &self.inner.gossip_metrics
+    }
+
+    /// Ends the hub: takes no more events and spokes, lets every spoke have what is left within
+    /// [`HubLimits::drain_timeout`], says goodbye, and joins every task. If the hub brought its own
+    /// router, that and the endpoint are closed too.
+    ///
+    /// Returns who did not have everything.
+    pub async fn shutdown(&self) -> Drained {
+        self.shutdown_within(self.inner.config.limits.drain_timeout)
+            .await
+    }
+
+    /// As [`shutdown`](Self::shutdown), with another limit.
+    pub async fn shutdown_within(&self, limit: Duration) -> Drained {
+        let drained = self.inner.drain(limit).await;
+        if let Some(router) = &self.router {
+            if let Err(error) = router.shutdown().await {
+                warn!(%error, "a protocol of the hub's router failed");
+            }
+        }
+        drained
+    }
+}
+
+/// How often a waiting broadcast looks again though nobody acknowledged.
+const PACE_POLL: Duration = Duration::from_millis(20);
+/// How long tasks may take to end once they are told to.
+const JOIN_LIMIT: Duration = Duration::from_secs(10);
+
+fn info(link: &Link) -> SpokeInfo {
+    let paths = link.connection.paths();
+    let selected = paths.iter().find(|path| path.is_selected());
+    SpokeInfo {
+        id: link.id,
+        addr: selected.as_ref().map(|path| path.remote_addr().clone()),
+        protocol: link.protocol,
+        path: link.path(),
+        rtt: selected.as_ref().map(|path| path.rtt()),
+        acked: link.acked(),
+    }
+}
+
+impl Inner {
+    fn check(&self, event: &Envelope) -> Result<(), BroadcastError> {
+        if self.closing.load(Ordering::Acquire) || self.cancel.is_cancelled() {
+            return Err(e!(BroadcastError::Closed));
+        }
+        let limit = self.config.limits.max_event_bytes;
+        if event.size() > limit {
+            return Err(e!(BroadcastError::TooLarge {
+                len: event.size(),
+                limit
+            }));
+        }
+        Ok(())
+    }
+
+    fn append(&self, event: Envelope) -> Receipt {
+        self.metrics.events_broadcast.inc();
+        self.metrics.bytes_broadcast.inc_by(event.size() as u64);
+        Receipt {
+            position: self.log.append(event),
+        }
+    }
+
+    /// Whether the spokes that count are near enough to the tip.
+    fn may_append(&self) -> bool {
+        let limits = &self.config.limits;
+        let tip = self.log.tip();
+        let now = std::time::Instant::now();
+        let mut paces = self.paces.lock().unwrap_or_else(PoisonError::into_inner);
+        let behind = self.log.back_by(tip, limits.pace_events, limits.pace_bytes);
+        let fast = self.fast_acks(None);
+        let floor = paces.fast.floor(now, behind, fast.into_iter());
+        if floor.is_some_and(|floor| floor < behind) {
+            return false;
+        }
+        let log = &self.config.log;
+        let half = self
+            .log
+            .back_by(tip, log.max_events as u64 / 2, log.max_bytes as u64 / 2);
+        if half == 0 || half <= self.log.head() {
+            return true;
+        }
+        let all = self.roster.all();
+        let acks = all.iter().map(|link| (link.id, link.acked()));
+        let floor = paces.all.floor(now, half, acks);
+        floor.is_none_or(|floor| floor >= half)
+    }
+
+    /// What the spokes that acknowledge fast have, of those on one path or of all.
+    fn fast_acks(&self, path: Option<Path>) -> Vec<(SpokeId, u64)> {
+        self.roster
+            .all()
+            .iter()
+            .filter(|link| link.fast.load(Ordering::Acquire))
+            .filter(|link| path.is_none_or(|path| link.path() == path))
+            .map(|link| (link.id, link.acked()))
+            .collect()
+    }
+
+    async fn target(
+        &self,
+        link: &Link,
+        event: &Envelope,
+        deadline: Instant,
+    ) -> Result<(), SendError> {
+        let limits = &self.config.limits;
+        loop {
+            let room = link.room.notified();
+            tokio::pin!(room);
+            room.as_mut().enable();
+            let after = self.log.tip();
+            if link.try_target(event, after, limits.targeted_events, limits.targeted_bytes) {
+                self.metrics.events_targeted.inc();
+                return Ok(());
+            }
+            tokio::select! {
+                waited = timeout_at(deadline, room) => if waited.is_err() {
+                    return Err(e!(SendError::Stalled { spoke: link.id }));
+                },
+                () = link.cancel.cancelled() => return Err(e!(SendError::NoSuchSpoke)),
+            }
+        }
+    }
+
+    async fn note(&self, note: Note) {
+        // The switchboard never waits on a link, so this is short; it ends with the hub.
+        tokio::select! {
+            _ = self.notes.send(note) => {}
+            () = self.cancel.cancelled() => {}
+        }
+    }
+
+    fn ack_every_ms(&self) -> u32 {
+        switchboard::ack_every_ms(self.roster.len(), self.config.limits.acks_per_s)
+    }
+
+    /// Makes a stream a spoke.
+    async fn join(
+        &self,
+        protocol: Protocol,
+        can_gossip: bool,
+        connection: Connection,
+        cursor: u64,
+    ) -> Result<Arc<Link>, LinkError> {
+        let endpoint = connection.remote_id();
+        // One node of the topic has one id, so of one endpoint's spokes only one can be on it.
+        let gossips = self
+            .roster
+            .of_endpoint(endpoint)
+            .iter()
+            .any(|link| link.gossip_capable);
+        let gossip_capable = can_gossip && !gossips;
+        let cancel = self.cancel.child_token();
+        let make = |id| Link::new(id, protocol, gossip_capable, connection, cursor, cancel);
+        let link = self
+            .roster
+            .add(endpoint, self.config.limits.max_spokes, make)
+            .ok_or_else(|| {
+                e!(LinkError::TooMany {
+                    what: "the hub takes no more spokes"
+                })
+            })?;
+        let all_fast = switchboard::all_are_fast(self.roster.len());
+        link.fast.store(all_fast, Ordering::Release);
+        self.metrics.spokes.set(self.roster.len() as i64);
+        self.metrics.spokes_joined.inc();
+        let id = link.id;
+        self.note(Note::Joined { id, gossip_capable }).await;
+        self.roster.announce(SpokeChange::Joined { id, protocol });
+        Ok(link)
+    }
+
+    async fn leave(&self, link: &Link, closed: &Closed) {
+        link.cancel.cancel();
+        if self.roster.remove(link.id) {
+            self.metrics.spokes.set(self.roster.len() as i64);
+            self.note(Note::Left(link.id)).await;
+            self.roster.announce(SpokeChange::Left {
+                id: link.id,
+                closed: closed.clone(),
+            });
+            self.progress.notify_waiters();
+        }
+    }
+
+    fn set_node(&self, node: CurrentNode) {
+        *self.node.lock().unwrap_or_else(PoisonError::into_inner) = node;
+    }
+
+    fn node(&self) -> CurrentNode {
+        self.node
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    async fn drain(&self, limit: Duration) -> Drained {
+        self.closing.store(true, Ordering::Release);
+        self.roster.close();
+        let deadline = Instant::now() + limit;
+        let links = self.roster.all();
+        for link in &links {
+            link.drain.cancel();
+        }
+        let mut drained = Drained::default();
+        for link in &links {
+            if timeout_at(deadline, link.cancel.cancelled()).await.is_err() {
+                drained.behind.push(info(link));
+            }
+        }
+        for info in &drained.behind {
+            debug!(spoke = %info.id.fmt_short(), acked = info.acked, "did not take everything in time");
+        }
+        self.cancel.cancel();
+        self.tasks.close();
+        if timeout(JOIN_LIMIT, self.tasks.wait()).await.is_err() {
+            warn!("tasks of the hub did not end in time");
+        }
+        self.listeners.close();
+        drained
+    }
+}
+
+impl ProtocolHandler for Hub {
+    async fn accept(&self, connection: Connection) -> Result<(), AcceptError> {
+        let inner = self.inner.clone();
+        if inner.closing.load(Ordering::Acquire) {
+            let code = CloseCode::Goodbye.to_varint();
+            connection.close(code, b"the hub is shutting down");
+            return Ok(());
+        }
+        match Protocol::from_alpn(connection.alpn()) {
+            Some(protocol) => {
+                // On a task of our own: a panic in it must not reach the router.
+                inner
+                    .tasks
+                    .spawn(connection::run(inner.clone(), connection, protocol));
+            }
+            None => match inner.node() {
+                Some(node) => node.handle_connection(connection),
+                None => {
+                    let code = CloseCode::NotAMember.to_varint();
+                    connection.close(code, b"there is no topic");
+                }
+            },
+        }
+        Ok(())
+    }
+
+    async fn shutdown(&self) {
+        let limit = self.inner.config.limits.drain_timeout;
+        self.inner.drain(limit).await;
+    }
+}
+
+impl EventTarget for Hub {
+    fn dispatch(&self, event: Envelope) -> Dispatching<'_> {
+        Box::pin(async move {
+            match self.broadcast(event).await {
+                Ok(_) => Ok(()),
+                Err(error) => Err(e!(DispatchError::Target {
+                    source: AnyError::from_stack(error)
+                })),
+            }
+        })
+    }
+
+    fn listen_with(&self, pattern: Pattern, options: ListenOptions) -> Listener {
+        self.inner.listeners.add(pattern, options)
+    }
+}

@@ -1,0 +1,185 @@
+//! How far the publisher may run ahead: sans-IO.
+//!
+//! `broadcast` waits while spokes that keep up are more than a window behind the tip, so that a fast
+//! publisher does not outrun the mesh. Whom it waits for is bounded, so that one spoke cannot hold
+//! all others back: not for a spoke that has stopped taking anything, and not for longer than its
+//! patience for one that is slower than most. When most are behind, it is the mesh that is slow and
+//! not one spoke, and patience does not run out.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+/// A part of the time that passes comes back as patience.
+const REGAIN: u32 = 20;
+
+#[derive(Debug)]
+pub(super) struct Pace<Id> {
+    stall_after: Duration,
+    patience: Duration,
+    spokes: BTreeMap<Id, Progress>,
+    last: Option<Instant>,
+}
+
+#[derive(Debug)]
+struct Progress {
+    acked: u64,
+    moved: Instant,
+    patience: Duration,
+    round: bool,
+}
+
+impl<Id: Copy + Ord> Pace<Id> {
+    pub(super) fn new(stall_after: Duration, patience: Duration) -> Self {
+        Self {
+            stall_after,
+            patience,
+            spokes: BTreeMap::new(),
+            last: None,
+        }
+    }
+
+    /// The lowest offset of the spokes that are waited for, or `None` if there are none.
+    ///
+    /// `spokes` are all that count, each with what it has acknowledged; `behind` is the offset below
+    /// which a spoke is behind.
+    pub(super) fn floor(
+        &mut self,
+        now: Instant,
+        behind: u64,
+        spokes: impl Iterator<Item = (Id, u64)>,
+    ) -> Option<u64> {
+        let passed = self
+            .last
+            .map_or(Duration::ZERO, |last| now.saturating_duration_since(last))
+            // Time in which nobody asked was no waiting.
+            .min(self.stall_after);
+        self.last = Some(now);
+        let round = !self.spokes.values().next().is_some_and(|p| p.round);
+        let (mut all, mut late) = (0usize, 0usize);
+        for (id, acked) in spokes {
+            let progress = self.spokes.entry(id).or_insert(Progress {
+                acked,
+                moved: now,
+                patience: self.patience,
+                round,
+            });
+            progress.round = round;
+            if acked > progress.acked || acked >= behind {
+                progress.acked = progress.acked.max(acked);
+                progress.moved = now;
+            }
+            all += 1;
+            if progress.is_behind(behind) && !progress.is_stalled(now, self.stall_after) {
+                late += 1;
+            }
+        }
+        // Forget who is gone.
+        self.spokes.retain(|_, progress| progress.round == round);
+        let most_are_late = late * 2 > all;
+        let mut floor = None::<u64>;
+        for progress in self.spokes.values_mut() {
+            if progress.is_stalled(now, self.stall_after) {
+                continue;
+            }
+            if !progress.is_behind(behind) {
+                progress.patience = (progress.patience + passed / REGAIN).min(self.patience);
+            } else if !most_are_late {
+                progress.patience = progress.patience.saturating_sub(passed);
+                if progress.patience.is_zero() {
+                    continue;
+                }
+            }
+            floor = Some(floor.map_or(progress.acked, |floor| floor.min(progress.acked)));
+        }
+        floor
+    }
+}
+
+impl Progress {
+    fn is_behind(&self, behind: u64) -> bool {
+        self.acked < behind
+    }
+
+    fn is_stalled(&self, now: Instant, stall_after: Duration) -> bool {
+        now.saturating_duration_since(self.moved) > stall_after
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    fn pace() -> (Pace<u32>, Instant) {
+        (Pace::new(500 * MS, 2000 * MS), Instant::now())
+    }
+
+    #[test]
+    fn the_slowest_that_keeps_up_sets_the_pace() {
+        let (mut pace, now) = pace();
+        assert_eq!(pace.floor(now, 0, [].into_iter()), None);
+        let spokes = [(1, 90), (2, 70), (3, 100)];
+        assert_eq!(pace.floor(now, 50, spokes.into_iter()), Some(70));
+    }
+
+    #[test]
+    fn a_spoke_that_takes_nothing_is_not_waited_for_until_it_moves_again() {
+        let (mut pace, now) = pace();
+        let at = |ms: u32| now + ms * MS;
+        assert_eq!(
+            pace.floor(at(0), 50, [(1, 10), (2, 90)].into_iter()),
+            Some(10)
+        );
+        assert_eq!(
+            pace.floor(at(400), 50, [(1, 10), (2, 91)].into_iter()),
+            Some(10)
+        );
+        assert_eq!(
+            pace.floor(at(501), 50, [(1, 10), (2, 92)].into_iter()),
+            Some(92)
+        );
+        assert_eq!(
+            pace.floor(at(510), 50, [(1, 11), (2, 92)].into_iter()),
+            Some(11)
+        );
+    }
+
+    #[test]
+    fn patience_with_one_slow_spoke_runs_out_and_comes_back() {
+        let (mut pace, now) = pace();
+        let mut waited = 0;
+        for n in 0..1000u32 {
+            // Always moving, always behind.
+            let spokes = [(1, u64::from(n)), (2, 5000), (3, 5000)];
+            if pace.floor(now + n * 10 * MS, 4000, spokes.into_iter()) == Some(u64::from(n)) {
+                waited += 10;
+            }
+        }
+        assert!((1900..=2100).contains(&waited), "{waited}");
+        // A hundred seconds of keeping up later it is waited for again.
+        let later = now + 10_000 * MS;
+        for n in 0..10_000u32 {
+            let spokes = [(1, 6000), (2, 6000), (3, 6000)];
+            let _ = pace.floor(later + n * 10 * MS, 4000, spokes.into_iter());
+        }
+        let spokes = [(1, 6001), (2, 9000), (3, 9000)];
+        assert_eq!(
+            pace.floor(later + 100_001 * MS, 8000, spokes.into_iter()),
+            Some(6001)
+        );
+    }
+
+    #[test]
+    fn when_most_are_behind_the_publisher_waits_as_long_as_they_move() {
+        let (mut pace, now) = pace();
+        for n in 0..1000u32 {
+            let acked = u64::from(n);
+            let spokes = [(1, acked), (2, acked), (3, 5000)];
+            let floor = pace.floor(now + n * 10 * MS, 4000, spokes.into_iter());
+            assert_eq!(floor, Some(acked));
+        }
+    }
+}

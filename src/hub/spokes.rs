@@ -1,0 +1,84 @@
+//! What a hub tells about its spokes.
+
+use std::time::Duration;
+
+use iroh::TransportAddr;
+use tokio::sync::broadcast::{self, error::RecvError};
+
+use crate::{close::Closed, fan_out::Path, protocol::Protocol, spoke_id::SpokeId};
+
+/// One spoke, as the hub sees it now.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct SpokeInfo {
+    /// Its id; the endpoint in it is proven.
+    pub id: SpokeId,
+    /// Where its packets come from: an IP address, or a relay.
+    pub addr: Option<TransportAddr>,
+    /// The protocol of its stream.
+    pub protocol: Protocol,
+    /// The path that broadcasts take to it.
+    pub path: Path,
+    /// The round-trip time of its connection.
+    pub rtt: Option<Duration>,
+    /// Every broadcast below this offset has reached it: it acknowledged them, or (compat) its stream
+    /// took them.
+    pub acked: u64,
+}
+
+/// A spoke came or went, or its broadcasts take another path.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum SpokeChange {
+    /// It was welcomed.
+    Joined {
+        /// Which one.
+        id: SpokeId,
+        /// The protocol of its stream.
+        protocol: Protocol,
+    },
+    /// It is gone.
+    Left {
+        /// Which one.
+        id: SpokeId,
+        /// How its link ended.
+        closed: Closed,
+    },
+    /// Its broadcasts take another path from now on.
+    Moved {
+        /// Which one.
+        id: SpokeId,
+        /// The new path.
+        path: Path,
+    },
+}
+
+/// Watches spokes come and go. Made by [`Hub::watch_spokes`](super::Hub::watch_spokes).
+#[derive(Debug)]
+pub struct SpokeWatch(pub(super) broadcast::Receiver<SpokeChange>);
+
+/// The watch was too slow and lost changes; [`Hub::spokes`](super::Hub::spokes) tells how things stand.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct WatchLagged {
+    /// How many changes were lost.
+    pub changes: u64,
+}
+
+impl SpokeWatch {
+    /// The next change; `None` once the hub is gone.
+    ///
+    /// # Errors
+    ///
+    /// If the watch was more than 1,024 changes behind; it goes on behind the hole.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe.
+    pub async fn next(&mut self) -> Option<Result<SpokeChange, WatchLagged>> {
+        match self.0.recv().await {
+            Ok(change) => Some(Ok(change)),
+            Err(RecvError::Lagged(changes)) => Some(Err(WatchLagged { changes })),
+            Err(RecvError::Closed) => None,
+        }
+    }
+}

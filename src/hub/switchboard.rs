@@ -1,0 +1,316 @@
+//! The task that decides which path serves which spoke, and carries it out.
+//!
+//! It owns the [`Planner`] and the topic. Links only tell it what happened ([`Note`]); it parks and
+//! unparks their cursors, tells spokes to join and leave the topic, starts and stops the gossip link,
+//! shares out the acknowledgements, and goes on serving directly whoever the topic does not reach.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
+};
+
+use rand::seq::IndexedRandom;
+use tokio::{
+    sync::mpsc,
+    time::{MissedTickBehavior, interval, sleep_until},
+};
+use tracing::{debug, info, warn};
+
+use super::{
+    Inner,
+    gossip_link::{GossipLink, HubGate},
+    link::{Link, TopicOrder},
+    spokes::SpokeChange,
+};
+use crate::{
+    fan_out::{Decision, FanOut, Path, Planner, PlannerConfig},
+    gossip::GossipNode,
+    protocol::Protocol,
+    spoke_id::SpokeId,
+    wire::native::Topic,
+};
+
+/// Something happened that may change how spokes are served.
+#[derive(Clone, PartialEq, Debug)]
+pub(super) enum Note {
+    Joined {
+        id: SpokeId,
+        gossip_capable: bool,
+    },
+    Left(SpokeId),
+    /// The spoke says that the topic serves it.
+    OnTree(SpokeId),
+    /// The spoke wants to be served directly.
+    OffTree(SpokeId),
+    FanOut(FanOut),
+}
+
+/// How many notes may wait; who has one more waits.
+pub(super) const NOTES: usize = 1024;
+
+/// How often acknowledgements, traffic and laggards are looked at.
+const TICK: Duration = Duration::from_millis(500);
+
+/// A spoke on the topic that is behind and has not moved for this long is served directly.
+const STUCK_AFTER: Duration = Duration::from_secs(2);
+
+/// Up to so many native spokes, all acknowledge fast; beyond, only a few do.
+const ALL_FAST: usize = 20;
+/// How many do beyond.
+const FAST: usize = 8;
+/// How often a fast spoke acknowledges.
+const FAST_EVERY: Duration = Duration::from_millis(20);
+
+/// How often one spoke of `spokes` may acknowledge, in milliseconds, if it is not a fast one.
+pub(super) fn ack_every_ms(spokes: usize, acks_per_s: u32) -> u32 {
+    let fast_ms = FAST_EVERY.as_millis() as u64;
+    let budget = u64::from(acks_per_s);
+    let spokes_n = spokes as u64;
+    let ms = if spokes <= ALL_FAST {
+        spokes_n * 1000 / budget
+    } else {
+        let left = budget.saturating_sub(FAST as u64 * 1000 / fast_ms).max(1);
+        spokes_n * 1000 / left
+    };
+    u32::try_from(ms.max(fast_ms)).unwrap_or(u32::MAX)
+}
+
+/// Whether every spoke of so many acknowledges fast.
+pub(super) fn all_are_fast(spokes: usize) -> bool {
+    spokes <= ALL_FAST
+}
+
+pub(super) struct Switchboard {
+    hub: Arc<Inner>,
+    notes: mpsc::Receiver<Note>,
+    planner: Planner<SpokeId>,
+    topic: Option<GossipLink>,
+    /// How many spokes there were when acknowledgements were shared out.
+    shared_among: usize,
+    watched: BTreeMap<SpokeId, Watched>,
+    bytes_before: u64,
+}
+
+/// What a spoke on the topic had acknowledged, and since when.
+struct Watched {
+    acked: u64,
+    since: Instant,
+}
+
+impl Switchboard {
+    pub(super) fn new(hub: Arc<Inner>, notes: mpsc::Receiver<Note>) -> Self {
+        let planner = Planner::new(
+            hub.config.fan_out.clone(),
+            PlannerConfig::default(),
+            rand::random(),
+        );
+        Self {
+            hub,
+            notes,
+            planner,
+            topic: None,
+            shared_among: 0,
+            watched: BTreeMap::new(),
+            bytes_before: 0,
+        }
+    }
+
+    pub(super) async fn run(mut self) {
+        let mut tick = interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            self.carry_out().await;
+            let deadline = self.planner.deadline();
+            tokio::select! {
+                note = self.notes.recv() => match note {
+                    Some(note) => self.note(note),
+                    None => break,
+                },
+                _ = tick.tick() => self.tick(),
+                () = wait_until(deadline) => {}
+                () = GossipLink::failed(&mut self.topic) => {
+                    warn!("the topic failed; everyone is served directly");
+                    self.hub.metrics.topic_failures.inc();
+                    self.stop_topic().await;
+                    self.planner.topic_failed(Instant::now());
+                }
+                () = self.hub.cancel.cancelled() => break,
+            }
+        }
+        self.stop_topic().await;
+    }
+
+    fn note(&mut self, note: Note) {
+        let now = Instant::now();
+        match note {
+            Note::Joined { id, gossip_capable } => {
+                self.planner.spoke_joined(now, id, gossip_capable);
+            }
+            Note::Left(id) => {
+                self.planner.spoke_left(now, id);
+                self.watched.remove(&id);
+            }
+            Note::OnTree(id) => self.planner.on_tree(now, id),
+            Note::OffTree(id) => self.planner.off_tree(now, id),
+            Note::FanOut(fan_out) => self.planner.set_fan_out(now, fan_out),
+        }
+    }
+
+    async fn carry_out(&mut self) {
+        while let Some(decision) = self.planner.poll(Instant::now()) {
+            debug!(?decision, "fan-out");
+            match decision {
+                Decision::StartTopic => self.start_topic(),
+                Decision::StopTopic => self.stop_topic().await,
+                Decision::TellJoin { id, peers, via_hub } => self.tell_join(id, &peers, via_hub),
+                Decision::TellLeave { id } => {
+                    if let Some(link) = self.hub.roster.get(id) {
+                        link.order_topic(TopicOrder::Leave);
+                    }
+                    self.moved(id);
+                }
+                Decision::Park { id } => {
+                    if let Some(link) = self.hub.roster.get(id) {
+                        link.park();
+                    }
+                    self.moved(id);
+                }
+                Decision::Unpark { id } => {
+                    self.watched.remove(&id);
+                    if let Some(link) = self.hub.roster.get(id) {
+                        link.unpark();
+                    }
+                    self.moved(id);
+                }
+            }
+        }
+        if let Some(topic) = &self.topic {
+            topic.set_hurry(self.planner.counts().joining > 0);
+        }
+    }
+
+    fn moved(&self, id: SpokeId) {
+        let path = self.planner.path(id).unwrap_or(Path::Direct);
+        if let Some(link) = self.hub.roster.get(id) {
+            if link.set_path(path) {
+                self.hub.roster.announce(SpokeChange::Moved { id, path });
+            }
+        }
+    }
+
+    fn start_topic(&mut self) {
+        info!("the topic begins");
+        self.hub.metrics.topics_started.inc();
+        let topic = GossipLink::start(&self.hub);
+        self.hub.set_node(Some(topic.node().clone()));
+        self.topic = Some(topic);
+    }
+
+    async fn stop_topic(&mut self) {
+        self.hub.set_node(None);
+        if let Some(topic) = self.topic.take() {
+            info!("the topic ends");
+            topic.stop().await;
+        }
+    }
+
+    fn tell_join(&self, id: SpokeId, peers: &[SpokeId], via_hub: bool) {
+        let (Some(topic), Some(link)) = (&self.topic, self.hub.roster.get(id)) else {
+            return;
+        };
+        let mut addrs: Vec<_> = peers
+            .iter()
+            .filter_map(|peer| self.hub.roster.get(*peer))
+            .map(|peer| peer.remote_addr())
+            .collect();
+        if via_hub || addrs.is_empty() {
+            addrs.push(self.hub.endpoint.addr());
+        }
+        let counts = self.planner.counts();
+        link.order_topic(TopicOrder::Join(Box::new(Topic {
+            topic: topic.topic(),
+            keys: topic.keys(),
+            peers: addrs,
+            max_frame_bytes: topic.max_frame_bytes(),
+            members: u32::try_from(counts.gossip + counts.joining).unwrap_or(u32::MAX),
+        })));
+        self.moved(id);
+    }
+
+    fn tick(&mut self) {
+        let now = Instant::now();
+        let bytes = self.hub.log.bytes_appended();
+        let per_s = (bytes - self.bytes_before) * 1000 / TICK.as_millis() as u64;
+        self.bytes_before = bytes;
+        self.planner.traffic(now, per_s);
+        let links = self.hub.roster.all();
+        self.share_out_acks(&links);
+        self.find_stuck(now, &links);
+    }
+
+    /// Tells spokes how often to acknowledge, when their number has changed much.
+    fn share_out_acks(&mut self, links: &[Arc<Link>]) {
+        let native: Vec<_> = links
+            .iter()
+            .filter(|link| link.protocol == Protocol::Native)
+            .collect();
+        let spokes = native.len();
+        if spokes.abs_diff(self.shared_among) * 5 <= self.shared_among {
+            return;
+        }
+        self.shared_among = spokes;
+        let acks_per_s = self.hub.config.limits.acks_per_s;
+        let slow = ack_every_ms(spokes, acks_per_s);
+        let all_fast = all_are_fast(spokes);
+        let chosen: Vec<SpokeId> = native
+            .sample(&mut rand::rng(), FAST)
+            .map(|link| link.id)
+            .collect();
+        for link in native {
+            let fast = all_fast || chosen.contains(&link.id);
+            link.fast.store(fast, Ordering::Release);
+            let millis = if fast && !all_fast {
+                FAST_EVERY.as_millis() as u32
+            } else {
+                slow
+            };
+            link.set_ack_every(millis);
+        }
+    }
+
+    /// Serves directly who is on the topic, is behind, and does not move.
+    fn find_stuck(&mut self, now: Instant, links: &[Arc<Link>]) {
+        let tip = self.hub.log.tip();
+        let every = ack_every_ms(self.shared_among, self.hub.config.limits.acks_per_s);
+        let patience = STUCK_AFTER.max(3 * Duration::from_millis(every.into()));
+        for link in links {
+            let acked = link.acked();
+            if link.path() != Path::Gossip || acked >= tip {
+                self.watched.remove(&link.id);
+                continue;
+            }
+            let watched = self
+                .watched
+                .entry(link.id)
+                .or_insert(Watched { acked, since: now });
+            if watched.acked != acked {
+                *watched = Watched { acked, since: now };
+            } else if now.duration_since(watched.since) > patience {
+                debug!(spoke = %link.id.fmt_short(), "the topic does not reach it");
+                self.hub.metrics.served_around.inc();
+                self.planner.off_tree(now, link.id);
+            }
+        }
+    }
+}
+
+async fn wait_until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => sleep_until(deadline.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The node of the running topic, for connections that others make to it.
+pub(super) type CurrentNode = Option<GossipNode<HubGate>>;

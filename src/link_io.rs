@@ -1,0 +1,214 @@
+//! Frames over one QUIC stream, for hub and spoke alike: reading with limits, writing without copies.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use iroh::endpoint::{ConnectionError, ReadError, RecvStream, SendStream, WriteError};
+use n0_error::{e, stack_error};
+use tokio::time::{Instant, timeout_at};
+
+use crate::{
+    close::{CloseCode, Closed},
+    event::EnvelopeError,
+    wire::{
+        compat::CompatError,
+        framing::{Deframer, FrameError},
+        native::NativeError,
+    },
+};
+
+/// The most that is taken from a stream at once, in bytes.
+const READ_CHUNK: usize = 256 * 1024;
+
+/// Why a link ended that did not end well.
+#[stack_error(derive, add_meta, from_sources)]
+#[non_exhaustive]
+pub(crate) enum LinkError {
+    /// A frame's length prefix or end is wrong.
+    #[error(transparent)]
+    Frame { source: FrameError },
+    /// A frame of `iroh-hub/1` does not decode.
+    #[error(transparent)]
+    Native { source: NativeError },
+    /// A frame of `alkpubsub/1` does not decode.
+    #[error(transparent)]
+    Compat { source: CompatError },
+    /// An event in a frame is none.
+    #[error(transparent)]
+    Envelope { source: EnvelopeError },
+    /// The peer did not say in time what it had to say.
+    #[error("nothing came in time: {what}")]
+    TimedOut { what: &'static str },
+    /// The peer broke the rules.
+    #[error("{what}")]
+    Misbehaved { what: &'static str },
+    /// No version in common.
+    #[error("the peer speaks version {theirs} of the protocol, we speak {ours}")]
+    Version { theirs: u16, ours: u16 },
+    /// The spoke fell behind the log.
+    #[error("fell behind the log by {events} events")]
+    FellBehind { events: u64 },
+    /// More of something than allowed.
+    #[error("{what}")]
+    TooMany { what: &'static str },
+    /// The stream or connection ended under us.
+    #[error("the link was closed")]
+    Gone { closed: Closed },
+}
+
+impl LinkError {
+    /// How the link is to be closed, or was.
+    pub(crate) fn closed(&self) -> Closed {
+        let code = match self {
+            Self::Frame {
+                source: FrameError::TooLarge { .. },
+                ..
+            } => CloseCode::TooLarge,
+            Self::Frame { .. }
+            | Self::Native { .. }
+            | Self::Compat { .. }
+            | Self::Envelope { .. } => CloseCode::BadFrame,
+            Self::TimedOut { .. } => CloseCode::TimedOut,
+            Self::Misbehaved { .. } => CloseCode::Misbehaved,
+            Self::Version { .. } => CloseCode::Version,
+            Self::FellBehind { .. } => CloseCode::FellBehind,
+            Self::TooMany { .. } => CloseCode::TooMany,
+            Self::Gone { closed, .. } => return closed.clone(),
+        };
+        Closed::by_us(code, format!("{self:#}"))
+    }
+
+    pub(crate) fn gone(closed: Closed) -> Self {
+        e!(Self::Gone { closed })
+    }
+}
+
+impl From<ReadError> for LinkError {
+    fn from(error: ReadError) -> Self {
+        let closed = match &error {
+            ReadError::ConnectionLost(error) => Closed::from(error),
+            ReadError::Reset(code) => Closed::ByPeer {
+                code: CloseCode::from_u64(code.into_inner()),
+                reason: "the stream was reset".to_owned(),
+            },
+            other => Closed::Lost {
+                reason: other.to_string(),
+            },
+        };
+        Self::gone(closed)
+    }
+}
+
+impl From<WriteError> for LinkError {
+    fn from(error: WriteError) -> Self {
+        let closed = match &error {
+            WriteError::ConnectionLost(error) => Closed::from(error),
+            WriteError::Stopped(code) => Closed::ByPeer {
+                code: CloseCode::from_u64(code.into_inner()),
+                reason: "the stream was stopped".to_owned(),
+            },
+            other => Closed::Lost {
+                reason: other.to_string(),
+            },
+        };
+        Self::gone(closed)
+    }
+}
+
+impl From<ConnectionError> for LinkError {
+    fn from(error: ConnectionError) -> Self {
+        Self::gone(Closed::from(&error))
+    }
+}
+
+/// Reads frames from a stream.
+#[derive(Debug)]
+pub(crate) struct FrameReader {
+    recv: RecvStream,
+    deframer: Deframer,
+    /// How long a frame may stay unfinished.
+    frame_timeout: Duration,
+    frame_began: Option<Instant>,
+}
+
+impl FrameReader {
+    pub(crate) fn new(recv: RecvStream, max_frame: usize, frame_timeout: Duration) -> Self {
+        Self {
+            recv,
+            deframer: Deframer::new(max_frame),
+            frame_timeout,
+            frame_began: None,
+        }
+    }
+
+    /// The next frame; `None` when the stream has ended between frames.
+    ///
+    /// Cancel safe.
+    pub(crate) async fn next(&mut self) -> Result<Option<Bytes>, LinkError> {
+        loop {
+            if let Some(frame) = self.deframer.next()? {
+                self.frame_began = None;
+                return Ok(Some(frame));
+            }
+            let reading = self.recv.read_chunk(READ_CHUNK);
+            let chunk = if self.deframer.is_mid_frame() {
+                let began = *self.frame_began.get_or_insert_with(Instant::now);
+                timeout_at(began + self.frame_timeout, reading)
+                    .await
+                    .map_err(|_| {
+                        e!(LinkError::TimedOut {
+                            what: "the rest of a frame"
+                        })
+                    })??
+            } else {
+                reading.await?
+            };
+            match chunk {
+                Some(chunk) => self.deframer.push(chunk),
+                None => {
+                    self.deframer.finish()?;
+                    return Ok(None);
+                }
+            }
+        }
+    }
+
+    /// The next frame, if it has arrived whole.
+    pub(crate) fn buffered(&mut self) -> Result<Option<Bytes>, LinkError> {
+        let frame = self.deframer.next()?;
+        if frame.is_some() {
+            self.frame_began = None;
+        }
+        Ok(frame)
+    }
+
+    /// Tells the peer that nothing more will be read.
+    pub(crate) fn stop(&mut self, code: CloseCode) {
+        let _ = self.recv.stop(code.to_varint());
+    }
+}
+
+/// Writes all chunks, leaving `chunks` empty.
+///
+/// Not cancel safe: a frame may be torn.
+pub(crate) async fn write_all(
+    send: &mut SendStream,
+    chunks: &mut Vec<Bytes>,
+) -> Result<(), LinkError> {
+    let mut rest = &mut chunks[..];
+    while !rest.is_empty() {
+        send.write_many_chunks(&mut rest).await?;
+    }
+    chunks.clear();
+    Ok(())
+}
+
+/// Cuts a reason to what a close frame carries well, at a character's edge.
+pub(crate) fn short_reason(reason: &str) -> &str {
+    const MAX: usize = 512;
+    let mut end = reason.len().min(MAX);
+    while !reason.is_char_boundary(end) {
+        end -= 1;
+    }
+    reason.get(..end).unwrap_or_default()
+}

@@ -1,0 +1,528 @@
+//! Listeners: who wants which events, each behind a bounded queue of its own.
+//!
+//! [`Listeners`] hands every event to the listeners whose pattern it matches, in order. What happens
+//! when one of them is slow is that listener's own policy ([`OnFull`]); it is always told what it
+//! did not get.
+
+use std::{
+    fmt,
+    marker::PhantomData,
+    pin::Pin,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use iroh::EndpointId;
+use n0_error::{e, stack_error};
+use n0_future::Stream;
+use tokio::{
+    sync::{mpsc, watch},
+    time::{Instant, timeout, timeout_at},
+};
+
+use crate::{
+    event::{DecodeError, Envelope, TypedEvent},
+    pattern::Pattern,
+    position::Position,
+    spoke_id::SpokeId,
+    via::Via,
+};
+
+/// Where an event came from. The ids are proven by the connection it came along, or by the hub's
+/// signature.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[non_exhaustive]
+pub enum Source {
+    /// The hub with this id.
+    Hub(EndpointId),
+    /// A spoke of this hub.
+    Spoke(SpokeId),
+    /// This process.
+    Local,
+}
+
+/// An event as a listener gets it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub struct Event {
+    /// What was sent.
+    pub envelope: Envelope,
+    /// Who sent it.
+    pub source: Source,
+    /// Where it stands in the hub's log. Only broadcasts that came by the native protocol have a
+    /// position.
+    pub position: Option<Position>,
+    /// The path it came along, for a spoke's listeners.
+    pub via: Option<Via>,
+    /// Whether it was sent to this spoke alone.
+    pub targeted: bool,
+}
+
+impl Event {
+    pub(crate) fn new(envelope: Envelope, source: Source) -> Self {
+        Self {
+            envelope,
+            source,
+            position: None,
+            via: None,
+            targeted: false,
+        }
+    }
+}
+
+/// Broadcasts that this spoke will never see: the hub's log no longer had them.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Missed {
+    /// The first one missed.
+    pub from: Position,
+    /// The first one after it that was not.
+    pub to: Position,
+}
+
+impl fmt::Display for Missed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "missed the events from {} to before {}",
+            self.from, self.to
+        )
+    }
+}
+
+/// Events that this listener did not get because it was too slow.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Lagged {
+    /// How many.
+    pub events: u64,
+}
+
+/// What a listener receives.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum Incoming {
+    /// An event.
+    Event(Event),
+    /// A hole in what the hub broadcast; the events behind it follow.
+    Missed(Missed),
+    /// A hole that this listener made by being slow; the events behind it follow.
+    Lagged(Lagged),
+}
+
+/// What to do with an event when a listener's queue is full.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[non_exhaustive]
+pub enum OnFull {
+    /// Hold back the link that the event came along, until the listener has room or the time is
+    /// over; then as [`Lag`](Self::Lag), until the listener has caught up.
+    Hold {
+        /// How long at most.
+        at_most: Duration,
+    },
+    /// Drop the event for this listener and tell it with [`Incoming::Lagged`].
+    Lag,
+}
+
+/// How a listener is served.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[non_exhaustive]
+pub struct ListenOptions {
+    /// How many events may wait in the listener's queue. Default 1,024; at least 1.
+    pub capacity: usize,
+    /// What to do when they do. Default: hold for at most 30 s.
+    pub on_full: OnFull,
+}
+
+impl Default for ListenOptions {
+    fn default() -> Self {
+        Self {
+            capacity: 1024,
+            on_full: OnFull::Hold {
+                at_most: Duration::from_secs(30),
+            },
+        }
+    }
+}
+
+impl ListenOptions {
+    /// Sets [`capacity`](Self::capacity).
+    pub fn capacity(mut self, events: usize) -> Self {
+        self.capacity = events;
+        self
+    }
+
+    /// Sets [`on_full`](Self::on_full).
+    pub fn on_full(mut self, on_full: OnFull) -> Self {
+        self.on_full = on_full;
+        self
+    }
+}
+
+#[derive(Debug)]
+struct Queued {
+    /// Events dropped right before this item.
+    lagged: u64,
+    item: Incoming,
+}
+
+#[derive(Debug)]
+struct Slot {
+    pattern: Pattern,
+    on_full: OnFull,
+    queue: mpsc::Sender<Queued>,
+    /// Events dropped since the last item that was queued.
+    lagged: Arc<AtomicU64>,
+}
+
+/// The listeners of one hub, spoke or local target.
+#[derive(Debug)]
+pub(crate) struct Listeners {
+    slots: Mutex<Vec<Arc<Slot>>>,
+    /// Whether there has been a listener.
+    begun: watch::Sender<bool>,
+    grace_ends: Instant,
+}
+
+impl Listeners {
+    /// `grace` is how long events wait for the very first listener, counted from now, so that none
+    /// is lost between making a hub or spoke and listening to it.
+    pub(crate) fn new(grace: Duration) -> Self {
+        Self {
+            slots: Mutex::default(),
+            begun: watch::Sender::new(false),
+            grace_ends: Instant::now() + grace,
+        }
+    }
+
+    fn slots(&self) -> std::sync::MutexGuard<'_, Vec<Arc<Slot>>> {
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn add(&self, pattern: Pattern, options: ListenOptions) -> Listener {
+        let (queue, incoming) = mpsc::channel(options.capacity.max(1));
+        let lagged = Arc::<AtomicU64>::default();
+        self.slots().push(Arc::new(Slot {
+            pattern,
+            on_full: options.on_full,
+            queue,
+            lagged: lagged.clone(),
+        }));
+        self.begun.send_replace(true);
+        Listener {
+            incoming,
+            lagged,
+            next: None,
+        }
+    }
+
+    /// Hands an item to every listener that wants it, waiting as their policies say.
+    ///
+    /// Not cancel safe: a listener may be left out.
+    pub(crate) async fn dispatch(&self, item: Incoming) {
+        if !*self.begun.borrow() {
+            let mut begun = self.begun.subscribe();
+            let _ = timeout_at(self.grace_ends, begun.wait_for(|begun| *begun)).await;
+        }
+        let mut closed = false;
+        for slot in self.wanting(&item) {
+            slot.give(item.clone()).await;
+            closed |= slot.queue.is_closed();
+        }
+        if closed {
+            self.slots().retain(|slot| !slot.queue.is_closed());
+        }
+    }
+
+    fn wanting(&self, item: &Incoming) -> Vec<Arc<Slot>> {
+        self.slots()
+            .iter()
+            .filter(|slot| match item {
+                Incoming::Event(event) => slot.pattern.matches(event.envelope.event_type()),
+                Incoming::Missed(_) | Incoming::Lagged(_) => true,
+            })
+            .cloned()
+            .collect()
+    }
+
+    /// Ends every listener once it has taken what is queued.
+    pub(crate) fn close(&self) {
+        self.slots().clear();
+        self.begun.send_replace(true);
+    }
+}
+
+impl Slot {
+    async fn give(&self, item: Incoming) {
+        let behind = self.lagged.load(Ordering::Acquire) > 0;
+        let permit = match self.queue.try_reserve() {
+            Ok(permit) => permit,
+            Err(mpsc::error::TrySendError::Closed(())) => return,
+            Err(mpsc::error::TrySendError::Full(())) => match self.on_full {
+                // Who was waited for in vain is not waited for again before it has caught up.
+                OnFull::Hold { at_most } if !behind => {
+                    match timeout(at_most, self.queue.reserve()).await {
+                        Ok(Ok(permit)) => permit,
+                        Ok(Err(_)) => return,
+                        Err(_) => return self.drop_one(&item),
+                    }
+                }
+                OnFull::Hold { .. } | OnFull::Lag => return self.drop_one(&item),
+            },
+        };
+        let lagged = self.lagged.swap(0, Ordering::AcqRel);
+        permit.send(Queued { lagged, item });
+    }
+
+    fn drop_one(&self, item: &Incoming) {
+        let events = match item {
+            Incoming::Event(_) => 1,
+            Incoming::Missed(missed) => missed.to.offset.saturating_sub(missed.from.offset),
+            Incoming::Lagged(lagged) => lagged.events,
+        };
+        self.lagged.fetch_add(events, Ordering::AcqRel);
+    }
+}
+
+/// Receives the events that match one pattern.
+///
+/// Also a [`Stream`] of [`Incoming`]. Dropping it ends the listening.
+#[derive(Debug)]
+pub struct Listener {
+    incoming: mpsc::Receiver<Queued>,
+    lagged: Arc<AtomicU64>,
+    next: Option<Incoming>,
+}
+
+impl Listener {
+    /// The next event, or what stands in its place; `None` once its hub or spoke is closed and
+    /// everything was taken.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: nothing is lost if the future is dropped.
+    pub async fn recv(&mut self) -> Option<Incoming> {
+        std::future::poll_fn(|cx| self.poll_recv(cx)).await
+    }
+
+    fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Option<Incoming>> {
+        if let Some(item) = self.next.take() {
+            return Poll::Ready(Some(item));
+        }
+        match self.incoming.poll_recv(cx) {
+            Poll::Ready(Some(Queued { lagged: 0, item })) => Poll::Ready(Some(item)),
+            Poll::Ready(Some(Queued { lagged, item })) => {
+                self.next = Some(item);
+                Poll::Ready(Some(Incoming::Lagged(Lagged { events: lagged })))
+            }
+            other => match self.lagged.swap(0, Ordering::AcqRel) {
+                0 => other.map(|_| None),
+                events => Poll::Ready(Some(Incoming::Lagged(Lagged { events }))),
+            },
+        }
+    }
+
+    /// Reads the events as `T`; see [`TypedListener`].
+    pub fn typed<T: TypedEvent>(self) -> TypedListener<T> {
+        TypedListener {
+            listener: self,
+            of: PhantomData,
+        }
+    }
+}
+
+impl Stream for Listener {
+    type Item = Incoming;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.poll_recv(cx)
+    }
+}
+
+/// Receives the events of one type as values of `T`.
+///
+/// An event whose payload is not a `T` comes as an error value; the listening goes on behind it.
+#[derive(Debug)]
+pub struct TypedListener<T> {
+    listener: Listener,
+    of: PhantomData<fn() -> T>,
+}
+
+/// A value and the event that carried it.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Typed<T> {
+    /// What the payload says.
+    pub value: T,
+    /// The event, with its source and position.
+    pub event: Event,
+}
+
+/// What a typed listener gets in place of an event.
+#[stack_error(derive, add_meta)]
+#[non_exhaustive]
+pub enum TypedListenError {
+    /// The payload is not of the listener's type.
+    #[error("an event could not be read")]
+    Decode {
+        /// The event as it came.
+        event: Box<Event>,
+        /// What is wrong with it.
+        source: DecodeError,
+    },
+    /// The hub's log no longer had some events.
+    #[error("{missed}")]
+    Missed {
+        /// Which ones.
+        missed: Missed,
+    },
+    /// This listener was too slow for some events.
+    #[error("this listener was too slow for {} events", lagged.events)]
+    Lagged {
+        /// How many.
+        lagged: Lagged,
+    },
+}
+
+impl<T: TypedEvent> TypedListener<T> {
+    /// The next event of the type, or what stands in its place; `None` once its hub or spoke is
+    /// closed.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe.
+    pub async fn recv(&mut self) -> Option<Result<Typed<T>, TypedListenError>> {
+        Some(match self.listener.recv().await? {
+            Incoming::Event(event) => match event.envelope.payload() {
+                Ok(value) => Ok(Typed { value, event }),
+                Err(source) => Err(e!(TypedListenError::Decode {
+                    event: Box::new(event),
+                    source
+                })),
+            },
+            Incoming::Missed(missed) => Err(e!(TypedListenError::Missed { missed })),
+            Incoming::Lagged(lagged) => Err(e!(TypedListenError::Lagged { lagged })),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn event(n: usize) -> Incoming {
+        Incoming::Event(Event::new(Envelope::new("n", &n).unwrap(), Source::Local))
+    }
+
+    fn number(incoming: &Incoming) -> usize {
+        match incoming {
+            Incoming::Event(event) => event.envelope.payload().unwrap(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn listeners() -> Listeners {
+        Listeners::new(Duration::ZERO)
+    }
+
+    #[tokio::test]
+    async fn a_slow_listener_is_bounded_and_told_and_disturbs_no_other() {
+        let listeners = listeners();
+        let options = ListenOptions::default();
+        let mut slow = listeners.add("n".into(), options.capacity(2).on_full(OnFull::Lag));
+        let mut quick = listeners.add("*".into(), options);
+        for n in 0..10 {
+            listeners.dispatch(event(n)).await;
+        }
+        for n in 0..10 {
+            assert_eq!(number(&quick.recv().await.unwrap()), n);
+        }
+        assert_eq!(number(&slow.recv().await.unwrap()), 0);
+        listeners.dispatch(event(10)).await;
+        assert_eq!(number(&slow.recv().await.unwrap()), 1);
+        assert_eq!(
+            slow.recv().await,
+            Some(Incoming::Lagged(Lagged { events: 8 }))
+        );
+        assert_eq!(number(&slow.recv().await.unwrap()), 10);
+    }
+
+    #[tokio::test]
+    async fn a_listener_that_has_taken_everything_is_told_what_it_lost_at_the_end() {
+        let listeners = listeners();
+        let options = ListenOptions::default().capacity(1).on_full(OnFull::Lag);
+        let mut slow = listeners.add("n".into(), options);
+        for n in 0..3 {
+            listeners.dispatch(event(n)).await;
+        }
+        assert_eq!(number(&slow.recv().await.unwrap()), 0);
+        assert_eq!(
+            slow.recv().await,
+            Some(Incoming::Lagged(Lagged { events: 2 }))
+        );
+        listeners.close();
+        assert_eq!(slow.recv().await, None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_listener_holds_the_link_back_only_as_long_as_it_may() {
+        let listeners = listeners();
+        let at_most = Duration::from_secs(5);
+        let mut slow = listeners.add(
+            "n".into(),
+            ListenOptions::default()
+                .capacity(1)
+                .on_full(OnFull::Hold { at_most }),
+        );
+        let begin = Instant::now();
+        for n in 0..4 {
+            listeners.dispatch(event(n)).await;
+        }
+        // Once, not three times: it is not waited for again before it has caught up.
+        assert_eq!(begin.elapsed().as_secs(), 5);
+        assert_eq!(number(&slow.recv().await.unwrap()), 0);
+        assert_eq!(
+            slow.recv().await,
+            Some(Incoming::Lagged(Lagged { events: 3 }))
+        );
+    }
+
+    #[tokio::test]
+    async fn events_wait_for_the_first_listener() {
+        let listeners = Arc::new(Listeners::new(Duration::from_secs(60)));
+        let dispatching = tokio::spawn({
+            let listeners = listeners.clone();
+            async move { listeners.dispatch(event(7)).await }
+        });
+        tokio::task::yield_now().await;
+        let mut listener = listeners.add(Pattern::any(), ListenOptions::default());
+        dispatching.await.unwrap();
+        assert_eq!(number(&listener.recv().await.unwrap()), 7);
+    }
+
+    #[tokio::test]
+    async fn a_listener_gets_what_its_pattern_matches_until_it_is_dropped() {
+        let listeners = listeners();
+        let mut orders = listeners.add("order.*".into(), ListenOptions::default());
+        for kind in ["order.a", "price", "order.b"] {
+            let envelope = Envelope::new(kind, &()).unwrap();
+            listeners
+                .dispatch(Incoming::Event(Event::new(envelope, Source::Local)))
+                .await;
+        }
+        for kind in ["order.a", "order.b"] {
+            let Some(Incoming::Event(event)) = orders.recv().await else {
+                panic!("no event")
+            };
+            assert_eq!(event.envelope.event_type(), kind);
+        }
+        drop(orders);
+        listeners.dispatch(event(1)).await;
+        listeners
+            .dispatch(Incoming::Lagged(Lagged { events: 1 }))
+            .await;
+        assert!(listeners.slots().is_empty());
+    }
+}

@@ -1,0 +1,100 @@
+//! Makes spokes.
+
+use iroh::{Endpoint, EndpointAddr};
+use iroh_tickets::endpoint::EndpointTicket;
+use n0_error::{AnyError, e};
+
+use super::{
+    ConnectError, Spoke,
+    config::{From, Gossip, SpokeConfig, SpokeLimits},
+    member::GossipAcceptor,
+};
+use crate::{gossip::GossipConfig, protocol::Protocol};
+
+/// Connects [`Spoke`]s. Every setting has a default.
+#[derive(Clone, Debug, Default)]
+#[must_use]
+pub struct SpokeBuilder {
+    config: SpokeConfig,
+    acceptor: Option<GossipAcceptor>,
+}
+
+impl SpokeBuilder {
+    /// The protocol to speak. Default: [`Protocol::Native`].
+    pub fn protocol(mut self, protocol: Protocol) -> Self {
+        self.config.protocol = protocol;
+        self
+    }
+
+    /// Whether to take part in the topic. Default: [`Gossip::Full`].
+    ///
+    /// One endpoint can have one spoke on the topic; give its other spokes [`Gossip::Off`].
+    pub fn gossip(mut self, gossip: Gossip) -> Self {
+        self.config.gossip = gossip;
+        self
+    }
+
+    /// Where in the hub's log to begin. Default: [`From::Tip`]. The compat protocol always begins at
+    /// the tip.
+    pub fn from(mut self, from: From) -> Self {
+        self.config.from = from;
+        self
+    }
+
+    /// The limits that the spoke keeps.
+    pub fn limits(mut self, limits: SpokeLimits) -> Self {
+        self.config.limits = limits;
+        self
+    }
+
+    /// The settings of the topic.
+    pub fn gossip_config(mut self, config: GossipConfig) -> Self {
+        self.config.gossip_config = config;
+        self
+    }
+
+    /// For an endpoint that has a router already: this acceptor, registered there for
+    /// [`GOSSIP_ALPN`](crate::GOSSIP_ALPN), takes the spoke's gossip connections. Without it, a spoke
+    /// that gossips brings a router of its own, which accepts every connection of the endpoint.
+    pub fn acceptor(mut self, acceptor: GossipAcceptor) -> Self {
+        self.acceptor = Some(acceptor);
+        self
+    }
+
+    /// Connects to the hub at an address, and waits for its welcome.
+    ///
+    /// A plain hub (compat) gives no welcome; whether it takes the spoke shows afterwards.
+    ///
+    /// # Errors
+    ///
+    /// If the hub is not reached in [`SpokeLimits::connect_timeout`], or refuses the spoke.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: nothing stays behind but a connection that closes.
+    pub async fn connect(
+        self,
+        endpoint: Endpoint,
+        hub: impl Into<EndpointAddr>,
+    ) -> Result<Spoke, ConnectError> {
+        Spoke::start(endpoint, hub.into(), self.config.sound(), self.acceptor).await
+    }
+
+    /// Connects to the hub of a ticket's text.
+    ///
+    /// # Errors
+    ///
+    /// As [`connect`](Self::connect); and if the ticket cannot be read.
+    pub async fn connect_ticket(
+        self,
+        endpoint: Endpoint,
+        ticket: &str,
+    ) -> Result<Spoke, ConnectError> {
+        let ticket: EndpointTicket = ticket.trim().parse().map_err(|error| {
+            e!(ConnectError::Ticket {
+                source: AnyError::from_stack(error)
+            })
+        })?;
+        self.connect(endpoint, ticket.endpoint_addr().clone()).await
+    }
+}

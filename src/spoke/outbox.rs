@@ -1,0 +1,194 @@
+//! What a spoke has for its hub: its events, bounded, and the latest acknowledgement.
+//!
+//! The session puts in, the writer takes out. Acknowledgements are state, not a queue: only the
+//! latest is ever written.
+
+use std::{
+    collections::VecDeque,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use bytes::Bytes;
+use tokio::sync::Notify;
+
+use crate::{
+    event::Envelope,
+    protocol::Protocol,
+    wire::{
+        compat,
+        native::{self, ToHub},
+    },
+};
+
+/// How much is gathered for one write, in bytes.
+const BATCH_BYTES: usize = 256 * 1024;
+/// How many wants wait to be written; the inbox wants again what was not answered.
+const MAX_CONTROL: usize = 64;
+
+#[derive(Debug)]
+pub(super) struct Outbox {
+    protocol: Protocol,
+    window: u64,
+    state: Mutex<State>,
+    /// Wakes the writer.
+    pub(super) wake: Notify,
+    /// Wakes who waits for room or for everything to be taken.
+    pub(super) taken: Notify,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    events: VecDeque<(u64, Envelope)>,
+    unacked: VecDeque<(u64, u64)>,
+    /// Bytes of `events` and `unacked`.
+    bytes: u64,
+    last_seq: u64,
+    ack: Option<(u64, u64)>,
+    control: VecDeque<ToHub>,
+}
+
+impl Outbox {
+    pub(super) fn new(protocol: Protocol, window: u64) -> Self {
+        Self {
+            protocol,
+            window,
+            state: Mutex::default(),
+            wake: Notify::new(),
+            taken: Notify::new(),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Queues an event if there is room.
+    pub(super) fn try_send(&self, envelope: &Envelope) -> bool {
+        let bytes = envelope.size() as u64;
+        {
+            let mut state = self.state();
+            if state.bytes > 0 && state.bytes + bytes > self.window {
+                return false;
+            }
+            state.bytes += bytes;
+            state.last_seq += 1;
+            let seq = state.last_seq;
+            state.events.push_back((seq, envelope.clone()));
+        }
+        self.wake.notify_one();
+        true
+    }
+
+    /// Whether the hub has everything that was sent, as far as its protocol can tell.
+    pub(super) fn is_empty(&self) -> bool {
+        let state = self.state();
+        state.events.is_empty() && state.unacked.is_empty()
+    }
+
+    pub(super) fn acknowledge(&self, offset: u64, seq: u64) {
+        self.state().ack = Some((offset, seq));
+        self.wake.notify_one();
+    }
+
+    /// Queues a want or the like.
+    pub(super) fn control(&self, frame: ToHub) {
+        {
+            let mut state = self.state();
+            if state.control.len() < MAX_CONTROL {
+                state.control.push_back(frame);
+            }
+        }
+        self.wake.notify_one();
+    }
+
+    /// The hub has everything up to `seq`. Says whether that can be.
+    pub(super) fn acked(&self, seq: u64) -> bool {
+        {
+            let mut state = self.state();
+            let written = state
+                .events
+                .front()
+                .map_or(state.last_seq, |(seq, _)| seq - 1);
+            if seq > written {
+                return false;
+            }
+            while let Some((first, bytes)) = state.unacked.front().copied() {
+                if first > seq {
+                    break;
+                }
+                state.unacked.pop_front();
+                state.bytes -= bytes;
+            }
+        }
+        self.taken.notify_waiters();
+        true
+    }
+
+    /// Gathers what is to be written next; `chunks` stays empty if there is nothing.
+    pub(super) fn next_batch(&self, chunks: &mut Vec<Bytes>) {
+        let mut state = self.state();
+        let state = &mut *state;
+        for frame in state.control.drain(..) {
+            frame.encode(chunks);
+        }
+        if let Some((offset, seq)) = state.ack.take() {
+            ToHub::Ack { offset, seq }.encode(chunks);
+        }
+        let mut gathered = 0;
+        while gathered < BATCH_BYTES {
+            let Some((seq, envelope)) = state.events.pop_front() else {
+                break;
+            };
+            let bytes = envelope.size();
+            gathered += bytes;
+            match self.protocol {
+                Protocol::Native => {
+                    native::put_publish(chunks, seq, envelope.body());
+                    state.unacked.push_back((seq, bytes as u64));
+                }
+                Protocol::Compat => {
+                    chunks.push(compat::encode(&envelope));
+                    // A plain hub does not acknowledge; what is counted is what waits.
+                    state.bytes -= bytes as u64;
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn event() -> Envelope {
+        Envelope::from_json("t", "", &"1".repeat(96)).unwrap()
+    }
+
+    #[test]
+    fn room_comes_back_with_acknowledgements_and_one_event_always_fits() {
+        let outbox = Outbox::new(Protocol::Native, 150);
+        assert!(outbox.try_send(&event()));
+        assert!(!outbox.try_send(&event()));
+        let mut chunks = Vec::new();
+        outbox.next_batch(&mut chunks);
+        assert_eq!(chunks.len(), 1);
+        assert!(!outbox.acked(2), "it was never sent");
+        assert!(outbox.acked(1));
+        assert!(outbox.is_empty());
+        let outbox = Outbox::new(Protocol::Native, 1);
+        assert!(outbox.try_send(&event()));
+        assert!(!outbox.acked(1), "it was not written yet");
+    }
+
+    #[test]
+    fn only_the_latest_acknowledgement_is_written() {
+        let outbox = Outbox::new(Protocol::Native, 150);
+        outbox.acknowledge(1, 0);
+        outbox.acknowledge(9, 2);
+        let mut chunks = Vec::new();
+        outbox.next_batch(&mut chunks);
+        let mut expected = Vec::new();
+        ToHub::Ack { offset: 9, seq: 2 }.encode(&mut expected);
+        assert_eq!(chunks, expected);
+    }
+}

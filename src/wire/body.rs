@@ -1,0 +1,193 @@
+//! An envelope as it travels and as it is kept: three length-prefixed pieces.
+//!
+//! The layout is postcard's for `(type: str, id: str, payload: bytes)`: a varint of at most 32 bits
+//! before each piece. Whether the payload is JSON is checked by the envelope, not here.
+
+use std::ops::Range;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use n0_error::{e, stack_error};
+
+/// Where the pieces of an envelope lie in its body.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Layout {
+    event_type: Piece,
+    id: Piece,
+    payload: Piece,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Piece {
+    start: u32,
+    end: u32,
+}
+
+impl Piece {
+    fn of(self, body: &[u8]) -> &str {
+        let range = Range {
+            start: self.start as usize,
+            end: self.end as usize,
+        };
+        // `parse` and `encode` have seen that these bytes are text.
+        body.get(range)
+            .and_then(|bytes| std::str::from_utf8(bytes).ok())
+            .unwrap_or_default()
+    }
+}
+
+impl Layout {
+    pub(crate) fn event_type<'a>(&self, body: &'a [u8]) -> &'a str {
+        self.event_type.of(body)
+    }
+
+    pub(crate) fn id<'a>(&self, body: &'a [u8]) -> &'a str {
+        self.id.of(body)
+    }
+
+    pub(crate) fn payload<'a>(&self, body: &'a [u8]) -> &'a str {
+        self.payload.of(body)
+    }
+}
+
+/// Bytes that are not the body of an envelope.
+#[stack_error(derive, add_meta)]
+#[non_exhaustive]
+pub enum BodyError {
+    /// They end too early, or a length is not one.
+    #[error("an envelope ends early, or a length in it is not one")]
+    Truncated {},
+    /// Bytes are left over at the end.
+    #[error("{extra} bytes are left over behind an envelope")]
+    Trailing {
+        /// How many.
+        extra: usize,
+    },
+    /// A piece is not UTF-8.
+    #[error("an envelope has text that is not UTF-8")]
+    NotUtf8 {},
+}
+
+/// The longest varint of a length.
+const MAX_PREFIX: usize = 5;
+
+pub(crate) fn encode(event_type: &str, id: &str, payload: &[u8]) -> (Bytes, Layout) {
+    let mut body =
+        BytesMut::with_capacity(3 * MAX_PREFIX + event_type.len() + id.len() + payload.len());
+    let mut put = |piece: &[u8]| {
+        put_varint(&mut body, piece.len() as u64);
+        let start = body.len() as u32;
+        body.put_slice(piece);
+        Piece {
+            start,
+            end: body.len() as u32,
+        }
+    };
+    let layout = Layout {
+        event_type: put(event_type.as_bytes()),
+        id: put(id.as_bytes()),
+        payload: put(payload),
+    };
+    (body.freeze(), layout)
+}
+
+pub(crate) fn parse(body: &[u8]) -> Result<Layout, BodyError> {
+    let mut at = 0usize;
+    let mut take = || -> Result<Piece, BodyError> {
+        let rest = body.get(at..).ok_or_else(|| e!(BodyError::Truncated))?;
+        let (len, prefix) = take_varint(rest).ok_or_else(|| e!(BodyError::Truncated))?;
+        let len = u32::try_from(len).map_err(|_| e!(BodyError::Truncated))? as usize;
+        let start = at + prefix;
+        let end = start
+            .checked_add(len)
+            .filter(|end| *end <= body.len() && u32::try_from(*end).is_ok())
+            .ok_or_else(|| e!(BodyError::Truncated))?;
+        let piece = body
+            .get(start..end)
+            .ok_or_else(|| e!(BodyError::Truncated))?;
+        std::str::from_utf8(piece).map_err(|_| e!(BodyError::NotUtf8))?;
+        at = end;
+        Ok(Piece {
+            start: start as u32,
+            end: end as u32,
+        })
+    };
+    let layout = Layout {
+        event_type: take()?,
+        id: take()?,
+        payload: take()?,
+    };
+    if at != body.len() {
+        return Err(e!(BodyError::Trailing {
+            extra: body.len() - at
+        }));
+    }
+    Ok(layout)
+}
+
+/// Writes a LEB128 varint, as postcard does.
+pub(crate) fn put_varint(out: &mut impl BufMut, mut n: u64) {
+    while n >= 0x80 {
+        out.put_u8((n as u8) | 0x80);
+        n >>= 7;
+    }
+    out.put_u8(n as u8);
+}
+
+/// Reads a LEB128 varint and tells how long it was; `None` if it is cut off or over 64 bits.
+pub(crate) fn take_varint(bytes: &[u8]) -> Option<(u64, usize)> {
+    let mut n = 0u64;
+    for (i, byte) in bytes.iter().take(10).enumerate() {
+        let bits = u64::from(byte & 0x7f);
+        let shift = 7 * i as u32;
+        if shift == 63 && bits > 1 {
+            return None;
+        }
+        n |= bits << shift;
+        if byte & 0x80 == 0 {
+            return Some((n, i + 1));
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn an_envelope_reads_back(t in ".{1,40}", id in ".{0,40}", payload in ".{0,300}") {
+            let (body, layout) = encode(&t, &id, payload.as_bytes());
+            prop_assert_eq!(parse(&body).unwrap(), layout);
+            prop_assert_eq!(layout.event_type(&body), &t);
+            prop_assert_eq!(layout.id(&body), &id);
+            prop_assert_eq!(layout.payload(&body), &payload);
+            let also: (&str, &str, &[u8]) = postcard::from_bytes(&body).unwrap();
+            prop_assert_eq!(also, (&*t, &*id, payload.as_bytes()));
+        }
+
+        #[test]
+        fn any_bytes_are_an_error_or_the_same_body_back(bytes in prop::collection::vec(any::<u8>(), 0..64)) {
+            if let Ok(layout) = parse(&bytes) {
+                let (again, _) = encode(
+                    layout.event_type(&bytes),
+                    layout.id(&bytes),
+                    layout.payload(&bytes).as_bytes(),
+                );
+                // A peer may write a length with more digits than it needs.
+                prop_assert!(again.len() <= bytes.len());
+            }
+        }
+
+        #[test]
+        fn a_varint_reads_back(n: u64) {
+            let mut out = Vec::new();
+            put_varint(&mut out, n);
+            prop_assert_eq!(take_varint(&out), Some((n, out.len())));
+            out.pop();
+            prop_assert_eq!(take_varint(&out), None);
+        }
+    }
+}

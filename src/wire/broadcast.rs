@@ -1,0 +1,251 @@
+//! A frame on the gossip topic: header, sealed content, signature.
+//!
+//! ```text
+//! version u8 | epoch u64 | generation u32 | counter u64 | first u64 | count u16 | part u16 | parts u16
+//! | ciphertext and tag | signature (64 bytes)
+//! ```
+//!
+//! Integers are big endian; the header is associated data of the seal. The content of a frame is
+//! `count` events, each a varint length and a body; or, if `parts` is over 1, one part of the event
+//! at `first`. A frame of no events is a beacon: `first` is the hub's tip. What sealing means is the
+//! business of [`seal`](crate::seal).
+
+use std::time::Duration;
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use n0_error::{e, stack_error};
+
+use super::{
+    body::{put_varint, take_varint},
+    native::PartOf,
+};
+
+pub(crate) const VERSION: u8 = 1;
+/// An idle topic carries a beacon so long after the last frame; the next after twice that, and so on.
+pub(crate) const BEACON_FIRST: Duration = Duration::from_millis(250);
+/// No two beacons are further apart.
+pub(crate) const BEACON_LAST: Duration = Duration::from_secs(5);
+
+/// Bytes of the header.
+pub(crate) const HEADER: usize = 1 + 8 + 4 + 8 + 8 + 2 + 2 + 2;
+/// Bytes of the signature.
+pub(crate) const SIGNATURE: usize = 64;
+/// Bytes of the tag behind the ciphertext.
+pub(crate) const TAG: usize = 16;
+/// What a frame weighs beyond its content, in bytes.
+pub(crate) const OVERHEAD: usize = HEADER + TAG + SIGNATURE;
+/// The most events in one frame.
+pub(crate) const MAX_EVENTS: usize = u16::MAX as usize;
+
+/// What a frame says about itself in the clear.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Header {
+    pub(crate) epoch: u64,
+    pub(crate) generation: u32,
+    /// Counts the frames of a generation; never used twice.
+    pub(crate) counter: u64,
+    /// The offset of the first event; of a beacon, the tip.
+    pub(crate) first: u64,
+    /// How many events; 0 in a beacon.
+    pub(crate) count: u16,
+    pub(crate) of: PartOf,
+}
+
+/// A frame of the topic does not have the form of one.
+#[stack_error(derive, add_meta)]
+#[non_exhaustive]
+pub enum BroadcastError {
+    /// It is too short.
+    #[error("a broadcast frame is cut off")]
+    Truncated {},
+    /// It is of a version we do not know.
+    #[error("a broadcast frame is of version {version}")]
+    Version {
+        /// Its version.
+        version: u8,
+    },
+    /// Its numbers contradict each other.
+    #[error("the header of a broadcast frame contradicts itself")]
+    BadHeader {},
+    /// Its content is not what its header says.
+    #[error("the content of a broadcast frame is not what its header says")]
+    BadContent {},
+}
+
+impl Header {
+    pub(crate) fn encode(&self) -> [u8; HEADER] {
+        let mut out = [0; HEADER];
+        let mut rest = &mut out[..];
+        rest.put_u8(VERSION);
+        rest.put_u64(self.epoch);
+        rest.put_u32(self.generation);
+        rest.put_u64(self.counter);
+        rest.put_u64(self.first);
+        rest.put_u16(self.count);
+        rest.put_u16(self.of.part);
+        rest.put_u16(self.of.parts);
+        out
+    }
+
+    fn decode(bytes: &[u8; HEADER]) -> Result<Self, BroadcastError> {
+        let mut bytes = &bytes[..];
+        let version = bytes.get_u8();
+        if version != VERSION {
+            return Err(e!(BroadcastError::Version { version }));
+        }
+        let header = Self {
+            epoch: bytes.get_u64(),
+            generation: bytes.get_u32(),
+            counter: bytes.get_u64(),
+            first: bytes.get_u64(),
+            count: bytes.get_u16(),
+            of: PartOf {
+                part: bytes.get_u16(),
+                parts: bytes.get_u16(),
+            },
+        };
+        let whole = header.of.part == 0 && header.of.parts == 1;
+        let split = header.count == 1 && header.of.part < header.of.parts;
+        let counts = header.first.checked_add(header.count.into()).is_some();
+        if !(whole || split) || !counts {
+            return Err(e!(BroadcastError::BadHeader));
+        }
+        Ok(header)
+    }
+
+    /// Whether the frame carries no events, only the tip.
+    pub(crate) fn is_beacon(&self) -> bool {
+        self.count == 0
+    }
+}
+
+/// A frame taken apart; nothing in it is to be believed yet.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Frame {
+    pub(crate) header: Header,
+    /// Header and ciphertext: what is signed.
+    pub(crate) signed: Bytes,
+    pub(crate) ciphertext: Bytes,
+    pub(crate) signature: [u8; SIGNATURE],
+}
+
+impl Frame {
+    pub(crate) fn decode(frame: &Bytes) -> Result<Self, BroadcastError> {
+        let truncated = || e!(BroadcastError::Truncated);
+        let (signed, signature) = frame.split_last_chunk().ok_or_else(truncated)?;
+        let (header, ciphertext) = signed.split_first_chunk().ok_or_else(truncated)?;
+        if ciphertext.len() < TAG {
+            return Err(truncated());
+        }
+        Ok(Self {
+            header: Header::decode(header)?,
+            signed: frame.slice_ref(signed),
+            ciphertext: frame.slice_ref(ciphertext),
+            signature: *signature,
+        })
+    }
+}
+
+/// Gathers events into the content of one frame.
+#[derive(Debug, Default)]
+pub(crate) struct Packer {
+    content: BytesMut,
+    count: u16,
+}
+
+impl Packer {
+    /// Adds an event if the content stays within `limit` bytes, and says whether it did.
+    pub(crate) fn push(&mut self, body: &[u8], limit: usize) -> bool {
+        // A length has at most five digits.
+        if self.content.len() + 5 + body.len() > limit || usize::from(self.count) == MAX_EVENTS {
+            return false;
+        }
+        put_varint(&mut self.content, body.len() as u64);
+        self.content.put_slice(body);
+        self.count += 1;
+        true
+    }
+
+    pub(crate) fn count(&self) -> u16 {
+        self.count
+    }
+
+    /// The content, leaving the packer empty.
+    pub(crate) fn take(&mut self) -> BytesMut {
+        self.count = 0;
+        std::mem::take(&mut self.content)
+    }
+}
+
+/// Takes the events out of the content of a frame that is neither a beacon nor a part.
+pub(crate) fn unpack(content: &Bytes, count: u16) -> Result<Vec<Bytes>, BroadcastError> {
+    let bad = || e!(BroadcastError::BadContent);
+    let mut events = Vec::with_capacity(usize::from(count).min(content.len()));
+    let mut rest = content.clone();
+    for _ in 0..count {
+        let (len, prefix) = take_varint(&rest).ok_or_else(bad)?;
+        rest.advance(prefix);
+        let len = usize::try_from(len)
+            .ok()
+            .filter(|len| *len <= rest.len())
+            .ok_or_else(bad)?;
+        events.push(rest.split_to(len));
+    }
+    if !rest.is_empty() {
+        return Err(bad());
+    }
+    Ok(events)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn a_header_reads_back(epoch: u64, generation: u32, counter: u64, first in 0..u64::MAX / 2,
+                               count: u16, parts in 1u16.., part: u16) {
+            let of = if count == 1 { PartOf { part: part % parts, parts } } else { PartOf { part: 0, parts: 1 } };
+            let header = Header { epoch, generation, counter, first, count, of };
+            prop_assert_eq!(Header::decode(&header.encode()).unwrap(), header);
+        }
+
+        #[test]
+        fn any_bytes_are_an_error_or_a_frame(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+            let _ = Frame::decode(&bytes.into());
+        }
+
+        #[test]
+        fn a_frame_with_a_true_version_is_an_error_or_taken_apart(mut bytes in prop::collection::vec(any::<u8>(), OVERHEAD..OVERHEAD + 50)) {
+            bytes[0] = VERSION;
+            let bytes = Bytes::from(bytes);
+            if let Ok(frame) = Frame::decode(&bytes) {
+                let header = frame.header.encode();
+                prop_assert_eq!(&header[..], &bytes[..HEADER]);
+                prop_assert_eq!(frame.signed.len() + SIGNATURE, bytes.len());
+            }
+        }
+
+        #[test]
+        fn packed_events_come_out_again(bodies in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..50), 0..40), limit in 0usize..600) {
+            let mut packer = Packer::default();
+            let packed: Vec<_> = bodies.iter().take_while(|body| packer.push(body, limit)).collect();
+            let count = packer.count();
+            let content = packer.take().freeze();
+            prop_assert!(content.len() <= limit);
+            let out = unpack(&content, count).unwrap();
+            prop_assert_eq!(out, packed);
+        }
+
+        #[test]
+        fn any_content_is_an_error_or_events_within_it(bytes in prop::collection::vec(any::<u8>(), 0..200), count: u16) {
+            let bytes = Bytes::from(bytes);
+            if let Ok(events) = unpack(&bytes, count) {
+                prop_assert_eq!(events.len(), usize::from(count));
+                prop_assert!(events.iter().map(Bytes::len).sum::<usize>() <= bytes.len());
+            }
+        }
+    }
+}

@@ -1,0 +1,194 @@
+//! The length prefix that both direct protocols share: u32, big endian, then that many bytes.
+//!
+//! [`Deframer`] turns the chunks of a stream into frames. It knows no sockets and no time: who reads
+//! asks [`is_mid_frame`](Deframer::is_mid_frame) to bound how long a peer may leave one unfinished.
+
+use bytes::{Bytes, BytesMut};
+use n0_error::{e, stack_error};
+
+/// Bytes of the length prefix.
+pub(crate) const PREFIX: usize = 4;
+
+/// A frame cannot be read.
+#[stack_error(derive, add_meta)]
+#[non_exhaustive]
+pub enum FrameError {
+    /// Its length prefix is over the limit.
+    #[error("a frame of {len} bytes is over the limit of {limit}")]
+    TooLarge {
+        /// What the prefix says, in bytes.
+        len: u32,
+        /// The limit, in bytes.
+        limit: usize,
+    },
+    /// The stream ended inside it.
+    #[error("the stream ended in the middle of a frame")]
+    Truncated {},
+}
+
+/// Cuts a stream of bytes into frames.
+///
+/// Holds at most one chunk of the stream and the part of one frame that has arrived: the length
+/// prefix is never trusted with an allocation. A frame that lies in one chunk is not copied.
+#[derive(Debug)]
+pub(crate) struct Deframer {
+    limit: usize,
+    chunk: Bytes,
+    partial: BytesMut,
+}
+
+impl Deframer {
+    /// Refuses frames of more than `limit` bytes.
+    pub(crate) fn new(limit: usize) -> Self {
+        Self {
+            limit,
+            chunk: Bytes::new(),
+            partial: BytesMut::new(),
+        }
+    }
+
+    /// Takes the next bytes of the stream. All frames of the last chunk must have been taken out.
+    pub(crate) fn push(&mut self, chunk: Bytes) {
+        debug_assert!(self.chunk.is_empty(), "frames were left in the last chunk");
+        self.chunk = chunk;
+    }
+
+    /// The next whole frame, without its prefix; `None` if more bytes are needed.
+    pub(crate) fn next(&mut self) -> Result<Option<Bytes>, FrameError> {
+        if self.partial.is_empty() {
+            if let Some(len) = self.frame_len(&self.chunk)? {
+                if let Some(end) = self.chunk.len().checked_sub(PREFIX).filter(|n| *n >= len) {
+                    let mut frame = self.chunk.split_to(self.chunk.len() - (end - len));
+                    let _ = frame.split_to(PREFIX);
+                    return Ok(Some(frame));
+                }
+            }
+        }
+        self.fill(PREFIX);
+        let Some(len) = self.frame_len(&self.partial)? else {
+            return Ok(None);
+        };
+        self.fill(PREFIX + len);
+        if self.partial.len() < PREFIX + len {
+            return Ok(None);
+        }
+        let mut frame = std::mem::take(&mut self.partial).freeze();
+        let _ = frame.split_to(PREFIX);
+        Ok(Some(frame))
+    }
+
+    /// Moves bytes from the chunk until `partial` has `want`, or the chunk is used up.
+    fn fill(&mut self, want: usize) {
+        let missing = want
+            .saturating_sub(self.partial.len())
+            .min(self.chunk.len());
+        if missing > 0 {
+            let piece = self.chunk.split_to(missing);
+            self.partial.extend_from_slice(&piece);
+        }
+    }
+
+    fn frame_len(&self, bytes: &[u8]) -> Result<Option<usize>, FrameError> {
+        let Some(prefix) = bytes.first_chunk::<PREFIX>() else {
+            return Ok(None);
+        };
+        let len = u32::from_be_bytes(*prefix);
+        if len as usize > self.limit {
+            return Err(e!(FrameError::TooLarge {
+                len,
+                limit: self.limit
+            }));
+        }
+        Ok(Some(len as usize))
+    }
+
+    /// Whether a frame has begun and is not complete.
+    pub(crate) fn is_mid_frame(&self) -> bool {
+        !self.partial.is_empty()
+    }
+
+    /// Says whether the stream may end here.
+    pub(crate) fn finish(&self) -> Result<(), FrameError> {
+        if self.is_mid_frame() || !self.chunk.is_empty() {
+            return Err(e!(FrameError::Truncated));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::BufMut;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn framed(frames: &[Vec<u8>]) -> Vec<u8> {
+        let mut out = Vec::new();
+        for frame in frames {
+            out.put_u32(frame.len() as u32);
+            out.put_slice(frame);
+        }
+        out
+    }
+
+    proptest! {
+        #[test]
+        fn frames_come_out_as_they_went_in_however_the_stream_is_cut(
+            frames in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..40), 0..8),
+            cut in 1usize..50,
+        ) {
+            let mut deframer = Deframer::new(40);
+            let mut out = Vec::new();
+            for chunk in framed(&frames).chunks(cut) {
+                deframer.push(Bytes::copy_from_slice(chunk));
+                while let Some(frame) = deframer.next().unwrap() {
+                    out.push(frame.to_vec());
+                }
+            }
+            prop_assert!(deframer.finish().is_ok());
+            prop_assert_eq!(out, frames);
+        }
+
+        #[test]
+        fn any_bytes_end_in_frames_or_an_error_and_hold_no_more_than_arrived(
+            bytes in prop::collection::vec(any::<u8>(), 0..200),
+            cut in 1usize..50,
+        ) {
+            let mut deframer = Deframer::new(64);
+            'stream: for chunk in bytes.chunks(cut) {
+                deframer.push(Bytes::copy_from_slice(chunk));
+                loop {
+                    match deframer.next() {
+                        Ok(Some(frame)) => prop_assert!(frame.len() <= 64),
+                        Ok(None) => break,
+                        Err(_) => break 'stream,
+                    }
+                }
+                prop_assert!(deframer.partial.capacity() <= 256);
+            }
+        }
+    }
+
+    #[test]
+    fn a_prefix_of_four_gigabytes_is_refused_before_anything_is_kept() {
+        let mut deframer = Deframer::new(1024);
+        deframer.push(Bytes::from_static(&[0xff, 0xff, 0xff, 0xff, 1, 2, 3]));
+        assert!(matches!(
+            deframer.next(),
+            Err(FrameError::TooLarge { len: u32::MAX, .. })
+        ));
+    }
+
+    #[test]
+    fn a_stream_that_ends_inside_a_frame_is_truncated() {
+        let mut deframer = Deframer::new(1024);
+        deframer.push(Bytes::from_static(&[0, 0, 0, 9, 1]));
+        assert!(deframer.next().unwrap().is_none());
+        assert!(deframer.is_mid_frame());
+        assert!(matches!(
+            deframer.finish(),
+            Err(FrameError::Truncated { .. })
+        ));
+    }
+}

@@ -1,0 +1,17 @@
+//! Bytes to frames and back, and nothing else.
+//!
+//! The only place that knows byte layouts. Every decoder takes hostile input: it answers with an
+//! error or a frame, never panics, and never allocates more than the bytes that are there (and the
+//! stated limits) call for.
+//!
+//! - [`framing`]: the length prefix that both direct protocols share;
+//! - [`body`]: an envelope as it travels and as it is kept;
+//! - [`compat`]: `alkpubsub/1`, JSON envelopes;
+//! - [`native`]: `iroh-hub/1`, postcard frames;
+//! - [`broadcast`]: what is inside a frame on the gossip topic.
+
+pub(crate) mod body;
+pub(crate) mod broadcast;
+pub(crate) mod compat;
+pub(crate) mod framing;
+pub(crate) mod native;

@@ -1,0 +1,643 @@
+//! `iroh-hub/1`: the frames between a hub and its native spokes.
+//!
+//! A frame is one kind byte and then postcard; the frames that carry (parts of) events end in the raw
+//! bytes of that part. A frame of an unknown kind is skipped, so the protocol can grow.
+
+use bytes::{BufMut, Bytes, BytesMut};
+use iroh::EndpointAddr;
+use n0_error::{e, stack_error};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use super::framing::PREFIX;
+use crate::position::{Epoch, Position};
+
+/// The protocol's name in the TLS handshake.
+pub(crate) const ALPN: &[u8] = b"iroh-hub/1";
+
+/// The version of the protocol that this crate speaks.
+pub(crate) const VERSION: u16 = 1;
+
+/// Feature bit: the peer can gossip.
+pub(crate) const FEATURE_GOSSIP: u64 = 1;
+
+/// The longest part of an event, in bytes. Longer events travel in several parts, so that control
+/// frames find room between them.
+pub(crate) const MAX_PART: usize = 64 * 1024;
+
+/// The longest frame, in bytes: one part and its header, or a control frame.
+pub(crate) const MAX_FRAME: usize = MAX_PART + 1024;
+
+/// Parts up to this size are copied behind their header: one chunk is cheaper to send than two.
+const COPY_BELOW: usize = 4 * 1024;
+
+/// Names one life of one spoke process to the hub.
+pub(crate) type SessionId = [u8; 16];
+
+/// Where a spoke wants to begin.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(crate) enum Start {
+    Tip,
+    Earliest,
+    At(Position),
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(crate) struct Hello {
+    pub(crate) version: u16,
+    pub(crate) features: u64,
+    pub(crate) session: Option<SessionId>,
+    pub(crate) start: Start,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(crate) struct Welcome {
+    pub(crate) version: u16,
+    pub(crate) features: u64,
+    pub(crate) session: SessionId,
+    pub(crate) epoch: Epoch,
+    /// The next offset that the hub will give.
+    pub(crate) tip: u64,
+    /// The first offset that the spoke gets.
+    pub(crate) start: u64,
+    pub(crate) max_event_bytes: u64,
+    /// How often the spoke may acknowledge, in milliseconds.
+    pub(crate) ack_every_ms: u32,
+    /// How many bytes of its events the spoke may have unacknowledged.
+    pub(crate) publish_window: u64,
+}
+
+/// Everything a spoke needs to join the topic.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Topic {
+    pub(crate) topic: [u8; 32],
+    pub(crate) keys: GenerationKeys,
+    pub(crate) peers: Vec<EndpointAddr>,
+    pub(crate) max_frame_bytes: u32,
+    /// Roughly how many nodes are on the topic: repairs wait longer on a larger one.
+    pub(crate) members: u32,
+}
+
+/// What opens the frames of one generation and proves membership of it.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct GenerationKeys {
+    pub(crate) generation: u32,
+    pub(crate) key: [u8; 32],
+    pub(crate) verify_key: [u8; 32],
+}
+
+/// Shows no key.
+impl std::fmt::Debug for GenerationKeys {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("GenerationKeys")
+            .field("generation", &self.generation)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Shows no key.
+impl std::fmt::Debug for Topic {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Topic")
+            .field("keys", &self.keys)
+            .field("peers", &self.peers.len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Which part of which whole.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct PartOf {
+    pub(crate) part: u16,
+    pub(crate) parts: u16,
+}
+
+/// From the hub to a spoke.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum ToSpoke {
+    Welcome(Welcome),
+    /// Part of the event at `offset`, as the cursor reaches it.
+    Event {
+        offset: u64,
+        of: PartOf,
+        body: Bytes,
+    },
+    /// The same, because the spoke wanted it.
+    Repair {
+        offset: u64,
+        of: PartOf,
+        body: Bytes,
+    },
+    /// Part of an event for this spoke alone, to be seen when everything before `after` was.
+    Targeted {
+        seq: u64,
+        after: Position,
+        of: PartOf,
+        body: Bytes,
+    },
+    Topic(Box<Topic>),
+    LeaveTopic,
+    /// The log no longer has `[from, to)`.
+    Missed {
+        from: u64,
+        to: u64,
+    },
+    /// The hub has all of the spoke's events up to `seq`.
+    Ack {
+        seq: u64,
+    },
+    /// How often the spoke may acknowledge from now on.
+    AckEvery {
+        millis: u32,
+    },
+    Rekey(GenerationKeys),
+}
+
+/// From a spoke to the hub.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum ToHub {
+    Hello(Hello),
+    /// Part of the spoke's event number `seq`, counted from 1.
+    Publish {
+        seq: u64,
+        of: PartOf,
+        body: Bytes,
+    },
+    /// The spoke has released every offset below `offset`, and every targeted event up to `seq`.
+    Ack {
+        offset: u64,
+        seq: u64,
+    },
+    /// The spoke lacks `[from, to)`; without an end: serve me directly from here on.
+    Want {
+        from: u64,
+        to: Option<u64>,
+    },
+    /// The spoke gets everything from `from` on from the topic.
+    Served {
+        from: u64,
+    },
+}
+
+/// A frame is not one of the protocol.
+#[stack_error(derive, add_meta)]
+#[non_exhaustive]
+pub enum NativeError {
+    /// It has no kind byte.
+    #[error("a frame is empty")]
+    Empty {},
+    /// Its content is not what its kind calls for.
+    #[error("a frame of kind {kind} does not decode")]
+    Malformed {
+        /// The kind byte.
+        kind: u8,
+    },
+    /// It is part 7 of 3, or of none.
+    #[error("a frame claims to be part {part} of {parts}")]
+    BadPart {
+        /// The part, from 0.
+        part: u16,
+        /// How many there are.
+        parts: u16,
+    },
+}
+
+mod kind {
+    pub(super) const WELCOME: u8 = 0;
+    pub(super) const EVENT: u8 = 1;
+    pub(super) const REPAIR: u8 = 2;
+    pub(super) const TARGETED: u8 = 3;
+    pub(super) const TOPIC: u8 = 4;
+    pub(super) const LEAVE_TOPIC: u8 = 5;
+    pub(super) const MISSED: u8 = 6;
+    pub(super) const ACK: u8 = 7;
+    pub(super) const ACK_EVERY: u8 = 8;
+    pub(super) const REKEY: u8 = 9;
+
+    pub(super) const HELLO: u8 = 0;
+    pub(super) const PUBLISH: u8 = 1;
+    pub(super) const SPOKE_ACK: u8 = 2;
+    pub(super) const WANT: u8 = 3;
+    pub(super) const SERVED: u8 = 4;
+}
+
+/// Reads the rest of a frame behind its kind byte.
+struct Reader {
+    kind: u8,
+    rest: Bytes,
+}
+
+impl Reader {
+    fn new(mut frame: Bytes) -> Result<Self, NativeError> {
+        let kind = *frame.first().ok_or_else(|| e!(NativeError::Empty))?;
+        let rest = frame.split_off(1);
+        Ok(Self { kind, rest })
+    }
+
+    fn malformed(&self) -> NativeError {
+        e!(NativeError::Malformed { kind: self.kind })
+    }
+
+    /// A whole value, with nothing behind it that this version knows.
+    fn value<T: DeserializeOwned>(&self) -> Result<T, NativeError> {
+        postcard::from_bytes(&self.rest).map_err(|_| self.malformed())
+    }
+
+    /// A value, the part numbers, and the part itself.
+    fn part<T: DeserializeOwned>(&self) -> Result<(T, PartOf, Bytes), NativeError> {
+        let ((head, part, parts), body): ((T, u16, u16), &[u8]) =
+            postcard::take_from_bytes(&self.rest).map_err(|_| self.malformed())?;
+        if part >= parts {
+            return Err(e!(NativeError::BadPart { part, parts }));
+        }
+        let body = self.rest.slice_ref(body);
+        Ok((head, PartOf { part, parts }, body))
+    }
+}
+
+impl ToSpoke {
+    /// Reads a frame without its length prefix; `None` if its kind is unknown.
+    pub(crate) fn decode(frame: Bytes) -> Result<Option<Self>, NativeError> {
+        let reader = Reader::new(frame)?;
+        Ok(Some(match reader.kind {
+            kind::WELCOME => Self::Welcome(reader.value()?),
+            kind::EVENT => {
+                let (offset, of, body) = reader.part()?;
+                Self::Event { offset, of, body }
+            }
+            kind::REPAIR => {
+                let (offset, of, body) = reader.part()?;
+                Self::Repair { offset, of, body }
+            }
+            kind::TARGETED => {
+                let ((seq, after), of, body) = reader.part()?;
+                Self::Targeted {
+                    seq,
+                    after,
+                    of,
+                    body,
+                }
+            }
+            kind::TOPIC => Self::Topic(Box::new(reader.value()?)),
+            kind::LEAVE_TOPIC => Self::LeaveTopic,
+            kind::MISSED => {
+                let (from, to) = reader.value()?;
+                Self::Missed { from, to }
+            }
+            kind::ACK => Self::Ack {
+                seq: reader.value()?,
+            },
+            kind::ACK_EVERY => Self::AckEvery {
+                millis: reader.value()?,
+            },
+            kind::REKEY => Self::Rekey(reader.value()?),
+            _ => return Ok(None),
+        }))
+    }
+
+    /// Appends the frame, with its length prefix, as chunks to send.
+    pub(crate) fn encode(&self, out: &mut Vec<Bytes>) {
+        match self {
+            Self::Welcome(welcome) => put_value(out, kind::WELCOME, welcome),
+            Self::Event { offset, of, body } => put_part(out, kind::EVENT, offset, *of, body),
+            Self::Repair { offset, of, body } => put_part(out, kind::REPAIR, offset, *of, body),
+            Self::Targeted {
+                seq,
+                after,
+                of,
+                body,
+            } => put_part(out, kind::TARGETED, &(seq, after), *of, body),
+            Self::Topic(topic) => put_value(out, kind::TOPIC, topic),
+            Self::LeaveTopic => put_value(out, kind::LEAVE_TOPIC, &()),
+            Self::Missed { from, to } => put_value(out, kind::MISSED, &(from, to)),
+            Self::Ack { seq } => put_value(out, kind::ACK, seq),
+            Self::AckEvery { millis } => put_value(out, kind::ACK_EVERY, millis),
+            Self::Rekey(keys) => put_value(out, kind::REKEY, keys),
+        }
+    }
+}
+
+impl ToHub {
+    /// Reads a frame without its length prefix; `None` if its kind is unknown.
+    pub(crate) fn decode(frame: Bytes) -> Result<Option<Self>, NativeError> {
+        let reader = Reader::new(frame)?;
+        Ok(Some(match reader.kind {
+            kind::HELLO => Self::Hello(reader.value()?),
+            kind::PUBLISH => {
+                let (seq, of, body) = reader.part()?;
+                Self::Publish { seq, of, body }
+            }
+            kind::SPOKE_ACK => {
+                let (offset, seq) = reader.value()?;
+                Self::Ack { offset, seq }
+            }
+            kind::WANT => {
+                let (from, to) = reader.value()?;
+                Self::Want { from, to }
+            }
+            kind::SERVED => Self::Served {
+                from: reader.value()?,
+            },
+            _ => return Ok(None),
+        }))
+    }
+
+    /// Appends the frame, with its length prefix, as chunks to send.
+    pub(crate) fn encode(&self, out: &mut Vec<Bytes>) {
+        match self {
+            Self::Hello(hello) => put_value(out, kind::HELLO, hello),
+            Self::Publish { seq, of, body } => put_part(out, kind::PUBLISH, seq, *of, body),
+            Self::Ack { offset, seq } => put_value(out, kind::SPOKE_ACK, &(offset, seq)),
+            Self::Want { from, to } => put_value(out, kind::WANT, &(from, to)),
+            Self::Served { from } => put_value(out, kind::SERVED, from),
+        }
+    }
+}
+
+/// Appends all parts of the broadcast event at `offset`.
+pub(crate) fn put_event(out: &mut Vec<Bytes>, offset: u64, body: &Bytes, repair: bool) {
+    let kind = if repair { kind::REPAIR } else { kind::EVENT };
+    for (of, part) in parts(body) {
+        put_part(out, kind, &offset, of, &part);
+    }
+}
+
+/// Appends all parts of an event for one spoke.
+pub(crate) fn put_targeted(out: &mut Vec<Bytes>, seq: u64, after: Position, body: &Bytes) {
+    for (of, part) in parts(body) {
+        put_part(out, kind::TARGETED, &(seq, after), of, &part);
+    }
+}
+
+/// Appends all parts of an event for the hub.
+pub(crate) fn put_publish(out: &mut Vec<Bytes>, seq: u64, body: &Bytes) {
+    for (of, part) in parts(body) {
+        put_part(out, kind::PUBLISH, &seq, of, &part);
+    }
+}
+
+/// Cuts a body into parts of at most [`MAX_PART`] bytes; at least one.
+pub(crate) fn parts(body: &Bytes) -> impl Iterator<Item = (PartOf, Bytes)> + '_ {
+    let parts = body
+        .len()
+        .div_ceil(MAX_PART)
+        .clamp(1, usize::from(u16::MAX)) as u16;
+    (0..parts).map(move |part| {
+        let start = (usize::from(part) * MAX_PART).min(body.len());
+        let end = (start + MAX_PART).min(body.len());
+        (PartOf { part, parts }, body.slice(start..end))
+    })
+}
+
+/// The largest event that can travel, in bytes: as many parts as can be counted.
+pub(crate) const MAX_EVENT_BYTES: usize = u16::MAX as usize * MAX_PART;
+
+fn put_value<T: Serialize + ?Sized>(out: &mut Vec<Bytes>, kind: u8, value: &T) {
+    out.push(head(kind, value, 0, 0).freeze());
+}
+
+fn put_part<T: Serialize + ?Sized>(
+    out: &mut Vec<Bytes>,
+    kind: u8,
+    value: &T,
+    of: PartOf,
+    body: &Bytes,
+) {
+    let value = (value, of.part, of.parts);
+    if body.len() <= COPY_BELOW {
+        let mut frame = head(kind, &value, body.len(), body.len());
+        frame.put_slice(body);
+        out.push(frame.freeze());
+    } else {
+        out.push(head(kind, &value, body.len(), 0).freeze());
+        out.push(body.clone());
+    }
+}
+
+/// A frame up to its body: length prefix, kind, value. `room` is what will be appended.
+fn head<T: Serialize + ?Sized>(kind: u8, value: &T, body_len: usize, room: usize) -> BytesMut {
+    let mut frame = BytesMut::with_capacity(PREFIX + 1 + 32 + room);
+    frame.put_u32(0);
+    frame.put_u8(kind);
+    // Our own frames always serialise: they are plain data, and the buffer grows.
+    let _ = postcard::to_extend(value, Writer(&mut frame));
+    let len = (frame.len() - PREFIX + body_len) as u32;
+    if let Some(prefix) = frame.first_chunk_mut::<PREFIX>() {
+        *prefix = len.to_be_bytes();
+    }
+    frame
+}
+
+/// Lets postcard extend a `BytesMut` in place.
+struct Writer<'a>(&'a mut BytesMut);
+
+impl Extend<u8> for Writer<'_> {
+    fn extend<I: IntoIterator<Item = u8>>(&mut self, bytes: I) {
+        self.0.extend(bytes);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::wire::framing::Deframer;
+
+    fn frames(chunks: Vec<Bytes>) -> Vec<Bytes> {
+        let mut deframer = Deframer::new(MAX_FRAME);
+        deframer.push(Bytes::from(chunks.concat()));
+        let mut out = Vec::new();
+        while let Some(frame) = deframer.next().unwrap() {
+            out.push(frame);
+        }
+        deframer.finish().unwrap();
+        out
+    }
+
+    fn position() -> impl Strategy<Value = Position> {
+        any::<(u64, u64)>().prop_map(|(e, o)| Position::new(Epoch::from_u64(e), o))
+    }
+
+    fn bytes() -> impl Strategy<Value = Bytes> {
+        prop_oneof![
+            prop::collection::vec(any::<u8>(), 0..64),
+            prop::collection::vec(any::<u8>(), COPY_BELOW..COPY_BELOW + 64),
+        ]
+        .prop_map(Bytes::from)
+    }
+
+    fn part_of() -> impl Strategy<Value = PartOf> {
+        (1..=u16::MAX, any::<u16>()).prop_map(|(parts, part)| PartOf {
+            part: part % parts,
+            parts,
+        })
+    }
+
+    fn keys() -> impl Strategy<Value = GenerationKeys> {
+        any::<(u32, [u8; 32], [u8; 32])>().prop_map(|(generation, key, verify_key)| {
+            GenerationKeys {
+                generation,
+                key,
+                verify_key,
+            }
+        })
+    }
+
+    fn to_spoke() -> impl Strategy<Value = ToSpoke> {
+        prop_oneof![
+            any::<(u16, u64, [u8; 16], u64, u64, u64)>().prop_map(|(v, f, s, e, tip, start)| {
+                ToSpoke::Welcome(Welcome {
+                    version: v,
+                    features: f,
+                    session: s,
+                    epoch: Epoch::from_u64(e),
+                    tip,
+                    start,
+                    max_event_bytes: f ^ tip,
+                    ack_every_ms: v.into(),
+                    publish_window: e ^ tip,
+                })
+            }),
+            (any::<u64>(), part_of(), bytes()).prop_map(|(offset, of, body)| ToSpoke::Event {
+                offset,
+                of,
+                body
+            }),
+            (any::<u64>(), part_of(), bytes()).prop_map(|(offset, of, body)| ToSpoke::Repair {
+                offset,
+                of,
+                body
+            }),
+            (any::<u64>(), position(), part_of(), bytes()).prop_map(|(seq, after, of, body)| {
+                ToSpoke::Targeted {
+                    seq,
+                    after,
+                    of,
+                    body,
+                }
+            }),
+            (any::<[u8; 32]>(), keys()).prop_map(|(topic, keys)| ToSpoke::Topic(Box::new(Topic {
+                topic,
+                keys,
+                peers: vec![EndpointAddr::new(
+                    iroh::SecretKey::from_bytes(&topic).public()
+                )],
+                max_frame_bytes: 7,
+                members: 9,
+            }))),
+            Just(ToSpoke::LeaveTopic),
+            any::<(u64, u64)>().prop_map(|(from, to)| ToSpoke::Missed { from, to }),
+            any::<u64>().prop_map(|seq| ToSpoke::Ack { seq }),
+            any::<u32>().prop_map(|millis| ToSpoke::AckEvery { millis }),
+            keys().prop_map(ToSpoke::Rekey),
+        ]
+    }
+
+    fn to_hub() -> impl Strategy<Value = ToHub> {
+        let start = prop_oneof![
+            Just(Start::Tip),
+            Just(Start::Earliest),
+            position().prop_map(Start::At)
+        ];
+        prop_oneof![
+            (any::<(u16, u64, Option<[u8; 16]>)>(), start).prop_map(
+                |((version, features, session), start)| ToHub::Hello(Hello {
+                    version,
+                    features,
+                    session,
+                    start
+                })
+            ),
+            (any::<u64>(), part_of(), bytes()).prop_map(|(seq, of, body)| ToHub::Publish {
+                seq,
+                of,
+                body
+            }),
+            any::<(u64, u64)>().prop_map(|(offset, seq)| ToHub::Ack { offset, seq }),
+            any::<(u64, Option<u64>)>().prop_map(|(from, to)| ToHub::Want { from, to }),
+            any::<u64>().prop_map(|from| ToHub::Served { from }),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn a_frame_to_a_spoke_reads_back(frame in to_spoke()) {
+            let mut out = Vec::new();
+            frame.encode(&mut out);
+            let [bytes] = &frames(out)[..] else { panic!("one frame") };
+            prop_assert_eq!(ToSpoke::decode(bytes.clone()).unwrap(), Some(frame));
+        }
+
+        #[test]
+        fn a_frame_to_the_hub_reads_back(frame in to_hub()) {
+            let mut out = Vec::new();
+            frame.encode(&mut out);
+            let [bytes] = &frames(out)[..] else { panic!("one frame") };
+            prop_assert_eq!(ToHub::decode(bytes.clone()).unwrap(), Some(frame));
+        }
+
+        #[test]
+        fn any_bytes_are_an_error_or_a_frame(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            let _ = ToSpoke::decode(bytes.clone().into());
+            let _ = ToHub::decode(bytes.into());
+        }
+
+        #[test]
+        fn a_cut_frame_is_never_mistaken_for_another_kind(frame in to_hub(), cut: prop::sample::Index) {
+            let mut out = Vec::new();
+            frame.encode(&mut out);
+            let bytes = frames(out).remove(0);
+            let cut = bytes.slice(..cut.index(bytes.len()));
+            if let Ok(Some(other)) = ToHub::decode(cut) {
+                prop_assert_eq!(
+                    std::mem::discriminant(&other),
+                    std::mem::discriminant(&frame)
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_large_event_travels_in_parts_that_make_it_up_again() {
+        let body = Bytes::from((0..MAX_PART * 2 + 5).map(|n| n as u8).collect::<Vec<_>>());
+        let mut out = Vec::new();
+        put_event(&mut out, 3, &body, false);
+        let frames = frames(out);
+        assert_eq!(frames.len(), 3);
+        let mut again = Vec::new();
+        for (n, frame) in frames.into_iter().enumerate() {
+            let Some(ToSpoke::Event { offset, of, body }) = ToSpoke::decode(frame).unwrap() else {
+                panic!("not an event")
+            };
+            assert_eq!((offset, usize::from(of.part), of.parts), (3, n, 3));
+            again.extend_from_slice(&body);
+        }
+        assert_eq!(again, body);
+    }
+
+    #[test]
+    fn an_unknown_kind_is_skipped() {
+        assert_eq!(
+            ToSpoke::decode(Bytes::from_static(&[200, 1, 2])).unwrap(),
+            None
+        );
+        assert_eq!(
+            ToHub::decode(Bytes::from_static(&[200, 1, 2])).unwrap(),
+            None
+        );
+    }
+
+    #[test]
+    fn keys_do_not_show_in_debug() {
+        let keys = GenerationKeys {
+            generation: 1,
+            key: [0xab; 32],
+            verify_key: [0xcd; 32],
+        };
+        let text = format!("{:?}", ToSpoke::Rekey(keys));
+        assert!(
+            !text.contains("171") && !text.to_lowercase().contains("ab, ab"),
+            "{text}"
+        );
+    }
+}

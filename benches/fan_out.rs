@@ -7,7 +7,7 @@
 //!   what a path can carry when it is full, and that batching works.
 //! - `lone`: one event over an idle mesh, until the last spoke has it. It proves what a listener waits for.
 //!
-//! `bare_streams` (iroh and nothing else) and `bare_gossip` (`iroh_gossip::net` and nothing else) are the baselines: what
+//! `direct`, `gossip` and `auto` are this crate. `bare_streams` (iroh and nothing else) and `bare_gossip` (`iroh_gossip::net` and nothing else) are the baselines: what
 //! the library adds in order, repair, proof and admission is the difference to them. Bare gossip loses and reorders;
 //! where a cell did, it is printed, and a burst's time is stretched by its losses, so that its deliveries a second count
 //! what arrived. All nodes share the cores here: costs of the hub by itself are measured by `iroh-hub compare`, which
@@ -20,7 +20,7 @@ mod common;
 
 use std::time::Duration;
 
-use common::{Arrived, BareGossip, BareStreams, Bench, Mesh};
+use common::{Arrived, Auto, BareGossip, BareStreams, Bench, Direct, Gossip, HubMesh, Mesh};
 use criterion::{
     BenchmarkGroup, BenchmarkId, Criterion, SamplingMode, Throughput, criterion_group,
     criterion_main, measurement::WallTime,
@@ -179,6 +179,9 @@ fn cells<M: Mesh>(group: &mut BenchmarkGroup<'_, WallTime>, kind: Group, plan: &
 fn all_meshes(group: &mut BenchmarkGroup<'_, WallTime>, kind: Group, plan: &Plan) {
     cells::<BareStreams>(group, kind, plan);
     cells::<BareGossip>(group, kind, plan);
+    cells::<HubMesh<Direct>>(group, kind, plan);
+    cells::<HubMesh<Gossip>>(group, kind, plan);
+    cells::<HubMesh<Auto>>(group, kind, plan);
 }
 
 fn burst(criterion: &mut Criterion) {

@@ -6,6 +6,7 @@
 mod bare_gossip;
 mod bare_streams;
 mod endpoints;
+mod hub_mesh;
 mod tally;
 
 use std::{
@@ -18,6 +19,7 @@ use bytes::Bytes;
 pub use self::{
     bare_gossip::BareGossip,
     bare_streams::BareStreams,
+    hub_mesh::{Auto, Direct, Gossip, HubMesh},
     tally::{Arrived, MIN_PAYLOAD, Tally},
 };
 

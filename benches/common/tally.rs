@@ -8,10 +8,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::Bytes;
 use tokio::sync::Notify;
 
-/// The smallest payload: a round and an index.
+/// The smallest payload: a round and an index, eight digits each.
 pub const MIN_PAYLOAD: usize = 16;
 
 /// The outcome of one burst or lone event.
@@ -81,10 +81,9 @@ impl Tally {
     }
 
     /// Counts one payload that a spoke received.
-    pub fn record(&self, spoke: usize, mut payload: &[u8]) {
-        use bytes::Buf;
+    pub fn record(&self, spoke: usize, payload: &[u8]) {
         let now = Instant::now();
-        let (Ok(number), Ok(index)) = (payload.try_get_u64(), payload.try_get_u64()) else {
+        let Some((number, index)) = header(payload) else {
             return;
         };
         let mut state = self.state.lock().expect("not poisoned");
@@ -128,10 +127,19 @@ impl Tally {
     }
 }
 
+/// Text, since an envelope's payload is JSON: round and index in hexadecimal, and filling.
 fn payload(round: u64, index: u64, size: usize) -> Bytes {
-    let mut bytes = BytesMut::with_capacity(size.max(MIN_PAYLOAD));
-    bytes.put_u64(round);
-    bytes.put_u64(index);
-    bytes.resize(size.max(MIN_PAYLOAD), 0x5a);
-    bytes.freeze()
+    let mut text = format!("{round:08x}{index:08x}");
+    text.extend(std::iter::repeat_n('z', size.saturating_sub(text.len())));
+    text.into()
+}
+
+/// The round and index of a payload.
+fn header(payload: &[u8]) -> Option<(u64, u64)> {
+    let text = std::str::from_utf8(payload.get(..MIN_PAYLOAD)?).ok()?;
+    let (round, index) = text.split_at_checked(8)?;
+    Some((
+        u64::from_str_radix(round, 16).ok()?,
+        u64::from_str_radix(index, 16).ok()?,
+    ))
 }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::bail;
+use tokio::time::sleep;
 
 use super::{
     input::Input,
@@ -29,8 +30,19 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Events before anything is measured: windows open, trees settle.
 const WARM_UP_EVENTS: u64 = 50;
-/// Lone events: enough for a 99th percentile that is not the largest sample by definition.
+const WARM_UP_GAP: Duration = Duration::from_millis(5);
+/// Between phases, for repairs and acknowledgements of the one before to end.
+const REST: Duration = Duration::from_millis(500);
+/// Events that find out how long a lone event takes, so that the measured ones do not run into each other.
+const TRIAL_EVENTS: u64 = 10;
+const TRIAL_GAP: Duration = Duration::from_millis(100);
+/// Lone events: enough for a 99th percentile that is not the largest by definition, fewer if they take long.
 const LONE_EVENTS: u64 = 100;
+const MIN_LONE_EVENTS: u64 = 20;
+const LONE_LIMIT: Duration = Duration::from_secs(6);
+/// The least and the most time between lone events.
+const LONE_GAP: Duration = Duration::from_millis(25);
+const MAX_LONE_GAP: Duration = Duration::from_millis(300);
 
 /// What to measure.
 #[derive(Debug, Clone)]
@@ -57,23 +69,28 @@ impl Plan {
         say("connecting");
         let mut pair = Pair::start(self).await?;
         say("warming up");
-        pair.phase(1, WARM_UP_EVENTS, Some(Duration::from_millis(2)))
-            .await?;
+        pair.phase(1, WARM_UP_EVENTS, Some(WARM_UP_GAP)).await?;
+        sleep(REST).await;
         say("burst");
         let burst = pair.phase(2, self.events, None).await?;
+        sleep(REST).await;
         say("lone events");
-        let lone = pair.phase(3, LONE_EVENTS, Some(self.lone_gap())).await?;
+        let trial = pair.phase(3, TRIAL_EVENTS, Some(TRIAL_GAP)).await?;
+        let gap = lone_gap(trial.outcome);
+        let events = lone_events(gap);
+        let lone = pair.phase(4, events, Some(gap)).await?;
         let peak = pair.hub_usage().await?.peak_bytes;
         pair.stop().await?;
-        Ok(self.cell(burst, lone, peak))
+        Ok(self.cell(burst, lone, events, peak))
     }
 
-    /// So much time between lone events that each meets an idle mesh: more for a larger one.
-    fn lone_gap(&self) -> Duration {
-        Duration::from_millis(20) + Duration::from_micros(200) * self.spokes as u32
-    }
-
-    fn cell(&self, burst: Phase, mut lone: Phase, hub_peak_bytes: Option<u64>) -> Cell {
+    fn cell(
+        &self,
+        burst: Phase,
+        mut lone: Phase,
+        lone_events: u64,
+        hub_peak_bytes: Option<u64>,
+    ) -> Cell {
         let seconds = burst.outcome.elapsed_ns as f64 / 1e9;
         let rate = if seconds > 0.0 {
             burst.outcome.delivered as f64 / seconds
@@ -83,7 +100,7 @@ impl Plan {
         let mut to_last =
             |q| percentile(&mut lone.outcome.to_last_ns, q).map(|ns| round(ns as f64 / 1e6, 3));
         let (last_p50_ms, last_p99_ms) = (to_last(0.5), to_last(0.99));
-        let per_lone = |total: u64| round(total as f64 / LONE_EVENTS as f64, 1);
+        let per_lone = |total: u64| round(total as f64 / lone_events as f64, 1);
         let per_burst = |total: u64| round(total as f64 / self.events.max(1) as f64, 1);
         Cell {
             row: Row {
@@ -101,12 +118,25 @@ impl Plan {
             },
             out_of_order: burst.outcome.out_of_order + lone.outcome.out_of_order,
             repeated: burst.outcome.repeated + lone.outcome.repeated,
-            lone_incomplete: LONE_EVENTS.saturating_sub(lone.outcome.to_last_ns.len() as u64),
+            lone_incomplete: lone_events.saturating_sub(lone.outcome.to_last_ns.len() as u64),
             hub_cpu_us_in_burst: per_burst(burst.hub.cpu_us),
             hub_bytes_in_burst: per_burst(burst.hub.bytes_sent),
             hub_peak_bytes,
         }
     }
+}
+
+/// So much time between lone events that each meets an idle mesh: a few times what one of the trial took.
+fn lone_gap(trial: Outcome) -> Duration {
+    let mut times = trial.to_last_ns;
+    let usual = percentile(&mut times, 0.9).map_or(MAX_LONE_GAP, Duration::from_nanos);
+    (usual * 3).clamp(LONE_GAP, MAX_LONE_GAP)
+}
+
+/// As many as there is time for.
+fn lone_events(gap: Duration) -> u64 {
+    let fit = LONE_LIMIT.as_millis() / gap.as_millis().max(1);
+    u64::try_from(fit).map_or(LONE_EVENTS, |fit| fit.clamp(MIN_LONE_EVENTS, LONE_EVENTS))
 }
 
 /// The two processes of a cell.
@@ -190,4 +220,32 @@ impl Pair {
 fn round(value: f64, places: i32) -> f64 {
     let scale = 10f64.powi(places);
     (value * scale).round() / scale
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn trial(ms: &[u64]) -> Outcome {
+        Outcome {
+            to_last_ns: ms.iter().map(|ms| ms * 1_000_000).collect(),
+            ..Outcome::default()
+        }
+    }
+
+    #[test]
+    fn slow_meshes_get_longer_gaps_and_fewer_lone_events() {
+        let fast = lone_gap(trial(&[1, 2, 1]));
+        assert_eq!((fast, lone_events(fast)), (LONE_GAP, LONE_EVENTS));
+        let slower = lone_gap(trial(&[40; 10]));
+        assert_eq!(
+            (slower, lone_events(slower)),
+            (Duration::from_millis(120), 50)
+        );
+        let silent = lone_gap(trial(&[]));
+        assert_eq!(
+            (silent, lone_events(silent)),
+            (MAX_LONE_GAP, MIN_LONE_EVENTS)
+        );
+    }
 }

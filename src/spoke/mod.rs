@@ -155,6 +155,7 @@ impl Spoke {
             None => (GossipAcceptor::new(), None),
         };
         let span = info_span!("spoke", me = %endpoint.id().fmt_short(), hub = %hub.fmt_short());
+        let quit = CancellationToken::new();
         let (session, shared): (Session, _) = match welcome {
             Some(welcome) => {
                 let (session, shared) = native::Session::new(native::Parts {
@@ -169,7 +170,7 @@ impl Spoke {
                     gossip_metrics: gossip_metrics.clone(),
                     acceptor,
                 });
-                (Box::pin(session.run()), Some(shared))
+                (Box::pin(session.run(quit.clone())), Some(shared))
             }
             None => (Box::pin(compat::run(hub, reader, deliver)), None),
         };
@@ -179,6 +180,7 @@ impl Spoke {
         let tasks = TaskTracker::new();
         let ends = Ends {
             connection: connection.clone(),
+            quit,
             closed: closed_tx,
             cancel: cancel.clone(),
         };
@@ -353,6 +355,9 @@ impl Spoke {
     }
 }
 
+/// How long a session may take to leave the topic.
+const QUIT_LIMIT: Duration = Duration::from_secs(5);
+
 type Session = std::pin::Pin<Box<dyn Future<Output = Closed> + Send>>;
 
 /// A link that both sides have agreed on.
@@ -489,6 +494,8 @@ async fn greet(
 /// Sees the link to its end, whichever half ends first.
 struct Ends {
     connection: Connection,
+    /// Asks the session to leave the topic and end.
+    quit: CancellationToken,
     closed: watch::Sender<Option<Closed>>,
     cancel: CancellationToken,
 }
@@ -501,13 +508,16 @@ impl Ends {
                 closed = &mut session => closed,
                 written = &mut writer => match written {
                     // The spoke finished its stream: goodbye.
-                    Ok(()) => Closed::by_us(CloseCode::Goodbye, "the spoke says goodbye"),
+                    Ok(()) => {
+                        self.quit.cancel();
+                        let _ = timeout(QUIT_LIMIT, &mut session).await;
+                        Closed::by_us(CloseCode::Goodbye, "the spoke says goodbye")
+                    }
                     Err(error) => self.after_write_error(error, &mut session).await,
                 },
                 () = self.cancel.cancelled() => Closed::by_us(CloseCode::Goodbye, "the spoke ended"),
             }
         };
-        // Dropping the session leaves the topic in the background; ending it leaves it in order.
         let closed = match (closed, self.connection.close_reason()) {
             (Closed::ByPeer { code, .. }, Some(reason)) if code != CloseCode::Goodbye => {
                 Closed::from(&reason)

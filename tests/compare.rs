@@ -20,7 +20,7 @@ fn every_cell_has_a_row_and_the_page_shows_it() {
     let (json, html) = (dir.path().join("rows.json"), dir.path().join("report.html"));
     let output = compare(&[
         "--spokes",
-        "2,3",
+        "2",
         "--size",
         "64B",
         "--events",
@@ -38,17 +38,13 @@ fn every_cell_has_a_row_and_the_page_shows_it() {
         .iter()
         .map(|row| (row["spokes"].as_u64(), row["strategy"].as_str()))
         .collect();
-    let (two, three) = (Some(2), Some(3));
-    let (direct, gossip, auto) = (Some("direct"), Some("gossip"), Some("auto"));
+    let two = Some(2);
     assert_eq!(
         cells,
         [
-            (two, direct),
-            (two, gossip),
-            (two, auto),
-            (three, direct),
-            (three, gossip),
-            (three, auto)
+            (two, Some("direct")),
+            (two, Some("gossip")),
+            (two, Some("auto"))
         ]
     );
     for row in &rows {

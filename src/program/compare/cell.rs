@@ -33,16 +33,14 @@ const WARM_UP_EVENTS: u64 = 50;
 const WARM_UP_GAP: Duration = Duration::from_millis(5);
 /// Between phases, for repairs and acknowledgements of the one before to end.
 const REST: Duration = Duration::from_millis(500);
-/// Events that find out how long a lone event takes, so that the measured ones do not run into each other.
-const TRIAL_EVENTS: u64 = 10;
-const TRIAL_GAP: Duration = Duration::from_millis(100);
-/// Lone events: enough for a 99th percentile that is not the largest by definition, fewer if they take long.
+/// Lone events: enough for a 99th percentile that is not the largest by definition, fewer if they are far apart.
 const LONE_EVENTS: u64 = 100;
 const MIN_LONE_EVENTS: u64 = 20;
 const LONE_LIMIT: Duration = Duration::from_secs(6);
-/// The least and the most time between lone events.
-const LONE_GAP: Duration = Duration::from_millis(25);
-const MAX_LONE_GAP: Duration = Duration::from_millis(300);
+/// Between lone events: so much that each meets an idle mesh. The same for every strategy, since what a mesh costs by
+/// itself is part of what an event costs.
+const LONE_GAP: Duration = Duration::from_millis(50);
+const LONE_GAP_PER_SPOKE: Duration = Duration::from_micros(750);
 
 /// What to measure.
 #[derive(Debug, Clone)]
@@ -75,10 +73,9 @@ impl Plan {
         let burst = pair.phase(2, self.events, None).await?;
         sleep(REST).await;
         say("lone events");
-        let trial = pair.phase(3, TRIAL_EVENTS, Some(TRIAL_GAP)).await?;
-        let gap = lone_gap(trial.outcome);
+        let gap = lone_gap(self.spokes);
         let events = lone_events(gap);
-        let lone = pair.phase(4, events, Some(gap)).await?;
+        let lone = pair.phase(3, events, Some(gap)).await?;
         let peak = pair.hub_usage().await?.peak_bytes;
         pair.stop().await?;
         Ok(self.cell(burst, lone, events, peak))
@@ -126,11 +123,9 @@ impl Plan {
     }
 }
 
-/// So much time between lone events that each meets an idle mesh: a few times what one of the trial took.
-fn lone_gap(trial: Outcome) -> Duration {
-    let mut times = trial.to_last_ns;
-    let usual = percentile(&mut times, 0.9).map_or(MAX_LONE_GAP, Duration::from_nanos);
-    (usual * 3).clamp(LONE_GAP, MAX_LONE_GAP)
+fn lone_gap(spokes: usize) -> Duration {
+    let spokes = u32::try_from(spokes).unwrap_or(u32::MAX);
+    LONE_GAP.max(LONE_GAP_PER_SPOKE.saturating_mul(spokes))
 }
 
 /// As many as there is time for.
@@ -226,26 +221,16 @@ fn round(value: f64, places: i32) -> f64 {
 mod tests {
     use super::*;
 
-    fn trial(ms: &[u64]) -> Outcome {
-        Outcome {
-            to_last_ns: ms.iter().map(|ms| ms * 1_000_000).collect(),
-            ..Outcome::default()
-        }
-    }
-
     #[test]
-    fn slow_meshes_get_longer_gaps_and_fewer_lone_events() {
-        let fast = lone_gap(trial(&[1, 2, 1]));
-        assert_eq!((fast, lone_events(fast)), (LONE_GAP, LONE_EVENTS));
-        let slower = lone_gap(trial(&[40; 10]));
+    fn large_meshes_get_longer_gaps_and_fewer_lone_events() {
+        let small = lone_gap(10);
+        assert_eq!((small, lone_events(small)), (LONE_GAP, LONE_EVENTS));
+        let larger = lone_gap(100);
         assert_eq!(
-            (slower, lone_events(slower)),
-            (Duration::from_millis(120), 50)
+            (larger, lone_events(larger)),
+            (Duration::from_millis(75), 80)
         );
-        let silent = lone_gap(trial(&[]));
-        assert_eq!(
-            (silent, lone_events(silent)),
-            (MAX_LONE_GAP, MIN_LONE_EVENTS)
-        );
+        let huge = lone_gap(2_000);
+        assert_eq!(lone_events(huge), MIN_LONE_EVENTS);
     }
 }

@@ -11,6 +11,8 @@ pub(crate) struct Machine {
     pub(crate) os: String,
     pub(crate) version: &'static str,
     pub(crate) optimized: bool,
+    /// Processes that wanted a core in the minute before, where the system tells.
+    pub(crate) load: Option<f64>,
     pub(crate) command: String,
 }
 
@@ -23,8 +25,26 @@ impl Machine {
             os: os(),
             version: env!("CARGO_PKG_VERSION"),
             optimized: !cfg!(debug_assertions),
+            load: load(),
             command: command(std::env::args_os().map(|arg| arg.to_string_lossy().into_owned())),
         }
+    }
+
+    /// What makes the figures doubtful.
+    pub(crate) fn warnings(&self) -> Vec<String> {
+        let mut warnings = Vec::new();
+        if !self.optimized {
+            warnings.push("this is a debug build, its figures are far too slow".to_owned());
+        }
+        if let Some(load) = self.load
+            && load > self.cores as f64 / 2.0
+        {
+            warnings.push(format!(
+                "the machine was busy with other things (load {load:.1} on {} cores), figures are too slow",
+                self.cores
+            ));
+        }
+        warnings
     }
 
     /// As names and values for a reader.
@@ -32,7 +52,7 @@ impl Machine {
         let build = if self.optimized {
             "release build"
         } else {
-            "debug build: figures are far too slow"
+            "debug build"
         };
         vec![
             ("Cores", self.cores.to_string()),
@@ -70,6 +90,11 @@ fn cpu_model() -> Option<String> {
         .find(|line| line.starts_with("model name"))?
         .split_once(':')?;
     Some(model.trim().to_owned())
+}
+
+fn load() -> Option<f64> {
+    let loads = std::fs::read_to_string("/proc/loadavg").ok()?;
+    loads.split_whitespace().next()?.parse().ok()
 }
 
 fn os() -> String {

@@ -92,10 +92,9 @@ pub(crate) async fn run(args: CompareArgs) -> anyhow::Result<()> {
     // A path that cannot be written is better found before minutes of measuring.
     let json = args.json.as_deref().map(create).transpose()?;
     let report = args.report.as_deref().map(create).transpose()?;
-    if cfg!(debug_assertions) {
-        eprintln!(
-            "note: this is a debug build, its figures are far too slow; build with --release"
-        );
+    let machine = Machine::here();
+    for warning in machine.warnings() {
+        eprintln!("note: {warning}");
     }
 
     let started = Instant::now();
@@ -124,7 +123,7 @@ pub(crate) async fn run(args: CompareArgs) -> anyhow::Result<()> {
         file.write_all(b"\n").context("cannot write the rows")?;
     }
     if let Some(mut file) = report {
-        let page = report::page(&cells, &failed, &Machine::here())?;
+        let page = report::page(&cells, &failed, &machine)?;
         file.write_all(page.as_bytes())
             .context("cannot write the report")?;
     }

@@ -88,10 +88,8 @@ pub(crate) fn page(cells: &[Cell], failed: &[String], machine: &Machine) -> anyh
          <p>A hub in one process broadcasts to spokes in another, over loopback. A burst gives the deliveries per second; \
          lone events, one at a time over an idle mesh, give the rest.</p>\n"
     )?;
-    if !machine.optimized {
-        out.push_str(
-            "<p class=\"warning\">Measured with a debug build: figures are far too slow.</p>\n",
-        );
+    for warning in machine.warnings() {
+        writeln!(out, "<p class=\"warning\">Note: {}.</p>", escape(&warning))?;
     }
     crossovers(&mut out, cells, &sizes)?;
     for &size in &sizes {
@@ -281,6 +279,7 @@ mod tests {
             os: "linux".into(),
             version: "0.1.0",
             optimized: true,
+            load: Some(0.1),
             command: "iroh-hub compare --input '<script>alert(1)</script> & \"x\".txt'".into(),
         }
     }

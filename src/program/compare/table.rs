@@ -26,8 +26,8 @@ pub(crate) const COLUMNS: [Column; 10] = [
 /// What the columns mean, for below the table.
 pub(crate) const CAPTION: &str = "\
 delivered, deliveries/s: a burst, sent as fast as the mesh takes it.
-last p50/p99: a lone event, from its send to its arrival at the last spoke.
-hub sends, hub CPU, all CPU: per lone event; in a burst many events share a write, and each costs less.";
+last p50/p99: a lone event, from its send to its arrival at the last spoke; 50 ms apart, to many spokes 0.75 ms for each.
+hub sends, hub CPU, all CPU: per lone event, idle traffic included; in a burst events share writes, and each costs less.";
 
 /// The rows as a table for a terminal or a file.
 pub(crate) fn render<'a>(rows: impl IntoIterator<Item = &'a Row>) -> String {

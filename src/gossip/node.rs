@@ -239,6 +239,7 @@ impl<G: FrameGate> GossipNode<G> {
     }
 
     /// Closes the connections to these peers and keeps them away; they are members no more. Never waits.
+    #[cfg_attr(not(test), expect(dead_code, reason = "nobody is revoked yet"))]
     pub(crate) fn evict(&self, peers: Vec<EndpointId>) {
         let mut asked = self.shared.asked();
         for peer in peers {
@@ -251,6 +252,7 @@ impl<G: FrameGate> GossipNode<G> {
     }
 
     /// The number of neighbours, now and as it changes.
+    #[cfg(test)]
     pub(crate) fn neighbors(&self) -> watch::Receiver<usize> {
         self.neighbors.clone()
     }

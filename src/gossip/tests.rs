@@ -46,12 +46,6 @@ impl FrameGate for TestGate {
 #[derive(Debug, Clone)]
 struct Handler(GossipNode<TestGate>);
 
-impl std::fmt::Debug for GossipNode<TestGate> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("GossipNode")
-    }
-}
-
 impl ProtocolHandler for Handler {
     async fn accept(&self, conn: Connection) -> Result<(), AcceptError> {
         self.0.handle_connection(conn);

@@ -192,10 +192,10 @@ impl Switchboard {
 
     fn moved(&self, id: SpokeId) {
         let path = self.planner.path(id).unwrap_or(Path::Direct);
-        if let Some(link) = self.hub.roster.get(id) {
-            if link.set_path(path) {
-                self.hub.roster.announce(SpokeChange::Moved { id, path });
-            }
+        if let Some(link) = self.hub.roster.get(id)
+            && link.set_path(path)
+        {
+            self.hub.roster.announce(SpokeChange::Moved { id, path });
         }
     }
 

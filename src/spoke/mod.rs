@@ -347,10 +347,10 @@ impl Spoke {
         // Listeners that nobody reads hold the deliverer; they are ended, not waited for.
         inner.listeners.close();
         let _ = timeout(limit, inner.tasks.wait()).await;
-        if let Some(router) = &inner.router {
-            if let Err(error) = router.shutdown().await {
-                debug!(%error, "the spoke's router failed");
-            }
+        if let Some(router) = &inner.router
+            && let Err(error) = router.shutdown().await
+        {
+            debug!(%error, "the spoke's router failed");
         }
     }
 }
@@ -416,10 +416,10 @@ async fn shake_hands(
 fn refusal(error: &iroh::endpoint::ConnectError) -> Option<ConnectError> {
     let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
     while let Some(error) = source {
-        if let Some(error) = error.downcast_ref::<ConnectionError>() {
-            if let Closed::ByPeer { code, reason } = Closed::from(error) {
-                return Some(e!(ConnectError::Refused { code, reason }));
-            }
+        if let Some(error) = error.downcast_ref::<ConnectionError>()
+            && let Closed::ByPeer { code, reason } = Closed::from(error)
+        {
+            return Some(e!(ConnectError::Refused { code, reason }));
         }
         source = error.source();
     }

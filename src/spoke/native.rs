@@ -35,6 +35,7 @@ use crate::{
     position::{Epoch, Position},
     seal::{Context, Opened, Opener},
     via::Via,
+    wire::broadcast::MAX_FRAME_SIZE,
     wire::native::{PartOf, ToHub, ToSpoke, Topic, Welcome},
 };
 
@@ -473,7 +474,7 @@ impl Session {
             return;
         }
         let mut config = self.config.gossip_config.clone();
-        config.max_frame_size = topic.max_frame_bytes as usize;
+        config.max_frame_size = (topic.max_frame_bytes as usize).min(MAX_FRAME_SIZE);
         let (node, events) = GossipNode::spawn(
             self.endpoint.clone(),
             config,

@@ -1,0 +1,3 @@
+//! The parts of the `iroh-hub` program.
+
+pub(crate) mod compare;

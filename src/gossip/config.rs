@@ -33,7 +33,8 @@ pub struct GossipConfig {
     pub graft_retry: Duration,
     /// How long announcements of frames are gathered. Default: 5 ms.
     pub announce_delay: Duration,
-    /// How long a peer has to answer when asked to be a neighbour. Default: 500 ms.
+    /// How long a peer has to answer when asked to be a neighbour, the time to connect to it included. A dial that fails is
+    /// known sooner. Default: 3 s.
     pub neighbor_timeout: Duration,
     /// How often neighbours exchange the peers that they know. Default: 60 s.
     pub shuffle_interval: Duration,
@@ -73,7 +74,7 @@ impl Default for GossipConfig {
             graft_timeout: Duration::from_millis(80),
             graft_retry: Duration::from_millis(40),
             announce_delay: Duration::from_millis(5),
-            neighbor_timeout: Duration::from_millis(500),
+            neighbor_timeout: Duration::from_secs(3),
             shuffle_interval: Duration::from_secs(60),
             quiet_after: Duration::from_secs(20),
             rejoin_interval: Duration::from_secs(600),

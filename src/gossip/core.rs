@@ -66,7 +66,11 @@ const MAX_FOLLOW_UPS: usize = 256;
 #[derive(Debug)]
 pub(crate) enum Output<P, O> {
     /// Send a message to a peer that is connected.
-    Send { peer: P, message: Bytes, kind: Send },
+    Send {
+        peer: P,
+        message: Bytes,
+        kind: SendKind,
+    },
     /// Connect to a peer; `data` is what it, or others, said about its addresses.
     /// Ends in [`Core::peer_connected`] or [`Core::dial_failed`].
     Dial { peer: P, data: Option<Bytes> },
@@ -82,7 +86,7 @@ pub(crate) enum Output<P, O> {
 
 /// What may be dropped first when a queue is full.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Send {
+pub(crate) enum SendKind {
     /// A frame: the log repairs it.
     Data,
     /// A message of the protocol: short, and dear.
@@ -516,7 +520,8 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
                     link.close_at = Some(now + LINGER);
                 }
                 self.metrics.neighbors_down.inc();
-                self.heal.lost(now, &mut self.rng);
+                let alone = self.active.is_empty();
+                self.heal.lost(alone, now, &mut self.rng);
                 self.out.push_back(Output::NeighborDown(peer));
             }
             proto::Event::Received(frame) => {
@@ -556,8 +561,8 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
 
     fn send(&mut self, peer: P, message: Bytes) {
         let kind = match mirror::kind(&message) {
-            Kind::Data => Send::Data,
-            _ => Send::Control,
+            Kind::Data => SendKind::Data,
+            _ => SendKind::Control,
         };
         self.out.push_back(Output::Send {
             peer,
@@ -614,7 +619,12 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
     fn cut_off(&mut self, peer: P, why: CloseWhy, now: Instant) {
         self.metrics.peers_cut_off.inc();
         self.banned.expire(now);
-        self.banned.insert(peer, now + self.config.ban);
+        let ban = match why {
+            // As long as a key that it knows opens connections.
+            CloseWhy::Evicted => self.config.ban.max(self.config.previous_key_lifetime),
+            _ => self.config.ban,
+        };
+        self.banned.insert(peer, now + ban);
         self.bootstrap
             .retain(|known| *known != peer || why != CloseWhy::Evicted);
         self.book.remove(&peer);

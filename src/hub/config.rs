@@ -3,7 +3,11 @@
 use std::time::Duration;
 
 use crate::{
-    admission::Admission, fan_out::FanOut, gossip::GossipConfig, log::LogConfig, wire::native,
+    admission::Admission,
+    fan_out::FanOut,
+    gossip::GossipConfig,
+    log::LogConfig,
+    wire::{broadcast, native},
 };
 
 /// The limits that a hub keeps towards its spokes.
@@ -83,6 +87,12 @@ pub(crate) struct HubConfig {
 impl HubConfig {
     /// Brings what cannot be into bounds that can.
     pub(crate) fn sound(mut self) -> Self {
+        // A part has to fit into a frame: events are cut alike for every path.
+        let gossip = &mut self.gossip;
+        gossip.max_frame_size = gossip.max_frame_size.clamp(
+            native::MAX_PART + broadcast::OVERHEAD,
+            broadcast::MAX_FRAME_SIZE,
+        );
         let limits = &mut self.limits;
         limits.max_event_bytes = limits.max_event_bytes.clamp(1, native::MAX_EVENT_BYTES);
         limits.targeted_events = limits.targeted_events.max(1);

@@ -62,12 +62,11 @@ async fn serve(hub: Arc<Inner>, connection: Connection, protocol: Protocol) {
                     Closed::by_us(CloseCode::Internal, "internal error")
                 });
                 // The other spokes on the connection go on; without any, its end is the answer.
-                if streams.is_empty() {
-                    if let Closed::ByUs { code, reason } = &closed {
+                if streams.is_empty()
+                    && let Closed::ByUs { code, reason } = &closed {
                         close(&connection, *code, reason);
                         break;
                     }
-                }
             }
             () = sleep_until(idle_since + hello_timeout), if streams.is_empty() => {
                 hub.metrics.links_failed.inc();

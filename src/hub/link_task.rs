@@ -342,10 +342,10 @@ async fn write_loop(hub: &Inner, link: &Link, send: &mut SendStream) -> Result<(
                 write_all(send, &mut chunks).await?;
                 link.room.notify_waiters();
                 // A plain spoke cannot acknowledge; what its stream took is what is known.
-                if let (Protocol::Compat, Some(cursor)) = (link.protocol, cursor) {
-                    if link.set_acked(cursor) {
-                        hub.progress.notify_waiters();
-                    }
+                if let (Protocol::Compat, Some(cursor)) = (link.protocol, cursor)
+                    && link.set_acked(cursor)
+                {
+                    hub.progress.notify_waiters();
                 }
             }
             Batch::Idle { follows_tip } => {

@@ -370,10 +370,10 @@ impl Hub {
     /// As [`shutdown`](Self::shutdown), with another limit.
     pub async fn shutdown_within(&self, limit: Duration) -> Drained {
         let drained = self.inner.drain(limit).await;
-        if let Some(router) = &self.router {
-            if let Err(error) = router.shutdown().await {
-                warn!(%error, "a protocol of the hub's router failed");
-            }
+        if let Some(router) = &self.router
+            && let Err(error) = router.shutdown().await
+        {
+            warn!(%error, "a protocol of the hub's router failed");
         }
         drained
     }

@@ -155,6 +155,7 @@ impl Spoke {
             None => (GossipAcceptor::new(), None),
         };
         let span = info_span!("spoke", me = %endpoint.id().fmt_short(), hub = %hub.fmt_short());
+        let quit = CancellationToken::new();
         let (session, shared): (Session, _) = match welcome {
             Some(welcome) => {
                 let (session, shared) = native::Session::new(native::Parts {
@@ -169,7 +170,7 @@ impl Spoke {
                     gossip_metrics: gossip_metrics.clone(),
                     acceptor,
                 });
-                (Box::pin(session.run()), Some(shared))
+                (Box::pin(session.run(quit.clone())), Some(shared))
             }
             None => (Box::pin(compat::run(hub, reader, deliver)), None),
         };
@@ -179,6 +180,7 @@ impl Spoke {
         let tasks = TaskTracker::new();
         let ends = Ends {
             connection: connection.clone(),
+            quit,
             closed: closed_tx,
             cancel: cancel.clone(),
         };
@@ -345,13 +347,16 @@ impl Spoke {
         // Listeners that nobody reads hold the deliverer; they are ended, not waited for.
         inner.listeners.close();
         let _ = timeout(limit, inner.tasks.wait()).await;
-        if let Some(router) = &inner.router {
-            if let Err(error) = router.shutdown().await {
-                debug!(%error, "the spoke's router failed");
-            }
+        if let Some(router) = &inner.router
+            && let Err(error) = router.shutdown().await
+        {
+            debug!(%error, "the spoke's router failed");
         }
     }
 }
+
+/// How long a session may take to leave the topic.
+const QUIT_LIMIT: Duration = Duration::from_secs(5);
 
 type Session = std::pin::Pin<Box<dyn Future<Output = Closed> + Send>>;
 
@@ -411,10 +416,10 @@ async fn shake_hands(
 fn refusal(error: &iroh::endpoint::ConnectError) -> Option<ConnectError> {
     let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
     while let Some(error) = source {
-        if let Some(error) = error.downcast_ref::<ConnectionError>() {
-            if let Closed::ByPeer { code, reason } = Closed::from(error) {
-                return Some(e!(ConnectError::Refused { code, reason }));
-            }
+        if let Some(error) = error.downcast_ref::<ConnectionError>()
+            && let Closed::ByPeer { code, reason } = Closed::from(error)
+        {
+            return Some(e!(ConnectError::Refused { code, reason }));
         }
         source = error.source();
     }
@@ -489,6 +494,8 @@ async fn greet(
 /// Sees the link to its end, whichever half ends first.
 struct Ends {
     connection: Connection,
+    /// Asks the session to leave the topic and end.
+    quit: CancellationToken,
     closed: watch::Sender<Option<Closed>>,
     cancel: CancellationToken,
 }
@@ -501,13 +508,16 @@ impl Ends {
                 closed = &mut session => closed,
                 written = &mut writer => match written {
                     // The spoke finished its stream: goodbye.
-                    Ok(()) => Closed::by_us(CloseCode::Goodbye, "the spoke says goodbye"),
+                    Ok(()) => {
+                        self.quit.cancel();
+                        let _ = timeout(QUIT_LIMIT, &mut session).await;
+                        Closed::by_us(CloseCode::Goodbye, "the spoke says goodbye")
+                    }
                     Err(error) => self.after_write_error(error, &mut session).await,
                 },
                 () = self.cancel.cancelled() => Closed::by_us(CloseCode::Goodbye, "the spoke ended"),
             }
         };
-        // Dropping the session leaves the topic in the background; ending it leaves it in order.
         let closed = match (closed, self.connection.close_reason()) {
             (Closed::ByPeer { code, .. }, Some(reason)) if code != CloseCode::Goodbye => {
                 Closed::from(&reason)

@@ -87,7 +87,7 @@ fn frames_to(outputs: &[Output<u32, Bytes>]) -> BTreeSet<u32> {
     let sends = outputs.iter().filter_map(|output| match output {
         Output::Send {
             peer,
-            kind: Send::Data,
+            kind: SendKind::Data,
             ..
         } => Some(*peer),
         _ => None,

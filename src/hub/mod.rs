@@ -391,6 +391,7 @@ fn info(link: &Link) -> SpokeInfo {
         id: link.id,
         addr: selected.as_ref().map(|path| path.remote_addr().clone()),
         protocol: link.protocol,
+        gossip_capable: link.gossip_capable,
         path: link.path(),
         rtt: selected.as_ref().map(|path| path.rtt()),
         acked: link.acked(),

@@ -273,7 +273,7 @@ impl Inbound<'_> {
                 what: "its events are not numbered one by one"
             }));
         }
-        let body = if of.parts == 1 {
+        let body = if of.parts == 1 && self.assembling.is_none() {
             body
         } else {
             let assembling = self.assembling.get_or_insert_with(|| Assembling {

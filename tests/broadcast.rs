@@ -57,7 +57,14 @@ async fn gossiping_spokes_get_every_event_in_order_beside_one_that_does_not_goss
     for (n, listener) in listeners.iter_mut().enumerate() {
         let events = expect_numbers(listener, 0, 3000).await;
         let by_gossip = events.iter().filter(|e| e.via == Some(Via::Gossip)).count();
-        assert!(if n == 0 { by_gossip == 0 } else { by_gossip > 0 }, "{n}: {by_gossip}");
+        assert!(
+            if n == 0 {
+                by_gossip == 0
+            } else {
+                by_gossip > 0
+            },
+            "{n}: {by_gossip}"
+        );
     }
     let drained = hub.shutdown().await;
     assert!(drained.behind.is_empty(), "{drained:?}");

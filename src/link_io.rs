@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use iroh::endpoint::{ConnectionError, ReadError, RecvStream, SendStream, WriteError};
-use n0_error::{e, stack_error};
+use n0_error::{StackError, e, stack_error};
 use tokio::time::{Instant, timeout_at};
 
 use crate::{
@@ -75,7 +75,15 @@ impl LinkError {
             Self::TooMany { .. } => CloseCode::TooMany,
             Self::Gone { closed, .. } => return closed.clone(),
         };
-        Closed::by_us(code, format!("{self:#}"))
+        // What is wrong may quote the peer at length; the reason is sent, logged and kept.
+        Closed::by_us(code, short_reason(&self.words()))
+    }
+
+    /// What is wrong and why, for people: each error's message without its name.
+    fn words(&self) -> String {
+        let messages = self.stack().filter(|error| !error.is_transparent());
+        let messages: Vec<_> = messages.map(|error| error.to_string()).collect();
+        messages.join(": ")
     }
 
     pub(crate) fn gone(closed: Closed) -> Self {

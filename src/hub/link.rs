@@ -153,6 +153,11 @@ impl Link {
         self.acked.load(Ordering::Acquire)
     }
 
+    /// The next offset to write; `None` while the topic serves the spoke.
+    pub(crate) fn cursor(&self) -> Option<u64> {
+        self.desk().cursor
+    }
+
     pub(crate) fn path(&self) -> Path {
         *self.path.lock().unwrap_or_else(PoisonError::into_inner)
     }

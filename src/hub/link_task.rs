@@ -273,7 +273,7 @@ impl Inbound<'_> {
                 what: "its events are not numbered one by one"
             }));
         }
-        let body = if of.parts == 1 {
+        let body = if of.parts == 1 && self.assembling.is_none() {
             body
         } else {
             let assembling = self.assembling.get_or_insert_with(|| Assembling {
@@ -339,7 +339,11 @@ async fn write_loop(hub: &Inner, link: &Link, send: &mut SendStream) -> Result<(
         tip.mark_unchanged();
         match link.next_batch(&hub.log, &mut entries, &mut chunks)? {
             Batch::Frames { cursor } => {
-                write_all(send, &mut chunks).await?;
+                tokio::select! {
+                    written = write_all(send, &mut chunks) => written?,
+                    // Nothing after this is written, so a torn frame does no harm.
+                    error = fallen_behind(hub, link) => return Err(error),
+                }
                 link.room.notify_waiters();
                 // A plain spoke cannot acknowledge; what its stream took is what is known.
                 if let (Protocol::Compat, Some(cursor)) = (link.protocol, cursor)
@@ -362,6 +366,26 @@ async fn write_loop(hub: &Inner, link: &Link, send: &mut SendStream) -> Result<(
                     () = sleep_until(Instant::now() + DRAIN_POLL), if link.drain.is_cancelled() => {}
                 }
             }
+        }
+    }
+}
+
+/// Resolves when the log has gone past a plain spoke that does not take what is written to it; a
+/// native one is told what it missed once it takes something again.
+async fn fallen_behind(hub: &Inner, link: &Link) -> LinkError {
+    let (Protocol::Compat, Some(cursor)) = (link.protocol, link.cursor()) else {
+        return std::future::pending().await;
+    };
+    let mut tip = hub.log.watch_tip();
+    loop {
+        let head = hub.log.head();
+        if head > cursor {
+            return e!(LinkError::FellBehind {
+                events: head - cursor
+            });
+        }
+        if tip.changed().await.is_err() {
+            return std::future::pending().await;
         }
     }
 }

@@ -54,6 +54,9 @@ use crate::{
 /// How many events may wait between the inbox and the listeners.
 const DELIVERIES: usize = 256;
 
+/// How long the spoke's own endpoint may take to close.
+const CLOSE_LIMIT: Duration = Duration::from_secs(3);
+
 /// A spoke: hears what its hub broadcasts and sends it, and sends events to the hub.
 ///
 /// Cloning is cheap: clones are the same spoke. End it with [`shutdown`](Self::shutdown); dropping the
@@ -70,6 +73,8 @@ struct Inner {
     connection: Connection,
     config: SpokeConfig,
     outbox: Arc<Outbox>,
+    /// The largest event that may be sent: our own limit, or the hub's if that is lower.
+    max_event_bytes: usize,
     listeners: Arc<Listeners>,
     shared: Option<Arc<native::Shared>>,
     closed: watch::Receiver<Option<Closed>>,
@@ -140,6 +145,12 @@ impl Spoke {
             .map_or(u64::MAX, |welcome| welcome.publish_window)
             .min(config.limits.send_buffer_bytes as u64);
         let outbox = Arc::new(Outbox::new(config.protocol, window));
+        let max_event_bytes = welcome
+            .as_ref()
+            .and_then(|welcome| usize::try_from(welcome.max_event_bytes).ok())
+            .map_or(config.limits.max_event_bytes, |hub| {
+                hub.min(config.limits.max_event_bytes)
+            });
         let listeners = Arc::new(Listeners::new(config.limits.first_listener_wait));
         let (deliver, deliveries) = mpsc::channel(DELIVERIES);
         let gossips = config.protocol == Protocol::Native && config.gossip == Gossip::Full;
@@ -195,6 +206,7 @@ impl Spoke {
                 connection,
                 config,
                 outbox,
+                max_event_bytes,
                 listeners,
                 shared,
                 closed,
@@ -231,7 +243,7 @@ impl Spoke {
     /// Cancel safe: if the future is dropped before it resolves, the event was not queued.
     pub async fn send(&self, event: Envelope) -> Result<(), SpokeSendError> {
         let inner = &*self.inner;
-        let limit = inner.config.limits.max_event_bytes;
+        let limit = inner.max_event_bytes;
         if event.size() > limit {
             return Err(e!(SpokeSendError::TooLarge {
                 len: event.size(),
@@ -347,10 +359,13 @@ impl Spoke {
         // Listeners that nobody reads hold the deliverer; they are ended, not waited for.
         inner.listeners.close();
         let _ = timeout(limit, inner.tasks.wait()).await;
-        if let Some(router) = &inner.router
-            && let Err(error) = router.shutdown().await
-        {
-            debug!(%error, "the spoke's router failed");
+        if let Some(router) = &inner.router {
+            // The hub has been told; what is left is that QUIC forgets the connections.
+            match timeout(CLOSE_LIMIT, router.shutdown()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => debug!(%error, "the spoke's router failed"),
+                Err(_) => debug!("the endpoint closes in the background"),
+            }
         }
     }
 }
@@ -395,15 +410,14 @@ async fn shake_hands(
             welcome,
         }),
         Err(error) => {
-            let closed = error.closed();
-            if let Closed::ByUs { code, reason } = &closed {
-                connection.close(code.to_varint(), reason.as_bytes());
-            }
             // A stream fails a moment before the connection tells why.
             let closed = match connection.close_reason() {
                 Some(reason) => Closed::from(&reason),
-                None => closed,
+                None => error.closed(),
             };
+            if let Closed::ByUs { code, reason } = &closed {
+                connection.close(code.to_varint(), reason.as_bytes());
+            }
             Err(match closed {
                 Closed::ByPeer { code, reason } => e!(ConnectError::Refused { code, reason }),
                 closed => e!(ConnectError::Broken { closed }),

@@ -387,7 +387,7 @@ impl Session {
         body: Bytes,
     ) -> Result<(), LinkError> {
         let misbehaved = |what| Err(e!(LinkError::Misbehaved { what }));
-        let body = if of.parts == 1 {
+        let body = if of.parts == 1 && self.targeted_parts.is_none() {
             body
         } else {
             let parts = self.targeted_parts.get_or_insert_with(|| TargetedParts {

@@ -7,7 +7,7 @@ use std::borrow::Cow;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use n0_error::{e, stack_error};
-use serde::Deserialize;
+use serde::{Deserialize, de::Error};
 use serde_json::value::RawValue;
 
 use super::framing::PREFIX;
@@ -51,6 +51,11 @@ struct Fields<'a> {
 
 /// Reads one frame that is not empty.
 pub(crate) fn decode(frame: &[u8]) -> Result<Envelope, CompatError> {
+    // A list of the fields would do for serde.
+    if frame.trim_ascii_start().first() != Some(&b'{') {
+        let source = serde_json::Error::custom("expected an object");
+        return Err(e!(CompatError::NotAnEnvelope, source));
+    }
     let fields: Fields<'_> =
         serde_json::from_slice(frame).map_err(|source| e!(CompatError::NotAnEnvelope, source))?;
     let payload = fields.payload.map_or("null", RawValue::get);
@@ -126,6 +131,7 @@ mod tests {
         for bad in [
             &b"{"[..],
             b"[]",
+            br#"["t","",1]"#,
             b"{}",
             b"\"x\"",
             br#"{"type":1}"#,

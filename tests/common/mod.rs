@@ -1,12 +1,14 @@
 //! What the tests share: endpoints on loopback, and collecting what spokes hear.
 #![allow(dead_code, reason = "each test file uses some of it")]
 
+pub mod raw;
+
 use std::time::Duration;
 
 use iroh::Endpoint;
 use iroh_hub::{
-    Envelope, Event, FanOut, Hub, HubBuilder, Incoming, Listener, Position, Spoke, SpokeBuilder,
-    endpoint,
+    Envelope, Event, FanOut, Hub, HubBuilder, HubLimits, Incoming, Listener, Position, Spoke,
+    SpokeBuilder, SpokeLimits, endpoint,
 };
 use tokio::time::{Instant, timeout};
 
@@ -79,5 +81,27 @@ pub async fn until(what: &str, mut done: impl FnMut() -> bool) {
     while !done() {
         assert!(Instant::now() < deadline, "waited in vain until {what}");
         tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// Limits of a hub, changed from the defaults.
+pub fn hub_limits(change: impl FnOnce(&mut HubLimits)) -> HubLimits {
+    let mut limits = HubLimits::default();
+    change(&mut limits);
+    limits
+}
+
+/// Limits of a spoke, changed from the defaults.
+pub fn spoke_limits(change: impl FnOnce(&mut SpokeLimits)) -> SpokeLimits {
+    let mut limits = SpokeLimits::default();
+    change(&mut limits);
+    limits
+}
+
+/// Fails if the future takes longer than [`LIMIT`].
+pub async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
+    match timeout(LIMIT, future).await {
+        Ok(value) => value,
+        Err(_) => panic!("waited in vain for {what}"),
     }
 }

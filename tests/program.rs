@@ -594,6 +594,9 @@ mod signals {
             let well = well.end().await;
             well.assert_code(0);
             assert_eq!(well.lines.len(), 2);
+            // It does not take the end for a goodbye.
+            stuck.signal(Signal::CONT);
+            stuck.end().await.assert_fails_with(5, "without a goodbye");
         }
     }
 

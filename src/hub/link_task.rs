@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
-use iroh::endpoint::{Connection, RecvStream, SendStream};
+use iroh::endpoint::{Connection, RecvStream, SendStream, StoppedError};
 use n0_error::e;
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{Instrument, debug, info_span};
@@ -145,7 +145,11 @@ async fn serve(
     let error = tokio::select! {
         error = read(hub, link, first, reader) => error,
         error = write(hub, link, send) => error,
-        () = link.cancel.cancelled() => LinkError::gone(Closed::by_us(CloseCode::Goodbye, "the hub ended")),
+        () = link.cancel.cancelled() => LinkError::gone(if link.is_served(hub.log.tip()) {
+            Closed::by_us(CloseCode::Goodbye, "the hub ended")
+        } else {
+            Closed::by_us(CloseCode::TimedOut, "the hub ended before this spoke had everything")
+        }),
         error = link.connection.closed() => error.into(),
     };
     let closed = error.closed();
@@ -398,6 +402,7 @@ async fn goodbye(send: &mut SendStream, limit: Duration) -> Result<(), LinkError
     if send.finish().is_ok() {
         match timeout(limit, send.stopped()).await {
             Ok(Ok(_)) => {}
+            Ok(Err(StoppedError::ConnectionLost(error))) => return Err(error.into()),
             Ok(Err(_)) | Err(_) => {
                 return Err(e!(LinkError::TimedOut {
                     what: "the spoke's acknowledgement of the end of its stream"

@@ -153,7 +153,8 @@ impl From<EndpointId> for Recipient {
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct Drained {
-    /// Spokes that did not have everything within the limit.
+    /// Spokes that were there when the hub began to end, and did not have everything within the limit
+    /// or were lost before they had.
     pub behind: Vec<SpokeInfo>,
 }
 
@@ -536,6 +537,14 @@ impl Inner {
     }
 
     async fn leave(&self, link: &Link, closed: &Closed) {
+        let broke_off = match closed {
+            Closed::ByPeer { .. } => false,
+            Closed::ByUs { code, .. } => *code != CloseCode::Goodbye,
+            Closed::Lost { .. } => true,
+        };
+        if broke_off && !link.is_served(self.log.tip()) {
+            link.cut_off.store(true, Ordering::Release);
+        }
         link.cancel.cancel();
         if self.roster.remove(link.id) {
             self.metrics.spokes.set(self.roster.len() as i64);
@@ -569,7 +578,8 @@ impl Inner {
         }
         let mut drained = Drained::default();
         for link in &links {
-            if timeout_at(deadline, link.cancel.cancelled()).await.is_err() {
+            let ended = timeout_at(deadline, link.cancel.cancelled()).await;
+            if ended.is_err() || link.cut_off.load(Ordering::Acquire) {
                 drained.behind.push(info(link));
             }
         }

@@ -132,6 +132,10 @@ impl Switchboard {
                 _ = tick.tick() => self.tick(),
                 () = wait_until(deadline) => {}
                 () = GossipLink::failed(&mut self.topic) => {
+                    // The link ends with the hub too.
+                    if self.hub.cancel.is_cancelled() {
+                        break;
+                    }
                     warn!("the topic failed; everyone is served directly");
                     self.hub.metrics.topic_failures.inc();
                     self.stop_topic();

@@ -93,10 +93,17 @@ pub(super) async fn run(args: HubArgs, stop: Stop) -> Result<Exit, Failure> {
         None => Ok(()),
     };
     for spoke in &drained.behind {
-        say(format_args!(
-            "spoke {} did not get everything in time: it has {} of {} broadcasts",
-            spoke.id, spoke.acked, tip.offset
-        ));
+        let id = spoke.id;
+        if spoke.acked < tip.offset {
+            say(format_args!(
+                "spoke {id} did not get everything: it has {} of {} broadcasts",
+                spoke.acked, tip.offset
+            ));
+        } else {
+            say(format_args!(
+                "spoke {id} did not get everything, or did not confirm it: the last of it may be lost"
+            ));
+        }
     }
     served?;
     written?;

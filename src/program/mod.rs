@@ -20,7 +20,7 @@ mod spoke;
 mod stop;
 mod ticket;
 
-use std::process::ExitCode;
+use std::{io::IsTerminal, process::ExitCode};
 
 use anyhow::{Context, anyhow};
 use clap::{Parser, Subcommand};
@@ -62,6 +62,7 @@ pub(crate) fn main() -> ExitCode {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
         .init();
     match run(cli.command) {
         Ok(exit) => exit.into(),

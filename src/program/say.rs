@@ -35,8 +35,9 @@ mod tests {
 
     #[test]
     fn what_a_peer_says_cannot_steer_the_terminal() {
+        let words = "a\n\x1b[2Jé";
         let mut line = Printable(String::new());
-        write!(line, "it said: a\n\x1b[2Jé").unwrap();
+        write!(line, "it said: {words}").unwrap();
         assert_eq!(line.0, "it said: a\\n\\u{1b}[2Jé");
     }
 }

@@ -83,6 +83,9 @@ mod wire;
 
 pub mod endpoint;
 
+#[doc(hidden)]
+pub mod bench_support;
+
 pub use self::{
     admission::{Admission, Candidate, Decision},
     close::{CloseCode, Closed},

@@ -226,6 +226,8 @@ async fn one_of_thirty_gossiping_processes_is_stopped_and_the_others_go_on() {
         pids.push(child.id().expect("it runs"));
         let mut lines = tokio::io::BufReader::new(child.stdout.take().expect("piped")).lines();
         readers.spawn(async move {
+            // It would be killed if it were dropped.
+            let _child = child;
             let (mut next, mut longest, mut last) = (0u64, Duration::ZERO, None::<Instant>);
             while let Some(line) = lines.next_line().await.expect("text") {
                 assert_eq!(line, next.to_string(), "spoke {n}: in order, once each");
@@ -334,15 +336,12 @@ async fn three_hundred_spokes_that_join_gossip_at_once_all_receive_everything() 
     for (spoke, mut listener) in spokes {
         reading.spawn(async move {
             let events = expect_numbers(&mut listener, 0, LINES).await;
-            drop(spoke);
-            events.iter().filter(|e| e.via == Some(Via::Gossip)).count()
+            let by_gossip = events.iter().filter(|e| e.via == Some(Via::Gossip)).count();
+            (spoke, by_gossip)
         });
     }
-    let by_gossip: usize = timeout(LIMIT, reading.join_all())
-        .await
-        .expect("in time")
-        .iter()
-        .sum();
+    let read = timeout(LIMIT, reading.join_all()).await.expect("in time");
+    let by_gossip: usize = read.iter().map(|(_, by_gossip)| by_gossip).sum();
     let share = by_gossip as f64 / (SPOKES as f64 * LINES as f64);
     println!(
         "all have everything after {:.1?}, {:.1}% by gossip",

@@ -228,6 +228,8 @@ pub(crate) struct Core<P: PeerIdentity, G: FrameGate> {
     follow_ups: VecDeque<FollowUp<P>>,
     out: VecDeque<Output<P, G::Opened>>,
     left: bool,
+    /// No peer is dialled any more.
+    no_dials: bool,
 }
 
 impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
@@ -270,6 +272,7 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
             follow_ups: VecDeque::new(),
             out: VecDeque::new(),
             left: false,
+            no_dials: false,
             rng,
             config,
         };
@@ -416,6 +419,11 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
             self.feed(event, Cause::OURS, now);
             self.settle(now);
         }
+    }
+
+    /// Dials nobody from now on: the topic is about to be left.
+    pub(crate) fn stop_dialing(&mut self) {
+        self.no_dials = true;
     }
 
     /// Runs what is due.
@@ -606,6 +614,7 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
             }
         }
         while !self.left
+            && !self.no_dials
             && let Some(peer) = self.dials.start()
         {
             self.metrics.dials.inc();

@@ -114,6 +114,7 @@ struct Shared {
 struct Asked {
     joins: Vec<EndpointAddr>,
     evictions: Vec<EndpointId>,
+    no_dials: bool,
 }
 
 /// One node's part in the topic. Dropping the last clone leaves the topic.
@@ -236,6 +237,12 @@ impl<G: FrameGate> GossipNode<G> {
     pub(crate) fn rekey(&self, generation: u32, key: [u8; 32]) {
         let until = auth::previous_until(self.shared.config.previous_key_lifetime);
         self.shared.keys.rekey(generation, key, until);
+    }
+
+    /// Dials nobody from now on: the topic is about to be left. Never waits.
+    pub(crate) fn stop_dialing(&self) {
+        self.shared.asked().no_dials = true;
+        self.shared.wake.notify_one();
     }
 
     /// Closes the connections to these peers and keeps them away; they are members no more. Never waits.

@@ -35,7 +35,8 @@ pub struct HubLimits {
     /// How many bytes of its own events a native spoke may have unacknowledged. Default 4 MiB; one
     /// event is always allowed.
     pub publish_window: u64,
-    /// How far `broadcast` may run ahead of the spokes that keep up, in events. Default 8,192.
+    /// How far `broadcast` may run ahead of the spokes that keep up, in events, give or take an eighth.
+    /// Default 8,192.
     pub pace_events: u64,
     /// The same in bytes. Default 16 MiB; one event is always allowed.
     pub pace_bytes: u64,

@@ -251,7 +251,8 @@ impl Spoke {
             }));
         }
         let deadline = Instant::now() + inner.config.limits.send_wait;
-        self.wait(deadline, || inner.outbox.try_send(&event)).await
+        self.wait(deadline, |open| open && inner.outbox.try_send(&event))
+            .await
     }
 
     /// Waits until the hub has acknowledged every event sent so far; over the compat protocol, which
@@ -262,22 +263,27 @@ impl Spoke {
     /// If that takes longer than [`SpokeLimits::send_wait`], or the link ends.
     pub async fn flush(&self) -> Result<(), SpokeSendError> {
         let deadline = Instant::now() + self.inner.config.limits.send_wait;
-        self.wait(deadline, || self.inner.outbox.is_empty()).await
+        self.wait(deadline, |_| self.inner.outbox.is_empty()).await
     }
 
-    /// Waits until `done` says so, looking whenever the hub has taken something.
-    async fn wait(&self, deadline: Instant, done: impl Fn() -> bool) -> Result<(), SpokeSendError> {
+    /// Waits until `done`, which is told whether the link is open, says so; looks whenever the hub has taken something.
+    async fn wait(
+        &self,
+        deadline: Instant,
+        done: impl Fn(bool) -> bool,
+    ) -> Result<(), SpokeSendError> {
         let inner = &*self.inner;
         let mut closed = inner.closed.clone();
         loop {
             let taken = inner.outbox.taken.notified();
             tokio::pin!(taken);
             taken.as_mut().enable();
-            if let Some(closed) = self.is_closed() {
-                return Err(e!(SpokeSendError::Closed { closed }));
-            }
-            if done() {
+            let closed_now = self.is_closed();
+            if done(closed_now.is_none()) {
                 return Ok(());
+            }
+            if let Some(closed) = closed_now {
+                return Err(e!(SpokeSendError::Closed { closed }));
             }
             tokio::select! {
                 waited = timeout_at(deadline, taken) => if waited.is_err() {

@@ -36,7 +36,7 @@ use crate::{
     seal::{Context, Opened, Opener},
     via::Via,
     wire::broadcast::MAX_FRAME_SIZE,
-    wire::native::{PartOf, ToHub, ToSpoke, Topic, Welcome},
+    wire::native::{PartOf, ToSpoke, Topic, Welcome},
 };
 
 /// How many frames are taken in before the inbox is asked what it has.
@@ -255,10 +255,7 @@ impl Session {
     fn want_direct(&mut self) {
         self.inbox.set_direct(Instant::now(), true);
         self.shared.served.store(false, Ordering::Release);
-        self.outbox.control(ToHub::Want {
-            from: self.inbox.next(),
-            to: None,
-        });
+        self.outbox.want_direct(self.inbox.next());
     }
 
     /// Takes in a frame and those behind it that have arrived already.
@@ -452,7 +449,7 @@ impl Session {
             debug!("the topic serves us");
             self.inbox.set_direct(now, false);
             self.shared.served.store(true, Ordering::Release);
-            self.outbox.control(ToHub::Served { from: next });
+            self.outbox.served(next);
         }
     }
 
@@ -462,7 +459,11 @@ impl Session {
         }
         if let Some(member) = &self.member {
             if member.topic == topic.topic {
+                // The hub serves us directly though we were told to join; so say again if we are served.
                 member.node.join(topic.peers);
+                if member.reach.is_served() {
+                    self.outbox.served(self.inbox.next());
+                }
                 return;
             }
             self.leave_topic();
@@ -596,7 +597,7 @@ impl Session {
             }
             Output::Want { from, to } => {
                 metrics.wants.inc();
-                outbox.control(ToHub::Want { from, to: Some(to) });
+                outbox.want(from, to);
                 None
             }
         }

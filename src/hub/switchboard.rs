@@ -50,10 +50,13 @@ pub(super) enum Note {
 pub(super) const NOTES: usize = 1024;
 
 /// How often acknowledgements, traffic and laggards are looked at.
-const TICK: Duration = Duration::from_millis(500);
+const TICK: Duration = Duration::from_millis(200);
 
-/// A spoke on the topic that is behind and has not moved for this long is served directly.
+/// A spoke on the topic that is behind and has not moved for this long is served directly,
 const STUCK_AFTER: Duration = Duration::from_secs(2);
+/// and after this long if it is one of a few: at most two, or a tenth of those on the topic.
+const FEW_STUCK_AFTER: Duration = Duration::from_millis(400);
+const FEW: usize = 10;
 
 /// Up to so many native spokes, all acknowledge fast; beyond, only a few do.
 const ALL_FAST: usize = 20;
@@ -285,27 +288,38 @@ impl Switchboard {
         }
     }
 
-    /// Serves directly who is on the topic, is behind, and does not move.
+    /// Serves directly who is on the topic, is behind, and does not move: soon if only a few are, which
+    /// costs the hub little; later if it is many, who may merely be short of CPU.
     fn find_stuck(&mut self, now: Instant, links: &[Arc<Link>]) {
         let tip = self.hub.log.tip();
         let every = ack_every_ms(self.shared_among, self.hub.config.limits.acks_per_s);
-        let patience = STUCK_AFTER.max(3 * Duration::from_millis(every.into()));
+        let every = 3 * Duration::from_millis(every.into());
+        let (mut on_topic, mut stuck) = (0, Vec::new());
         for link in links {
             let acked = link.acked();
-            if link.path() != Path::Gossip || acked >= tip {
+            if link.path() != Path::Gossip {
                 self.watched.remove(&link.id);
                 continue;
             }
+            on_topic += 1;
             let watched = self
                 .watched
                 .entry(link.id)
                 .or_insert(Watched { acked, since: now });
-            if watched.acked != acked {
+            if watched.acked != acked || acked >= tip {
                 *watched = Watched { acked, since: now };
-            } else if now.duration_since(watched.since) > patience {
-                debug!(spoke = %link.id.fmt_short(), "the topic does not reach it");
+            }
+            let still = now.duration_since(watched.since);
+            if still > FEW_STUCK_AFTER.max(every) {
+                stuck.push((link.id, still));
+            }
+        }
+        let few = stuck.len() <= (on_topic / FEW).max(2);
+        for (id, still) in stuck {
+            if few || still > STUCK_AFTER.max(every) {
+                debug!(spoke = %id.fmt_short(), ?still, "the topic does not reach it");
                 self.hub.metrics.served_around.inc();
-                self.planner.off_tree(now, link.id);
+                self.planner.off_tree(now, id);
             }
         }
     }

@@ -6,8 +6,8 @@ use n0_future::time::Duration;
 /// What a message adds to the frame that it carries, at most.
 pub(super) const MESSAGE_OVERHEAD: usize = 64;
 
-/// Three neighbours connect a random graph, and survive the loss of one.
-const ENOUGH: usize = 3;
+/// Four neighbours: even with one lost, and one of the others stopped, two paths are left.
+const ENOUGH: usize = 4;
 
 /// Settings of the gossip topic. They should be the same at the hub and at every spoke.
 ///
@@ -58,7 +58,8 @@ pub struct GossipConfig {
     pub max_connections: usize,
     /// How many messages may wait for one peer. Default: 1024.
     pub queue_messages: usize,
-    /// How many bytes may wait for one peer. Default: 2 MiB.
+    /// How many bytes may wait for one peer: the largest event, so that its parts need not be dropped, and
+    /// some more. Frames are shared between peers, not copied. Default: 24 MiB.
     pub queue_bytes: usize,
     /// A peer whose queue is full, and which takes nothing from it for this long, is replaced. Default: 1 s.
     pub stuck_after: Duration,
@@ -87,7 +88,7 @@ impl Default for GossipConfig {
             auth_timeout: Duration::from_secs(5),
             max_connections: 512,
             queue_messages: 1024,
-            queue_bytes: 2 * 1024 * 1024,
+            queue_bytes: 24 * 1024 * 1024,
             stuck_after: Duration::from_secs(1),
             previous_key_lifetime: Duration::from_secs(10),
         }

@@ -40,7 +40,8 @@ pub struct HubLimits {
     pub pace_events: u64,
     /// The same in bytes. Default 16 MiB; one event is always allowed.
     pub pace_bytes: u64,
-    /// How long `broadcast` waits for a spoke that has stopped taking anything. Default 500 ms.
+    /// How long `broadcast` waits for a spoke that has stopped taking anything; ten times as long if
+    /// most have. Default 500 ms.
     pub stall_after: Duration,
     /// How long, in all, one spoke that is slower than most may hold `broadcast` back before it is
     /// left to fall behind; regained at a twentieth of the time that passes. Default 2 s.

@@ -189,7 +189,7 @@ impl Cursor {
     /// Broadcasts what the log has before the cursor, at most one read of it. Says whether there was
     /// anything.
     async fn send_batch(&mut self, entries: &mut Vec<(u64, Arc<Entry>)>) -> Result<bool, Ended> {
-        self.wait_for_window().await;
+        self.wait_for_window().await?;
         entries.clear();
         match self
             .hub
@@ -227,7 +227,7 @@ impl Cursor {
     }
 
     /// Waits while the spokes on the topic that acknowledge fast, and keep up, are a window behind.
-    async fn wait_for_window(&mut self) {
+    async fn wait_for_window(&mut self) -> Result<(), Ended> {
         loop {
             let progress = self.hub.progress.notified();
             let behind = self.hub.log.back_by(self.next, WINDOW_EVENTS, WINDOW_BYTES);
@@ -236,9 +236,13 @@ impl Cursor {
                 .pace
                 .floor(Instant::now().into_std(), behind, fast.into_iter());
             if floor.is_none_or(|floor| floor >= behind) {
-                return;
+                return Ok(());
             }
             let _ = timeout(WINDOW_POLL, progress).await;
+            if self.last_sent.elapsed() > BEACON_FIRST {
+                // Silence would be taken for isolation.
+                self.beacon().await?;
+            }
         }
     }
 

@@ -260,9 +260,13 @@ impl Inbound<'_> {
                 self.hub.note(Note::OffTree(self.link.id)).await;
                 Ok(())
             }
-            ToHub::Served { from } => {
+            ToHub::Served { topic, from } => {
                 if from > tip {
                     return misbehaved("is served events that do not exist");
+                }
+                if self.hub.topic() != Some(topic) {
+                    // Said of a topic that has ended meanwhile.
+                    return Ok(());
                 }
                 self.hub.note(Note::OnTree(self.link.id)).await;
                 Ok(())

@@ -47,18 +47,19 @@ pub use self::{
 };
 use self::{
     config::HubConfig,
+    gossip_link::HubGate,
     link::Link,
     pace::Pace,
     roster::Roster,
     shared_log::SharedLog,
-    switchboard::{CurrentNode, NOTES, Note, Switchboard},
+    switchboard::{CurrentTopic, NOTES, Note, Switchboard},
 };
 use crate::{
     admission::Admission,
     close::{CloseCode, Closed},
     event::Envelope,
     fan_out::{FanOut, Path},
-    gossip::{GOSSIP_ALPN, GossipMetrics},
+    gossip::{GOSSIP_ALPN, GossipMetrics, GossipNode},
     link_io::LinkError,
     listen::{ListenOptions, Listener, Listeners},
     metrics::HubMetrics,
@@ -96,7 +97,7 @@ pub(crate) struct Inner {
     metrics: Arc<HubMetrics>,
     gossip_metrics: Arc<GossipMetrics>,
     notes: mpsc::Sender<Note>,
-    node: Mutex<CurrentNode>,
+    topic: Mutex<CurrentTopic>,
     paces: Mutex<Paces>,
     /// Wakes whoever waits for spokes to have more.
     progress: Notify,
@@ -184,7 +185,7 @@ impl Hub {
             metrics: Arc::default(),
             gossip_metrics: Arc::default(),
             notes,
-            node: Mutex::default(),
+            topic: Mutex::default(),
             paces: Mutex::new(Paces {
                 fast: pace(),
                 all: pace(),
@@ -492,6 +493,9 @@ impl Inner {
             room.as_mut().enable();
             let after = self.log.tip();
             if link.try_target(event, after, limits.targeted_events, limits.targeted_bytes) {
+                if link.cancel.is_cancelled() {
+                    return Err(e!(SendError::NoSuchSpoke));
+                }
                 self.metrics.events_targeted.inc();
                 return Ok(());
             }
@@ -573,15 +577,24 @@ impl Inner {
         }
     }
 
-    fn set_node(&self, node: CurrentNode) {
-        *self.node.lock().unwrap_or_else(PoisonError::into_inner) = node;
+    fn set_topic(&self, topic: CurrentTopic) {
+        *self.topic.lock().unwrap_or_else(PoisonError::into_inner) = topic;
     }
 
-    fn node(&self) -> CurrentNode {
-        self.node
+    fn current_topic(&self) -> CurrentTopic {
+        self.topic
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clone()
+    }
+
+    /// The topic that spokes are on, if any.
+    fn topic(&self) -> Option<[u8; 32]> {
+        self.current_topic().map(|(topic, _)| topic)
+    }
+
+    fn node(&self) -> Option<GossipNode<HubGate>> {
+        self.current_topic().map(|(_, node)| node)
     }
 
     async fn drain(&self, limit: Duration) -> Drained {

@@ -11,6 +11,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+/// How many times longer spokes that take nothing are waited for when they are most of all.
+const MOST_STOPPED: u32 = 10;
 /// A part of the time that passes comes back as patience.
 const REGAIN: u32 = 20;
 
@@ -78,9 +80,20 @@ impl<Id: Copy + Ord> Pace<Id> {
         // Forget who is gone.
         self.spokes.retain(|_, progress| progress.round == round);
         let most_are_late = late * 2 > all;
+        // When most have stopped it is the network, and running on would only lose them their place.
+        let stopped = self
+            .spokes
+            .values()
+            .filter(|progress| progress.is_stalled(now, self.stall_after))
+            .count();
+        let stall_after = if stopped * 2 > all {
+            self.stall_after.saturating_mul(MOST_STOPPED)
+        } else {
+            self.stall_after
+        };
         let mut floor = None::<u64>;
         for progress in self.spokes.values_mut() {
-            if progress.is_stalled(now, self.stall_after) {
+            if progress.is_stalled(now, stall_after) {
                 continue;
             }
             if !progress.is_behind(behind) {
@@ -145,6 +158,17 @@ mod tests {
             pace.floor(at(510), 50, [(1, 11), (2, 92)].into_iter()),
             Some(11)
         );
+    }
+
+    #[test]
+    fn when_most_have_stopped_the_publisher_waits_longer_but_not_for_ever() {
+        let (mut pace, now) = pace();
+        let at = |ms: u32| now + ms * MS;
+        let spokes = [(1, 10), (2, 10), (3, 90)];
+        for ms in [0, 600, 4900] {
+            assert_eq!(pace.floor(at(ms), 50, spokes.into_iter()), Some(10), "{ms}");
+        }
+        assert_eq!(pace.floor(at(5100), 50, spokes.into_iter()), Some(90));
     }
 
     #[test]

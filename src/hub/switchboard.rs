@@ -54,9 +54,11 @@ const TICK: Duration = Duration::from_millis(200);
 
 /// A spoke on the topic that is behind and has not moved for this long is served directly,
 const STUCK_AFTER: Duration = Duration::from_secs(2);
-/// and after this long if it is one of a few: at most two, or a tenth of those on the topic.
+/// after this long if it is one of a few: at most four, or a quarter of those on the topic,
 const FEW_STUCK_AFTER: Duration = Duration::from_millis(400);
-const FEW: usize = 10;
+const FEW: usize = 4;
+/// and after this long if it is one of most: serving all of them directly costs what the topic saves.
+const MOST_STUCK_AFTER: Duration = Duration::from_secs(6);
 
 /// Up to so many native spokes, all acknowledge fast; beyond, only a few do.
 const ALL_FAST: usize = 20;
@@ -211,13 +213,14 @@ impl Switchboard {
         info!("the topic begins");
         self.hub.metrics.topics_started.inc();
         let topic = GossipLink::start(&self.hub);
-        self.hub.set_node(Some(topic.node().clone()));
+        self.hub
+            .set_topic(Some((topic.topic(), topic.node().clone())));
         self.topic = Some(topic);
     }
 
     /// Ends the topic in the background: leaving it in order takes a while.
     fn stop_topic(&mut self) {
-        self.hub.set_node(None);
+        self.hub.set_topic(None);
         if let Some(topic) = self.topic.take() {
             info!("the topic ends");
             self.hub.tasks.spawn(topic.stop());
@@ -265,17 +268,28 @@ impl Switchboard {
             .filter(|link| link.protocol == Protocol::Native)
             .collect();
         let spokes = native.len();
-        if spokes.abs_diff(self.shared_among) * 5 <= self.shared_among {
+        let on_topic = native.iter().filter(|link| link.path() == Path::Gossip);
+        let is_fast = |link: &&&Arc<Link>| link.fast.load(Ordering::Acquire);
+        // Pace goes by the fast ones, of all and of those on the topic: there must be some of both.
+        let enough = native.iter().filter(is_fast).count() >= FAST.min(spokes)
+            && on_topic.clone().filter(is_fast).count() >= (FAST / 2).min(on_topic.clone().count());
+        if enough && spokes.abs_diff(self.shared_among) * 5 <= self.shared_among {
             return;
         }
         self.shared_among = spokes;
         let acks_per_s = self.hub.config.limits.acks_per_s;
         let slow = ack_every_ms(spokes, acks_per_s);
         let all_fast = all_are_fast(spokes);
-        let chosen: Vec<SpokeId> = native
-            .sample(&mut rand::rng(), FAST)
+        let on_topic: Vec<SpokeId> = on_topic.map(|link| link.id).collect();
+        let others: Vec<SpokeId> = native
+            .iter()
             .map(|link| link.id)
+            .filter(|id| !on_topic.contains(id))
             .collect();
+        let rng = &mut rand::rng();
+        let mut chosen: Vec<SpokeId> = on_topic.sample(rng, FAST).copied().collect();
+        let left = FAST - chosen.len();
+        chosen.extend(others.sample(rng, left.max(1)));
         for link in native {
             let fast = all_fast || chosen.contains(&link.id);
             link.fast.store(fast, Ordering::Release);
@@ -289,7 +303,7 @@ impl Switchboard {
     }
 
     /// Serves directly who is on the topic, is behind, and does not move: soon if only a few are, which
-    /// costs the hub little; later if it is many, who may merely be short of CPU.
+    /// costs the hub little; later if it is many, who may merely be short of CPU or of bandwidth.
     fn find_stuck(&mut self, now: Instant, links: &[Arc<Link>]) {
         let tip = self.hub.log.tip();
         let every = ack_every_ms(self.shared_among, self.hub.config.limits.acks_per_s);
@@ -314,9 +328,15 @@ impl Switchboard {
                 stuck.push((link.id, still));
             }
         }
-        let few = stuck.len() <= (on_topic / FEW).max(2);
+        let patience = if stuck.len() <= (on_topic / FEW).max(FEW) {
+            FEW_STUCK_AFTER
+        } else if stuck.len() * 2 <= on_topic {
+            STUCK_AFTER
+        } else {
+            MOST_STUCK_AFTER
+        };
         for (id, still) in stuck {
-            if few || still > STUCK_AFTER.max(every) {
+            if still > patience.max(every) {
                 debug!(spoke = %id.fmt_short(), ?still, "the topic does not reach it");
                 self.hub.metrics.served_around.inc();
                 self.planner.off_tree(now, id);
@@ -332,5 +352,5 @@ async fn wait_until(deadline: Option<Instant>) {
     }
 }
 
-/// The node of the running topic, for connections that others make to it.
-pub(super) type CurrentNode = Option<GossipNode<HubGate>>;
+/// The running topic, and our node on it for connections that others make.
+pub(super) type CurrentTopic = Option<([u8; 32], GossipNode<HubGate>)>;

@@ -449,7 +449,7 @@ impl Session {
             debug!("the topic serves us");
             self.inbox.set_direct(now, false);
             self.shared.served.store(true, Ordering::Release);
-            self.outbox.served(next);
+            self.outbox.served(member.topic, next);
         }
     }
 
@@ -462,11 +462,13 @@ impl Session {
                 // The hub serves us directly though we were told to join; so say again if we are served.
                 member.node.join(topic.peers);
                 if member.reach.is_served() {
-                    self.outbox.served(self.inbox.next());
+                    self.outbox.served(member.topic, self.inbox.next());
                 }
                 return;
             }
             self.leave_topic();
+            self.inbox.set_direct(Instant::now(), true);
+            self.shared.served.store(false, Ordering::Release);
         }
         debug!(peers = topic.peers.len(), "joins the topic");
         let mut opener = Opener::new(Context::new(self.hub, topic.topic), self.inbox.epoch());

@@ -109,9 +109,9 @@ impl Outbox {
         self.wake.notify_one();
     }
 
-    /// Says that the topic serves this spoke from `from` on.
-    pub(super) fn served(&self, from: u64) {
-        self.state().path = Some(ToHub::Served { from });
+    /// Says that this topic serves this spoke from `from` on.
+    pub(super) fn served(&self, topic: [u8; 32], from: u64) {
+        self.state().path = Some(ToHub::Served { topic, from });
         self.wake.notify_one();
     }
 
@@ -135,6 +135,8 @@ impl Outbox {
             }
         }
         self.taken.notify_waiters();
+        // The writer may be about to wait for the last acknowledgement.
+        self.wake.notify_one();
         true
     }
 

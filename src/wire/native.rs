@@ -172,8 +172,9 @@ pub(crate) enum ToHub {
         from: u64,
         to: Option<u64>,
     },
-    /// The spoke gets everything from `from` on from the topic.
+    /// The spoke gets everything from `from` on from this topic.
     Served {
+        topic: [u8; 32],
         from: u64,
     },
 }
@@ -334,9 +335,10 @@ impl ToHub {
                 let (from, to) = reader.value()?;
                 Self::Want { from, to }
             }
-            kind::SERVED => Self::Served {
-                from: reader.value()?,
-            },
+            kind::SERVED => {
+                let (topic, from) = reader.value()?;
+                Self::Served { topic, from }
+            }
             _ => return Ok(None),
         }))
     }
@@ -348,7 +350,7 @@ impl ToHub {
             Self::Publish { seq, of, body } => put_part(out, kind::PUBLISH, seq, *of, body),
             Self::Ack { offset, seq } => put_value(out, kind::SPOKE_ACK, &(offset, seq)),
             Self::Want { from, to } => put_value(out, kind::WANT, &(from, to)),
-            Self::Served { from } => put_value(out, kind::SERVED, from),
+            Self::Served { topic, from } => put_value(out, kind::SERVED, &(topic, from)),
         }
     }
 }
@@ -555,7 +557,7 @@ mod tests {
             }),
             any::<(u64, u64)>().prop_map(|(offset, seq)| ToHub::Ack { offset, seq }),
             any::<(u64, Option<u64>)>().prop_map(|(from, to)| ToHub::Want { from, to }),
-            any::<u64>().prop_map(|from| ToHub::Served { from }),
+            any::<([u8; 32], u64)>().prop_map(|(topic, from)| ToHub::Served { topic, from }),
         ]
     }
 

@@ -30,7 +30,7 @@ const ANSWER: Duration = Duration::from_secs(2);
 const OFFER: usize = 4;
 
 /// The pauses between attempts, while there is a neighbour and while there is none.
-const RETRY_FROM: Duration = Duration::from_secs(2);
+const RETRY_FROM: Duration = Duration::from_secs(1);
 const RETRY_TO: Duration = Duration::from_secs(30);
 const ALONE_FROM: Duration = Duration::from_millis(500);
 const ALONE_TO: Duration = Duration::from_secs(4);

@@ -1,4 +1,62 @@
-//! One hub, many spokes, over iroh.
+//! One hub, many spokes, over [iroh](https://docs.rs/iroh): a hub broadcasts events to all of its spokes
+//! and sends events to single ones, and spokes send events to the hub, peer to peer over QUIC, with no
+//! broker to run.
+//!
+//! Broadcasts travel along one direct stream per spoke while the mesh is small, and along an
+//! iroh-gossip topic, on which the spokes pass them on, once it is large ([`FanOut`]). Listeners
+//! cannot tell which: the same events, in the same order, once each, provably from the hub.
+//!
+//! ```
+//! use iroh_hub::{Envelope, Hub, Incoming, Spoke, endpoint};
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let hub = Hub::builder().spawn(endpoint::bind_local().await?)?;
+//! let spoke = Spoke::connect(endpoint::bind_local().await?, hub.addr()).await?;
+//! let mut prices = spoke.listen("price.*");
+//!
+//! let receipt = hub.broadcast(Envelope::new("price.tea", &12)?).await?;
+//! let Some(Incoming::Event(event)) = prices.recv().await else {
+//!     return Err("the hub is gone".into());
+//! };
+//! assert_eq!(event.position, Some(receipt.position()));
+//! assert_eq!(event.envelope.payload::<u32>()?, 12);
+//! # spoke.shutdown().await;
+//! # hub.shutdown().await;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # How it works
+//!
+//! The hub appends every broadcast to one bounded [log](log) and numbers it: a [`Position`]. Everything
+//! that leaves the hub is a cursor on that log: a direct link is a cursor that writes events to one
+//! spoke's stream; the topic is served by one cursor that packs events into frames, seals them and
+//! broadcasts them; a repair is another read. So a slow spoke holds a number and not a queue, and
+//! moving a spoke from one path to the other moves one cursor. A spoke's inbox puts events in order
+//! whatever path they came along, and wants what is missing.
+//!
+//! # The contract
+//!
+//! 1. Every spoke sees the hub's broadcasts in offset order, each exactly once, whichever path they took.
+//! 2. Nothing is lost silently: a gap is repaired from the log, or listeners get [`Missed`]. A listener
+//!    that is too slow for its own queue gets [`Lagged`].
+//! 3. A targeted event ([`Hub::send`]) is seen after every broadcast before it.
+//! 4. Events from one spoke reach the hub in order.
+//! 5. One slow, stuck or hostile spoke costs no other spoke anything, and the hub bounded memory.
+//! 6. A broadcast on the topic is encrypted, and signed by the hub: what does not verify is dropped,
+//!    counted and not passed on.
+//! 7. Every limit is a documented setting with a default: [`HubLimits`], [`SpokeLimits`],
+//!    [`log::LogConfig`], [`GossipConfig`], [`ListenOptions`].
+//!
+//! Spokes of the plain protocol ([`Protocol::Compat`]) have no positions and cannot acknowledge. For
+//! them: in order, once, while connected; one that falls behind the log is closed with a code.
+//!
+//! # What it is not for
+//!
+//! It is not a database: the log is bounded and in memory. It is not a mesh of equals: one hub writes,
+//! and when it is gone its spokes wait. A spoke does not reconnect by itself; when [`Spoke::closed`]
+//! resolves, connect again [from its position](From::Position).
 #![deny(missing_docs, rustdoc::broken_intra_doc_links, unreachable_pub)]
 
 mod admission;
@@ -24,6 +82,9 @@ mod via;
 mod wire;
 
 pub mod endpoint;
+
+#[doc(hidden)]
+pub mod bench_support;
 
 pub use self::{
     admission::{Admission, Candidate, Decision},
@@ -52,3 +113,8 @@ pub use self::{
     via::Via,
     wire::{body::BodyError, compat::CompatError},
 };
+
+/// Runs the code of the README.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

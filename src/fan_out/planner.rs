@@ -21,6 +21,9 @@ const LAST_BACKOFF: Duration = Duration::from_secs(60);
 pub(crate) struct PlannerConfig {
     /// How many spokes a second are told to join, a tenth of that at once. Zero counts as one.
     pub(crate) joins_per_s: u32,
+    /// How many spokes may be on their way to the tree at once while it is small; as many as are on it
+    /// once it is larger, up to four times this. So a flash crowd does not fight over a few neighbours.
+    pub(crate) joins_at_once: usize,
     /// How many spokes a joining one is given to begin with.
     pub(crate) bootstrap_peers: usize,
     /// After how long a spoke that is not on the tree is told again.
@@ -31,6 +34,7 @@ impl Default for PlannerConfig {
     fn default() -> Self {
         Self {
             joins_per_s: 200,
+            joins_at_once: 16,
             bootstrap_peers: 4,
             join_retry: Duration::from_secs(10),
         }
@@ -319,7 +323,7 @@ impl<Id: Copy + Ord + Debug> Planner<Id> {
             self.cancel_join(id);
             self.enqueue(id);
         }
-        if self.next_join().is_some_and(|at| at > now) {
+        if !self.has_room_to_join() || self.next_join().is_some_and(|at| at > now) {
             return None;
         }
         let (_, id) = self.queue.pop_first()?;
@@ -414,6 +418,15 @@ impl<Id: Copy + Ord + Debug> Planner<Id> {
         self.introduced.remove(&id);
     }
 
+    /// Whether one more may be on its way. Who takes too long makes room for the next.
+    fn has_room_to_join(&self) -> bool {
+        let most = self.tree.len().clamp(
+            self.config.joins_at_once,
+            self.config.joins_at_once.saturating_mul(4),
+        );
+        self.fresh.len() < most
+    }
+
     fn join_interval(&self) -> Duration {
         Duration::from_secs(1) / self.config.joins_per_s.max(1)
     }
@@ -436,7 +449,8 @@ impl<Id: Copy + Ord + Debug> Planner<Id> {
             Phase::Stopped => (self.not_before.filter(|_| self.gossip), None, None),
             Phase::Running => {
                 let retry = self.retries.first().map(|(at, _)| *at);
-                let join = self.next_join().filter(|_| !self.queue.is_empty());
+                let may_join = !self.queue.is_empty() && self.has_room_to_join();
+                let join = self.next_join().filter(|_| may_join);
                 (None, retry, join)
             }
             Phase::Closing => (None, None, None),
@@ -467,6 +481,7 @@ impl<Id: Copy + Ord + Debug> Planner<Id> {
     }
 
     /// Whether there is a topic that is not being taken down.
+    #[cfg(test)]
     pub(crate) fn gossiping(&self) -> bool {
         self.phase == Phase::Running
     }

@@ -13,6 +13,7 @@ fn config() -> PlannerConfig {
     PlannerConfig {
         joins_per_s: 20,
         bootstrap_peers: 2,
+        joins_at_once: 64,
         ..PlannerConfig::default()
     }
 }
@@ -124,7 +125,7 @@ impl Hub {
         assert!(self.topic || self.told.is_empty());
         // Nobody is parked who is not on the tree, and nobody on the tree is served twice.
         assert_eq!(self.parked, self.on_tree);
-        let counts: Counts = planner.counts();
+        let counts = planner.counts();
         let capable = self.spokes.values().filter(|capable| **capable).count();
         assert_eq!(counts.gossip, self.parked.len());
         assert_eq!(counts.joining, self.told.len() - self.parked.len());
@@ -200,6 +201,35 @@ fn gossip_tells_those_who_can_at_a_bounded_rate() {
         .collect();
     let capable: Vec<u8> = (0..40).filter(|id| id % 4 != 0).collect();
     assert_eq!(told, capable, "oldest first");
+}
+
+#[test]
+fn no_more_are_on_their_way_than_are_on_the_tree() {
+    let now = Instant::now();
+    let mut planner = Planner::new(FanOut::Gossip, PlannerConfig::default(), 1);
+    for id in 0..100u32 {
+        planner.spoke_joined(now, id, true);
+    }
+    let mut waves = Vec::new();
+    let mut at = now;
+    while planner.counts().gossip < 100 {
+        let mut told = Vec::new();
+        // Long enough for the rate, too short for another try.
+        for _ in 0..20 {
+            at += Duration::from_millis(50);
+            while let Some(decision) = planner.poll(at) {
+                if let Decision::TellJoin { id, .. } = decision {
+                    told.push(id);
+                }
+            }
+        }
+        waves.push(told.len());
+        for id in told {
+            planner.on_tree(at, id);
+        }
+    }
+    assert_eq!(waves[..3], [16, 16, 32]);
+    assert_eq!(waves.iter().sum::<usize>(), 100);
 }
 
 #[test]

@@ -28,6 +28,7 @@ impl<K: Hash + Eq + Clone, V> Remembered<K, V> {
         }
     }
 
+    #[cfg(test)]
     pub(super) fn len(&self) -> usize {
         self.entries.len()
     }

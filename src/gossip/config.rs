@@ -6,6 +6,9 @@ use n0_future::time::Duration;
 /// What a message adds to the frame that it carries, at most.
 pub(super) const MESSAGE_OVERHEAD: usize = 64;
 
+/// Three neighbours connect a random graph, and survive the loss of one.
+const ENOUGH: usize = 3;
+
 /// Settings of the gossip topic. They should be the same at the hub and at every spoke.
 ///
 /// The defaults suit meshes of ten to some thousands of nodes.
@@ -33,7 +36,8 @@ pub struct GossipConfig {
     pub graft_retry: Duration,
     /// How long announcements of frames are gathered. Default: 5 ms.
     pub announce_delay: Duration,
-    /// How long a peer has to answer when asked to be a neighbour. Default: 500 ms.
+    /// How long a peer has to answer when asked to be a neighbour, the time to connect to it included. A dial that fails is
+    /// known sooner. Default: 3 s.
     pub neighbor_timeout: Duration,
     /// How often neighbours exchange the peers that they know. Default: 60 s.
     pub shuffle_interval: Duration,
@@ -73,7 +77,7 @@ impl Default for GossipConfig {
             graft_timeout: Duration::from_millis(80),
             graft_retry: Duration::from_millis(40),
             announce_delay: Duration::from_millis(5),
-            neighbor_timeout: Duration::from_millis(500),
+            neighbor_timeout: Duration::from_secs(3),
             shuffle_interval: Duration::from_secs(60),
             quiet_after: Duration::from_secs(20),
             rejoin_interval: Duration::from_secs(600),
@@ -98,6 +102,11 @@ impl GossipConfig {
 
     pub(super) fn active_capacity(&self) -> usize {
         self.active_view.max(1)
+    }
+
+    /// With so many neighbours a node seeks no more; others may still make it theirs.
+    pub(super) fn enough_neighbors(&self) -> usize {
+        self.active_capacity().min(ENOUGH)
     }
 
     pub(super) fn to_proto(&self) -> proto::Config {

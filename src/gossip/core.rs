@@ -66,7 +66,11 @@ const MAX_FOLLOW_UPS: usize = 256;
 #[derive(Debug)]
 pub(crate) enum Output<P, O> {
     /// Send a message to a peer that is connected.
-    Send { peer: P, message: Bytes, kind: Send },
+    Send {
+        peer: P,
+        message: Bytes,
+        kind: SendKind,
+    },
     /// Connect to a peer; `data` is what it, or others, said about its addresses.
     /// Ends in [`Core::peer_connected`] or [`Core::dial_failed`].
     Dial { peer: P, data: Option<Bytes> },
@@ -82,7 +86,7 @@ pub(crate) enum Output<P, O> {
 
 /// What may be dropped first when a queue is full.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Send {
+pub(crate) enum SendKind {
     /// A frame: the log repairs it.
     Data,
     /// A message of the protocol: short, and dear.
@@ -103,6 +107,9 @@ pub(crate) enum CloseWhy {
     /// The peer is a member no more.
     Evicted,
 }
+
+/// How many walks a newcomer is sent on: with its contact, as many neighbours as it needs.
+const WALKS: usize = 3;
 
 /// A frame that is larger than the topic takes.
 #[stack_error(derive, add_meta)]
@@ -149,6 +156,8 @@ struct Entry {
 #[derive(Debug)]
 enum FollowUp<P> {
     Lost(P),
+    /// A neighbour request that was not sent.
+    NotAsked(P),
     Refill,
 }
 
@@ -219,6 +228,8 @@ pub(crate) struct Core<P: PeerIdentity, G: FrameGate> {
     follow_ups: VecDeque<FollowUp<P>>,
     out: VecDeque<Output<P, G::Opened>>,
     left: bool,
+    /// No peer is dialled any more.
+    no_dials: bool,
 }
 
 impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
@@ -261,6 +272,7 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
             follow_ups: VecDeque::new(),
             out: VecDeque::new(),
             left: false,
+            no_dials: false,
             rng,
             config,
         };
@@ -409,6 +421,11 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
         }
     }
 
+    /// Dials nobody from now on: the topic is about to be left.
+    pub(crate) fn stop_dialing(&mut self) {
+        self.no_dials = true;
+    }
+
     /// Runs what is due.
     pub(crate) fn tick(&mut self, now: Instant) {
         if self.left {
@@ -454,6 +471,7 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
         // The protocol sends one frame to several peers: it is encoded once.
         let mut encoded: Option<(topic::Message<P>, Bytes)> = None;
         let mut farewells = BTreeSet::new();
+        let mut walks = 0;
         for want in wanted {
             match want {
                 topic::OutEvent::SendMessage(to, message) => {
@@ -465,11 +483,17 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
                         },
                     };
                     encoded = Some((message, bytes.clone()));
-                    if mirror::kind(&bytes) == Kind::Disconnect {
-                        farewells.insert(to);
-                    }
-                    if cause.opened.is_some() && mirror::kind(&bytes) == Kind::Data {
-                        self.metrics.frames_forwarded.inc();
+                    match mirror::kind(&bytes) {
+                        Kind::Disconnect => {
+                            farewells.insert(to);
+                        }
+                        Kind::Data if cause.opened.is_some() => {
+                            self.metrics.frames_forwarded.inc();
+                        }
+                        // Each walk of a newcomer ends at a node that drops a neighbour for it.
+                        Kind::ForwardJoin if walks == WALKS => continue,
+                        Kind::ForwardJoin => walks += 1,
+                        _ => {}
                     }
                     self.send_or_dial(to, bytes, cause.from, now);
                 }
@@ -516,7 +540,8 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
                     link.close_at = Some(now + LINGER);
                 }
                 self.metrics.neighbors_down.inc();
-                self.heal.lost(now, &mut self.rng);
+                let alone = self.active.is_empty();
+                self.heal.lost(alone, now, &mut self.rng);
                 self.out.push_back(Output::NeighborDown(peer));
             }
             proto::Event::Received(frame) => {
@@ -538,13 +563,17 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
             self.follow_ups.push_back(FollowUp::Lost(peer));
             return;
         }
-        if kind == Kind::Neighbor {
+        let asks = matches!(kind, Kind::Neighbor | Kind::Request);
+        if asks {
             self.asked.insert(peer, now);
         }
         if let Some(link) = self.links.get_mut(&peer) {
-            link.tell |= kind == Kind::Neighbor;
+            link.tell |= asks;
             self.send(peer, message);
-        } else if matches!(kind, Kind::Neighbor | Kind::Introduction) {
+        } else if kind == Kind::Request && self.active.len() >= self.config.enough_neighbors() {
+            // Most peers have no room either: a mesh that seeks to fill every view is never done connecting.
+            self.follow_ups.push_back(FollowUp::NotAsked(peer));
+        } else if asks || kind == Kind::Introduction {
             // What we want ourselves is not held against anyone.
             let introducer = introducer.filter(|from| *from != self.me && *from != peer);
             if !self.dials.request(peer, message, introducer, now) {
@@ -556,8 +585,8 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
 
     fn send(&mut self, peer: P, message: Bytes) {
         let kind = match mirror::kind(&message) {
-            Kind::Data => Send::Data,
-            _ => Send::Control,
+            Kind::Data => SendKind::Data,
+            _ => SendKind::Control,
         };
         self.out.push_back(Output::Send {
             peer,
@@ -580,10 +609,12 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
                     self.asked.remove(&peer);
                     self.feed(topic::InEvent::PeerDisconnected(peer), Cause::OURS, now);
                 }
+                FollowUp::NotAsked(peer) => self.forget_request(peer, now),
                 FollowUp::Refill => self.refill(Vec::new(), now),
             }
         }
         while !self.left
+            && !self.no_dials
             && let Some(peer) = self.dials.start()
         {
             self.metrics.dials.inc();
@@ -614,7 +645,12 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
     fn cut_off(&mut self, peer: P, why: CloseWhy, now: Instant) {
         self.metrics.peers_cut_off.inc();
         self.banned.expire(now);
-        self.banned.insert(peer, now + self.config.ban);
+        let ban = match why {
+            // As long as a key that it knows opens connections.
+            CloseWhy::Evicted => self.config.ban.max(self.config.previous_key_lifetime),
+            _ => self.config.ban,
+        };
+        self.banned.insert(peer, now + ban);
         self.bootstrap
             .retain(|known| *known != peer || why != CloseWhy::Evicted);
         self.book.remove(&peer);

@@ -139,12 +139,16 @@ pub(super) enum Kind {
     Data,
     /// Runs the broadcast tree; of no use to anyone but a neighbour.
     Tree,
-    /// Asks to be a neighbour.
+    /// Asks to be a neighbour, or answers that one is.
     Neighbor,
+    /// Asks to be a neighbour if there is room.
+    Request,
     /// Says goodbye.
     Disconnect,
     /// Worth a connection of its own.
     Introduction,
+    /// Passes a newcomer on.
+    ForwardJoin,
     /// Of use to a neighbour only.
     Walk,
 }
@@ -155,7 +159,9 @@ pub(super) fn kind(encoded: &[u8]) -> Kind {
         [1, 0, ..] => Kind::Data,
         [1, ..] => Kind::Tree,
         [0, 0, ..] | [0, 3, ..] => Kind::Introduction,
+        [0, 4, 1, ..] => Kind::Request,
         [0, 4, ..] => Kind::Neighbor,
+        [0, 1, ..] => Kind::ForwardJoin,
         [0, 5, ..] => Kind::Disconnect,
         _ => Kind::Walk,
     }

@@ -114,6 +114,7 @@ struct Shared {
 struct Asked {
     joins: Vec<EndpointAddr>,
     evictions: Vec<EndpointId>,
+    no_dials: bool,
 }
 
 /// One node's part in the topic. Dropping the last clone leaves the topic.
@@ -150,7 +151,6 @@ impl<G: FrameGate> GossipNode<G> {
     ///
     /// The receiver gets what is new. It is never waited for: what finds no place is dropped and counted. It ends when the
     /// topic was left, or the actor failed.
-    #[allow(clippy::too_many_arguments, reason = "each is a thing of its own")]
     pub(crate) fn spawn(
         endpoint: Endpoint,
         config: GossipConfig,
@@ -239,7 +239,14 @@ impl<G: FrameGate> GossipNode<G> {
         self.shared.keys.rekey(generation, key, until);
     }
 
+    /// Dials nobody from now on: the topic is about to be left. Never waits.
+    pub(crate) fn stop_dialing(&self) {
+        self.shared.asked().no_dials = true;
+        self.shared.wake.notify_one();
+    }
+
     /// Closes the connections to these peers and keeps them away; they are members no more. Never waits.
+    #[cfg_attr(not(test), expect(dead_code, reason = "nobody is revoked yet"))]
     pub(crate) fn evict(&self, peers: Vec<EndpointId>) {
         let mut asked = self.shared.asked();
         for peer in peers {
@@ -252,6 +259,7 @@ impl<G: FrameGate> GossipNode<G> {
     }
 
     /// The number of neighbours, now and as it changes.
+    #[cfg(test)]
     pub(crate) fn neighbors(&self) -> watch::Receiver<usize> {
         self.neighbors.clone()
     }
@@ -298,7 +306,7 @@ impl Shared {
         let proof = timeout(self.config.auth_timeout, self.keys.accept(&conn, self.me));
         let proof = tokio::select! {
             proof = proof => proof,
-            _ = self.kill.cancelled() => return Code::Done.close(&conn),
+            _ = self.stop.cancelled() => return Code::Done.close(&conn),
         };
         if let Some(up) = self.proved(conn, proof, false, place) {
             self.tell(Inbound::Up(up)).await;
@@ -310,7 +318,7 @@ impl Shared {
         let peer = addr.id;
         let up = tokio::select! {
             up = self.try_dial(endpoint, addr) => up,
-            _ = self.kill.cancelled() => None,
+            _ = self.stop.cancelled() => None,
         };
         self.tell(up.map_or(Inbound::DialFailed(peer), Inbound::Up))
             .await;
@@ -369,7 +377,7 @@ impl Shared {
                     Code::Done.close(&up.conn);
                 }
             }
-            _ = self.kill.cancelled() => {}
+            _ = self.stop.cancelled() => {}
         }
     }
 }

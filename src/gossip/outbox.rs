@@ -10,7 +10,7 @@ use n0_future::time::{Duration, Instant};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use super::{conn::Code, core::Send};
+use super::{conn::Code, core::SendKind};
 
 /// How many messages of the protocol find a place when frames have taken all.
 const RESERVE: usize = 128;
@@ -73,18 +73,18 @@ impl Outbox {
     }
 
     /// Queues a message; false: there was no place, and it is dropped.
-    pub(super) fn push(&self, message: Bytes, kind: Send, now: Instant) -> bool {
+    pub(super) fn push(&self, message: Bytes, kind: SendKind, now: Instant) -> bool {
         let mut state = self.state();
         if state.ends.is_some() {
             return true;
         }
         let reserve = match kind {
-            Send::Data => 0,
-            Send::Control => RESERVE,
+            SendKind::Data => 0,
+            SendKind::Control => RESERVE,
         };
         // Messages of the protocol are short: their number bounds their bytes.
         let full = state.messages >= self.max_messages + reserve
-            || (kind == Send::Data && state.bytes + message.len() > self.max_bytes);
+            || (kind == SendKind::Data && state.bytes + message.len() > self.max_bytes);
         if full {
             state.full_since.get_or_insert(now);
             return false;
@@ -172,23 +172,23 @@ mod tests {
     async fn frames_are_dropped_when_full_and_control_messages_have_places_in_reserve() {
         let outbox = Outbox::new(2, 1000);
         let now = Instant::now();
-        assert!(outbox.push(message(400), Send::Data, now));
-        assert!(!outbox.push(message(601), Send::Data, now));
-        assert!(outbox.push(message(600), Send::Data, now));
-        assert!(!outbox.push(message(1), Send::Data, now));
+        assert!(outbox.push(message(400), SendKind::Data, now));
+        assert!(!outbox.push(message(601), SendKind::Data, now));
+        assert!(outbox.push(message(600), SendKind::Data, now));
+        assert!(!outbox.push(message(1), SendKind::Data, now));
         for _ in 0..RESERVE {
-            assert!(outbox.push(message(10), Send::Control, now));
+            assert!(outbox.push(message(10), SendKind::Control, now));
         }
-        assert!(!outbox.push(message(10), Send::Control, now));
+        assert!(!outbox.push(message(10), SendKind::Control, now));
         let mut batch = Vec::new();
         assert_eq!(outbox.next(&mut batch).await, Next::Write);
         assert_eq!(batch.len(), 2 * (2 + RESERVE));
         assert!(
-            !outbox.push(message(1), Send::Data, now),
+            !outbox.push(message(1), SendKind::Data, now),
             "taken is not written"
         );
         outbox.wrote(2 + RESERVE, 1000 + 10 * RESERVE, now);
-        assert!(outbox.push(message(1), Send::Data, now));
+        assert!(outbox.push(message(1), SendKind::Data, now));
         outbox.end(Code::Done);
         batch.clear();
         assert_eq!(outbox.next(&mut batch).await, Next::Write);
@@ -201,7 +201,7 @@ mod tests {
         let outbox = Outbox::new(2, 1000);
         let (second, now) = (Duration::from_secs(1), Instant::now());
         for _ in 0..3 {
-            outbox.push(message(1), Send::Data, now);
+            outbox.push(message(1), SendKind::Data, now);
         }
         assert!(!outbox.stuck(second, now));
         outbox.wrote(0, 0, now + second / 2);

@@ -46,12 +46,6 @@ impl FrameGate for TestGate {
 #[derive(Debug, Clone)]
 struct Handler(GossipNode<TestGate>);
 
-impl std::fmt::Debug for GossipNode<TestGate> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("GossipNode")
-    }
-}
-
 impl ProtocolHandler for Handler {
     async fn accept(&self, conn: Connection) -> Result<(), AcceptError> {
         self.0.handle_connection(conn);
@@ -179,8 +173,9 @@ async fn mesh(count: usize) -> Vec<Node> {
 }
 
 async fn end(nodes: Vec<Node>) {
-    for node in nodes {
-        node.end().await;
+    let ends = nodes.into_iter().map(|node| tokio::spawn(node.end()));
+    for end in ends.collect::<Vec<_>>() {
+        end.await.unwrap();
     }
 }
 
@@ -569,4 +564,37 @@ async fn a_frame_beyond_the_limit_is_refused() {
     let err = node.node.broadcast(vec![0; max + 1].into()).await;
     assert!(matches!(err.unwrap_err(), GossipSendError::TooLarge { .. }));
     node.end().await;
+}
+
+/// Not run by default, since a debug build is slow at three hundred handshakes at once:
+/// `cargo test --lib -- --ignored three_hundred`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "takes the machine for minutes"]
+async fn three_hundred_nodes_that_join_at_once_through_one_all_receive() {
+    let mut nodes = Vec::new();
+    for _ in 0..300 {
+        nodes.push(Node::new().await);
+    }
+    for node in &nodes[1..] {
+        node.node.join(vec![nodes[0].addr()]);
+    }
+    let mut sent = 0;
+    let everyone = async {
+        loop {
+            // An idle hub's beacons.
+            nodes[0].say(format!("good {sent}")).await;
+            sent += 1;
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            let mut without = 0;
+            for node in &nodes[1..] {
+                without += usize::from(node.frames().await == 0);
+            }
+            if without == 0 {
+                break;
+            }
+        }
+    };
+    let limit = Duration::from_secs(240);
+    assert!(timeout(limit, everyone).await.is_ok(), "some get nothing");
+    end(nodes).await;
 }

@@ -3,7 +3,11 @@
 use std::time::Duration;
 
 use crate::{
-    admission::Admission, fan_out::FanOut, gossip::GossipConfig, log::LogConfig, wire::native,
+    admission::Admission,
+    fan_out::FanOut,
+    gossip::GossipConfig,
+    log::LogConfig,
+    wire::{broadcast, native},
 };
 
 /// The limits that a hub keeps towards its spokes.
@@ -31,7 +35,8 @@ pub struct HubLimits {
     /// How many bytes of its own events a native spoke may have unacknowledged. Default 4 MiB; one
     /// event is always allowed.
     pub publish_window: u64,
-    /// How far `broadcast` may run ahead of the spokes that keep up, in events. Default 8,192.
+    /// How far `broadcast` may run ahead of the spokes that keep up, in events, give or take an eighth.
+    /// Default 8,192.
     pub pace_events: u64,
     /// The same in bytes. Default 16 MiB; one event is always allowed.
     pub pace_bytes: u64,
@@ -83,6 +88,12 @@ pub(crate) struct HubConfig {
 impl HubConfig {
     /// Brings what cannot be into bounds that can.
     pub(crate) fn sound(mut self) -> Self {
+        // A part has to fit into a frame: events are cut alike for every path.
+        let gossip = &mut self.gossip;
+        gossip.max_frame_size = gossip.max_frame_size.clamp(
+            native::MAX_PART + broadcast::OVERHEAD,
+            broadcast::MAX_FRAME_SIZE,
+        );
         let limits = &mut self.limits;
         limits.max_event_bytes = limits.max_event_bytes.clamp(1, native::MAX_EVENT_BYTES);
         limits.targeted_events = limits.targeted_events.max(1);

@@ -1,10 +1,10 @@
 //! One connection of a peer: who it is, whether it is let in, and its streams, each a spoke.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use iroh::endpoint::Connection;
 use n0_future::task::JoinSet;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{Instrument, debug, info, info_span, warn};
 
 use super::{Inner, link_task};
@@ -62,12 +62,11 @@ async fn serve(hub: Arc<Inner>, connection: Connection, protocol: Protocol) {
                     Closed::by_us(CloseCode::Internal, "internal error")
                 });
                 // The other spokes on the connection go on; without any, its end is the answer.
-                if streams.is_empty() {
-                    if let Closed::ByUs { code, reason } = &closed {
+                if streams.is_empty()
+                    && let Closed::ByUs { code, reason } = &closed {
                         close(&connection, *code, reason);
                         break;
                     }
-                }
             }
             () = sleep_until(idle_since + hello_timeout), if streams.is_empty() => {
                 hub.metrics.links_failed.inc();
@@ -75,13 +74,33 @@ async fn serve(hub: Arc<Inner>, connection: Connection, protocol: Protocol) {
                 break;
             }
             () = hub.cancel.cancelled() => {
-                close(&connection, CloseCode::Goodbye, "the hub ended");
+                let (code, reason) = last_words(&mut streams).await;
+                close(&connection, code, &reason);
                 break;
             }
         }
     }
     // The links see the connection's end by themselves, and tell the hub.
     while streams.join_next().await.is_some() {}
+}
+
+/// How long streams that end with the hub may take to say how they ended.
+const LAST_WORDS: Duration = Duration::from_millis(500);
+
+/// What to say when the hub ends: goodbye, unless one of the spokes has to hear something else.
+async fn last_words(streams: &mut JoinSet<Closed>) -> (CloseCode, String) {
+    let worse = async {
+        while let Some(ended) = streams.join_next().await {
+            if let Ok(Closed::ByUs { code, reason }) = ended
+                && code != CloseCode::Goodbye
+            {
+                return Some((code, reason));
+            }
+        }
+        None
+    };
+    let worse = timeout(LAST_WORDS, worse).await.ok().flatten();
+    worse.unwrap_or_else(|| (CloseCode::Goodbye, "the hub ended".to_owned()))
 }
 
 fn close(connection: &Connection, code: CloseCode, reason: &str) {

@@ -77,7 +77,7 @@ impl GossipLink {
             node: node.clone(),
             sealer,
             next: hub.log.tip(),
-            content_limit: max_frame_bytes as usize - OVERHEAD,
+            content_limit: max_frame_bytes - OVERHEAD,
             quiet: BEACON_FIRST,
             last_sent: Instant::now(),
             hurry: hurry.subscribe(),

@@ -59,6 +59,8 @@ pub(crate) struct Link {
     pub(crate) drain: CancellationToken,
     /// Ends the link at once.
     pub(crate) cancel: CancellationToken,
+    /// The link ended without a goodbye before the spoke was known to have everything.
+    pub(crate) cut_off: AtomicBool,
 }
 
 /// What the writer has to do.
@@ -135,6 +137,7 @@ impl Link {
             fast: AtomicBool::new(true),
             drain: CancellationToken::new(),
             cancel,
+            cut_off: AtomicBool::new(false),
         }
     }
 
@@ -291,6 +294,13 @@ impl Link {
         }
         let desk = self.desk();
         desk.targeted.is_empty() && desk.unacked.is_empty()
+    }
+
+    /// Whether the spoke is known to have everything up to `tip` though its link breaks off now. What
+    /// a plain spoke's stream took need not have reached it before the goodbye is answered.
+    pub(crate) fn is_served(&self, tip: u64) -> bool {
+        let told = self.protocol == Protocol::Native || !self.drain.is_cancelled();
+        told && self.has_all(tip)
     }
 
     /// The spoke's address as the connection shows it: what other spokes need to reach it.

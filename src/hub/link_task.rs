@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
-use iroh::endpoint::{Connection, RecvStream, SendStream};
+use iroh::endpoint::{Connection, RecvStream, SendStream, StoppedError};
 use n0_error::e;
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{Instrument, debug, info_span};
@@ -159,7 +159,11 @@ async fn serve(
     };
     let error = tokio::select! {
         error = both => error,
-        () = link.cancel.cancelled() => LinkError::gone(Closed::by_us(CloseCode::Goodbye, "the hub ended")),
+        () = link.cancel.cancelled() => LinkError::gone(if link.is_served(hub.log.tip()) {
+            Closed::by_us(CloseCode::Goodbye, "the hub ended")
+        } else {
+            Closed::by_us(CloseCode::TimedOut, "the hub ended before this spoke had everything")
+        }),
     };
     let closed = error.closed();
     debug!(%closed, "the spoke is gone");
@@ -359,10 +363,10 @@ async fn write_loop(hub: &Inner, link: &Link, send: &mut SendStream) -> Result<(
                 }
                 link.room.notify_waiters();
                 // A plain spoke cannot acknowledge; what its stream took is what is known.
-                if let (Protocol::Compat, Some(cursor)) = (link.protocol, cursor) {
-                    if link.set_acked(cursor) {
-                        hub.progress.notify_waiters();
-                    }
+                if let (Protocol::Compat, Some(cursor)) = (link.protocol, cursor)
+                    && link.set_acked(cursor)
+                {
+                    hub.progress.notify_waiters();
                 }
             }
             Batch::Idle { follows_tip } => {
@@ -411,6 +415,7 @@ async fn goodbye(send: &mut SendStream, limit: Duration) -> Result<(), LinkError
     if send.finish().is_ok() {
         match timeout(limit, send.stopped()).await {
             Ok(Ok(_)) => {}
+            Ok(Err(StoppedError::ConnectionLost(error))) => return Err(error.into()),
             Ok(Err(_)) | Err(_) => {
                 return Err(e!(LinkError::TimedOut {
                     what: "the spoke's acknowledgement of the end of its stream"

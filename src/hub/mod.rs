@@ -111,7 +111,12 @@ struct Paces {
     fast: Pace<SpokeId>,
     /// Over all, with half of the log.
     all: Pace<SpokeId>,
+    /// Up to this offset, and to so many bytes appended, nobody need look again.
+    clear: (u64, u64),
 }
+
+/// A part of the window may pass between two looks at the spokes.
+const LOOK_AGAIN: u64 = 8;
 
 /// Proof that an event is in the hub's log.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -153,7 +158,8 @@ impl From<EndpointId> for Recipient {
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct Drained {
-    /// Spokes that did not have everything within the limit.
+    /// Spokes that were there when the hub began to end, and did not have everything within the limit
+    /// or were lost before they had.
     pub behind: Vec<SpokeInfo>,
 }
 
@@ -182,6 +188,7 @@ impl Hub {
             paces: Mutex::new(Paces {
                 fast: pace(),
                 all: pace(),
+                clear: (0, 0),
             }),
             progress: Notify::new(),
             closing: AtomicBool::new(false),
@@ -396,6 +403,7 @@ fn info(link: &Link) -> SpokeInfo {
         id: link.id,
         addr: selected.as_ref().map(|path| path.remote_addr().clone()),
         protocol: link.protocol,
+        gossip_capable: link.gossip_capable,
         path: link.path(),
         rtt: selected.as_ref().map(|path| path.rtt()),
         acked: link.acked(),
@@ -429,8 +437,12 @@ impl Inner {
     fn may_append(&self) -> bool {
         let limits = &self.config.limits;
         let tip = self.log.tip();
-        let now = std::time::Instant::now();
+        let bytes = self.log.bytes_appended();
         let mut paces = self.paces.lock().unwrap_or_else(PoisonError::into_inner);
+        if tip < paces.clear.0 && bytes < paces.clear.1 {
+            return true;
+        }
+        let now = std::time::Instant::now();
         let behind = self.log.back_by(tip, limits.pace_events, limits.pace_bytes);
         let fast = self.fast_acks(None);
         let floor = paces.fast.floor(now, behind, fast.into_iter());
@@ -441,13 +453,19 @@ impl Inner {
         let half = self
             .log
             .back_by(tip, log.max_events as u64 / 2, log.max_bytes as u64 / 2);
-        if half == 0 || half <= self.log.head() {
-            return true;
+        if half > self.log.head() {
+            let all = self.roster.all();
+            let acks = all.iter().map(|link| (link.id, link.acked()));
+            let floor = paces.all.floor(now, half, acks);
+            if floor.is_some_and(|floor| floor < half) {
+                return false;
+            }
         }
-        let all = self.roster.all();
-        let acks = all.iter().map(|link| (link.id, link.acked()));
-        let floor = paces.all.floor(now, half, acks);
-        floor.is_none_or(|floor| floor >= half)
+        paces.clear = (
+            tip + limits.pace_events / LOOK_AGAIN,
+            bytes + limits.pace_bytes / LOOK_AGAIN,
+        );
+        true
     }
 
     /// What the spokes that acknowledge fast have, of those on one path or of all.
@@ -535,6 +553,14 @@ impl Inner {
     }
 
     async fn leave(&self, link: &Link, closed: &Closed) {
+        let broke_off = match closed {
+            Closed::ByPeer { .. } => false,
+            Closed::ByUs { code, .. } => *code != CloseCode::Goodbye,
+            Closed::Lost { .. } => true,
+        };
+        if broke_off && !link.is_served(self.log.tip()) {
+            link.cut_off.store(true, Ordering::Release);
+        }
         link.cancel.cancel();
         if self.roster.remove(link.id) {
             self.metrics.spokes.set(self.roster.len() as i64);
@@ -563,12 +589,17 @@ impl Inner {
         self.roster.close();
         let deadline = Instant::now() + limit;
         let links = self.roster.all();
+        // The topic shrinks as spokes leave; it is not to be mended any more.
+        if let Some(node) = self.node() {
+            node.stop_dialing();
+        }
         for link in &links {
             link.drain.cancel();
         }
         let mut drained = Drained::default();
         for link in &links {
-            if timeout_at(deadline, link.cancel.cancelled()).await.is_err() {
+            let ended = timeout_at(deadline, link.cancel.cancelled()).await;
+            if ended.is_err() || link.cut_off.load(Ordering::Acquire) {
                 drained.behind.push(info(link));
             }
         }

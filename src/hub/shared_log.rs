@@ -1,7 +1,10 @@
 //! The log as the hub's tasks share it: one writer at a time, any number of cursors, and a tip to
 //! wait for.
 
-use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use std::sync::{
+    Arc, OnceLock, PoisonError, RwLock,
+    atomic::{AtomicU64, Ordering},
+};
 
 use bytes::Bytes;
 use tokio::sync::watch;
@@ -48,6 +51,8 @@ pub(crate) struct SharedLog {
     epoch: Epoch,
     inner: RwLock<Inner>,
     tip: watch::Sender<u64>,
+    /// The same as `Inner::bytes`, for who does not need the lock.
+    bytes: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -63,6 +68,7 @@ impl SharedLog {
             epoch: log.epoch(),
             tip: watch::Sender::new(log.tip()),
             inner: RwLock::new(Inner { log, bytes: 0 }),
+            bytes: AtomicU64::new(0),
         }
     }
 
@@ -85,6 +91,7 @@ impl SharedLog {
             compat: OnceLock::new(),
         };
         let offset = inner.log.append(Arc::new(entry), size);
+        self.bytes.store(inner.bytes, Ordering::Release);
         // Under the lock, so that the tip never goes back.
         self.tip.send_replace(offset + 1);
         Position::new(self.epoch, offset)
@@ -115,7 +122,7 @@ impl SharedLog {
 
     /// Bytes of all events that were ever appended.
     pub(crate) fn bytes_appended(&self) -> u64 {
-        self.read_lock().bytes
+        self.bytes.load(Ordering::Acquire)
     }
 
     /// How far back from `from` a window of so many events and bytes reaches: the lowest offset in it.

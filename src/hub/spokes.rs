@@ -17,6 +17,9 @@ pub struct SpokeInfo {
     pub addr: Option<TransportAddr>,
     /// The protocol of its stream.
     pub protocol: Protocol,
+    /// Whether broadcasts can take the topic to it: it speaks the native protocol, is willing to
+    /// gossip, and is the one spoke of its endpoint that does.
+    pub gossip_capable: bool,
     /// The path that broadcasts take to it.
     pub path: Path,
     /// The round-trip time of its connection.

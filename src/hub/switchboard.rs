@@ -120,9 +120,11 @@ impl Switchboard {
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            self.carry_out().await;
+            self.carry_out();
             let deadline = self.planner.deadline();
             tokio::select! {
+                biased;
+                () = self.hub.cancel.cancelled() => break,
                 note = self.notes.recv() => match note {
                     Some(note) => self.note(note),
                     None => break,
@@ -130,15 +132,18 @@ impl Switchboard {
                 _ = tick.tick() => self.tick(),
                 () = wait_until(deadline) => {}
                 () = GossipLink::failed(&mut self.topic) => {
+                    // The link ends with the hub too.
+                    if self.hub.cancel.is_cancelled() {
+                        break;
+                    }
                     warn!("the topic failed; everyone is served directly");
                     self.hub.metrics.topic_failures.inc();
-                    self.stop_topic().await;
+                    self.stop_topic();
                     self.planner.topic_failed(Instant::now());
                 }
-                () = self.hub.cancel.cancelled() => break,
             }
         }
-        self.stop_topic().await;
+        self.stop_topic();
     }
 
     fn note(&mut self, note: Note) {
@@ -157,12 +162,12 @@ impl Switchboard {
         }
     }
 
-    async fn carry_out(&mut self) {
+    fn carry_out(&mut self) {
         while let Some(decision) = self.planner.poll(Instant::now()) {
             debug!(?decision, "fan-out");
             match decision {
                 Decision::StartTopic => self.start_topic(),
-                Decision::StopTopic => self.stop_topic().await,
+                Decision::StopTopic => self.stop_topic(),
                 Decision::TellJoin { id, peers, via_hub } => self.tell_join(id, &peers, via_hub),
                 Decision::TellLeave { id } => {
                     if let Some(link) = self.hub.roster.get(id) {
@@ -192,10 +197,10 @@ impl Switchboard {
 
     fn moved(&self, id: SpokeId) {
         let path = self.planner.path(id).unwrap_or(Path::Direct);
-        if let Some(link) = self.hub.roster.get(id) {
-            if link.set_path(path) {
-                self.hub.roster.announce(SpokeChange::Moved { id, path });
-            }
+        if let Some(link) = self.hub.roster.get(id)
+            && link.set_path(path)
+        {
+            self.hub.roster.announce(SpokeChange::Moved { id, path });
         }
     }
 
@@ -207,11 +212,12 @@ impl Switchboard {
         self.topic = Some(topic);
     }
 
-    async fn stop_topic(&mut self) {
+    /// Ends the topic in the background: leaving it in order takes a while.
+    fn stop_topic(&mut self) {
         self.hub.set_node(None);
         if let Some(topic) = self.topic.take() {
             info!("the topic ends");
-            topic.stop().await;
+            self.hub.tasks.spawn(topic.stop());
         }
     }
 

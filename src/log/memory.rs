@@ -121,13 +121,13 @@ impl<T: Clone> Log<T> {
         };
         // Below the number of entries, so it fits.
         let entries = self.entries.range(skip as usize..);
-        let mut room = max_bytes;
+        // The first is given whatever its size; what is left then has room for nothing.
+        let mut room = Some(max_bytes);
         for (n, (offset, entry)) in (from..).zip(entries).enumerate() {
-            let left = room.checked_sub(entry.bytes);
-            if n > 0 && (n >= max_events || left.is_none()) {
+            room = room.and_then(|room| room.checked_sub(entry.bytes));
+            if n > 0 && (n >= max_events || room.is_none()) {
                 break;
             }
-            room = left.unwrap_or(0);
             out.push((offset, entry.item.clone()));
         }
         Read::Events

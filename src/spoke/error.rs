@@ -22,7 +22,7 @@ pub enum ConnectError {
         source: IrohConnectError,
     },
     /// The hub did not answer in time.
-    #[error("the hub did not answer in time")]
+    #[error("the hub did not answer in time; is it running, and is the ticket its latest?")]
     TimedOut {},
     /// The hub does not let this spoke in.
     #[error("the hub refused this spoke ({code}): {reason}")]

@@ -166,6 +166,7 @@ impl Spoke {
             None => (GossipAcceptor::new(), None),
         };
         let span = info_span!("spoke", me = %endpoint.id().fmt_short(), hub = %hub.fmt_short());
+        let quit = CancellationToken::new();
         let (session, shared): (Session, _) = match welcome {
             Some(welcome) => {
                 let (session, shared) = native::Session::new(native::Parts {
@@ -180,7 +181,7 @@ impl Spoke {
                     gossip_metrics: gossip_metrics.clone(),
                     acceptor,
                 });
-                (Box::pin(session.run()), Some(shared))
+                (Box::pin(session.run(quit.clone())), Some(shared))
             }
             None => (Box::pin(compat::run(hub, reader, deliver)), None),
         };
@@ -190,6 +191,7 @@ impl Spoke {
         let tasks = TaskTracker::new();
         let ends = Ends {
             connection: connection.clone(),
+            quit,
             closed: closed_tx,
             cancel: cancel.clone(),
         };
@@ -249,7 +251,8 @@ impl Spoke {
             }));
         }
         let deadline = Instant::now() + inner.config.limits.send_wait;
-        self.wait(deadline, || inner.outbox.try_send(&event)).await
+        self.wait(deadline, |open| open && inner.outbox.try_send(&event))
+            .await
     }
 
     /// Waits until the hub has acknowledged every event sent so far; over the compat protocol, which
@@ -260,22 +263,27 @@ impl Spoke {
     /// If that takes longer than [`SpokeLimits::send_wait`], or the link ends.
     pub async fn flush(&self) -> Result<(), SpokeSendError> {
         let deadline = Instant::now() + self.inner.config.limits.send_wait;
-        self.wait(deadline, || self.inner.outbox.is_empty()).await
+        self.wait(deadline, |_| self.inner.outbox.is_empty()).await
     }
 
-    /// Waits until `done` says so, looking whenever the hub has taken something.
-    async fn wait(&self, deadline: Instant, done: impl Fn() -> bool) -> Result<(), SpokeSendError> {
+    /// Waits until `done`, which is told whether the link is open, says so; looks whenever the hub has taken something.
+    async fn wait(
+        &self,
+        deadline: Instant,
+        done: impl Fn(bool) -> bool,
+    ) -> Result<(), SpokeSendError> {
         let inner = &*self.inner;
         let mut closed = inner.closed.clone();
         loop {
             let taken = inner.outbox.taken.notified();
             tokio::pin!(taken);
             taken.as_mut().enable();
-            if let Some(closed) = self.is_closed() {
-                return Err(e!(SpokeSendError::Closed { closed }));
-            }
-            if done() {
+            let closed_now = self.is_closed();
+            if done(closed_now.is_none()) {
                 return Ok(());
+            }
+            if let Some(closed) = closed_now {
+                return Err(e!(SpokeSendError::Closed { closed }));
             }
             tokio::select! {
                 waited = timeout_at(deadline, taken) => if waited.is_err() {
@@ -368,6 +376,9 @@ impl Spoke {
     }
 }
 
+/// How long a session may take to leave the topic.
+const QUIT_LIMIT: Duration = Duration::from_secs(5);
+
 type Session = std::pin::Pin<Box<dyn Future<Output = Closed> + Send>>;
 
 /// A link that both sides have agreed on.
@@ -425,10 +436,10 @@ async fn shake_hands(
 fn refusal(error: &iroh::endpoint::ConnectError) -> Option<ConnectError> {
     let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
     while let Some(error) = source {
-        if let Some(error) = error.downcast_ref::<ConnectionError>() {
-            if let Closed::ByPeer { code, reason } = Closed::from(error) {
-                return Some(e!(ConnectError::Refused { code, reason }));
-            }
+        if let Some(error) = error.downcast_ref::<ConnectionError>()
+            && let Closed::ByPeer { code, reason } = Closed::from(error)
+        {
+            return Some(e!(ConnectError::Refused { code, reason }));
         }
         source = error.source();
     }
@@ -503,6 +514,8 @@ async fn greet(
 /// Sees the link to its end, whichever half ends first.
 struct Ends {
     connection: Connection,
+    /// Asks the session to leave the topic and end.
+    quit: CancellationToken,
     closed: watch::Sender<Option<Closed>>,
     cancel: CancellationToken,
 }
@@ -515,13 +528,16 @@ impl Ends {
                 closed = &mut session => closed,
                 written = &mut writer => match written {
                     // The spoke finished its stream: goodbye.
-                    Ok(()) => Closed::by_us(CloseCode::Goodbye, "the spoke says goodbye"),
+                    Ok(()) => {
+                        self.quit.cancel();
+                        let _ = timeout(QUIT_LIMIT, &mut session).await;
+                        Closed::by_us(CloseCode::Goodbye, "the spoke says goodbye")
+                    }
                     Err(error) => self.after_write_error(error, &mut session).await,
                 },
                 () = self.cancel.cancelled() => Closed::by_us(CloseCode::Goodbye, "the spoke ended"),
             }
         };
-        // Dropping the session leaves the topic in the background; ending it leaves it in order.
         let closed = match (closed, self.connection.close_reason()) {
             (Closed::ByPeer { code, .. }, Some(reason)) if code != CloseCode::Goodbye => {
                 Closed::from(&reason)

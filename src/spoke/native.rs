@@ -16,6 +16,7 @@ use bytes::{Bytes, BytesMut};
 use iroh::{Endpoint, EndpointId};
 use n0_error::e;
 use tokio::{sync::mpsc, time::sleep_until};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, warn};
 
 use super::{
@@ -34,7 +35,8 @@ use crate::{
     position::{Epoch, Position},
     seal::{Context, Opened, Opener},
     via::Via,
-    wire::native::{PartOf, ToHub, ToSpoke, Topic, Welcome},
+    wire::broadcast::MAX_FRAME_SIZE,
+    wire::native::{PartOf, ToSpoke, Topic, Welcome},
 };
 
 /// How many frames are taken in before the inbox is asked what it has.
@@ -54,7 +56,6 @@ pub(super) struct Shared {
 }
 
 pub(super) struct Session {
-    me: EndpointId,
     hub: EndpointId,
     endpoint: Endpoint,
     config: SpokeConfig,
@@ -67,6 +68,8 @@ pub(super) struct Session {
     gossip_metrics: Arc<GossipMetrics>,
     acceptor: GossipAcceptor,
     member: Option<Member>,
+    /// Nodes that are leaving their topics.
+    leaving: TaskTracker,
     /// The last targeted event that was released, and what was acknowledged last.
     targeted: u64,
     targeted_parts: Option<TargetedParts>,
@@ -141,7 +144,6 @@ impl Session {
         });
         let ack_every = Duration::from_millis(welcome.ack_every_ms.into());
         let session = Self {
-            me: endpoint.id(),
             hub,
             endpoint,
             config,
@@ -154,6 +156,7 @@ impl Session {
             gossip_metrics,
             acceptor,
             member: None,
+            leaving: TaskTracker::new(),
             targeted: 0,
             targeted_parts: None,
             acked: (welcome.start, 0),
@@ -164,16 +167,25 @@ impl Session {
     }
 
     /// Runs until the link ends, and says how. The topic is left before it returns.
-    pub(super) async fn run(mut self) -> Closed {
-        let error = match self.main_loop().await {
-            Ok(()) => LinkError::gone(Closed::ByPeer {
+    ///
+    /// `quit` ends it in order, with events still to be let out.
+    pub(super) async fn run(mut self, quit: CancellationToken) -> Closed {
+        let ended = tokio::select! {
+            ended = self.main_loop() => Some(ended),
+            () = quit.cancelled() => None,
+        };
+        let error = match ended {
+            None => LinkError::gone(Closed::by_us(CloseCode::Goodbye, "the spoke ended")),
+            Some(Ok(())) => LinkError::gone(Closed::ByPeer {
                 code: CloseCode::Goodbye,
                 reason: "the hub said goodbye".to_owned(),
             }),
-            Err(error) => error,
+            Some(Err(error)) => error,
         };
-        self.leave_topic().await;
+        self.leave_topic();
         self.let_out_rest().await;
+        self.leaving.close();
+        self.leaving.wait().await;
         error.closed()
     }
 
@@ -196,7 +208,7 @@ impl Session {
                 Woken::Gossip(Some(event)) => self.gossip(event),
                 Woken::Gossip(None) => {
                     warn!("the node on the topic has ended; the hub serves us directly");
-                    self.leave_topic().await;
+                    self.leave_topic();
                     self.want_direct();
                 }
                 Woken::Room(true) => {}
@@ -243,10 +255,7 @@ impl Session {
     fn want_direct(&mut self) {
         self.inbox.set_direct(Instant::now(), true);
         self.shared.served.store(false, Ordering::Release);
-        self.outbox.control(ToHub::Want {
-            from: self.inbox.next(),
-            to: None,
-        });
+        self.outbox.want_direct(self.inbox.next());
     }
 
     /// Takes in a frame and those behind it that have arrived already.
@@ -284,11 +293,11 @@ impl Session {
                 body,
             } => self.targeted(now, seq, after, of, body),
             ToSpoke::Topic(topic) => {
-                self.join_topic(*topic).await;
+                self.join_topic(*topic);
                 Ok(())
             }
             ToSpoke::LeaveTopic => {
-                self.leave_topic().await;
+                self.leave_topic();
                 self.inbox.set_direct(Instant::now(), true);
                 self.shared.served.store(false, Ordering::Release);
                 Ok(())
@@ -440,20 +449,24 @@ impl Session {
             debug!("the topic serves us");
             self.inbox.set_direct(now, false);
             self.shared.served.store(true, Ordering::Release);
-            self.outbox.control(ToHub::Served { from: next });
+            self.outbox.served(next);
         }
     }
 
-    async fn join_topic(&mut self, topic: Topic) {
+    fn join_topic(&mut self, topic: Topic) {
         if self.config.gossip == Gossip::Off {
             return;
         }
         if let Some(member) = &self.member {
             if member.topic == topic.topic {
+                // The hub serves us directly though we were told to join; so say again if we are served.
                 member.node.join(topic.peers);
+                if member.reach.is_served() {
+                    self.outbox.served(self.inbox.next());
+                }
                 return;
             }
-            self.leave_topic().await;
+            self.leave_topic();
         }
         debug!(peers = topic.peers.len(), "joins the topic");
         let mut opener = Opener::new(Context::new(self.hub, topic.topic), self.inbox.epoch());
@@ -462,7 +475,7 @@ impl Session {
             return;
         }
         let mut config = self.config.gossip_config.clone();
-        config.max_frame_size = topic.max_frame_bytes as usize;
+        config.max_frame_size = (topic.max_frame_bytes as usize).min(MAX_FRAME_SIZE);
         let (node, events) = GossipNode::spawn(
             self.endpoint.clone(),
             config,
@@ -485,11 +498,14 @@ impl Session {
         });
     }
 
-    async fn leave_topic(&mut self) {
+    /// Leaves the topic in the background: doing so in order takes a while, and the hub's stream is
+    /// to be read on.
+    fn leave_topic(&mut self) {
         self.acceptor.set(None);
         if let Some(member) = self.member.take() {
-            debug!(me = %self.me.fmt_short(), was_served = member.reach.is_served(), "leaves the topic");
-            member.node.shutdown().await;
+            debug!(was_served = member.reach.is_served(), "leaves the topic");
+            self.leaving
+                .spawn(async move { member.node.shutdown().await });
         }
     }
 
@@ -581,7 +597,7 @@ impl Session {
             }
             Output::Want { from, to } => {
                 metrics.wants.inc();
-                outbox.control(ToHub::Want { from, to: Some(to) });
+                outbox.want(from, to);
                 None
             }
         }

@@ -23,7 +23,7 @@ use crate::{
 /// How much is gathered for one write, in bytes.
 const BATCH_BYTES: usize = 256 * 1024;
 /// How many wants wait to be written; the inbox wants again what was not answered.
-const MAX_CONTROL: usize = 64;
+const MAX_WANTS: usize = 64;
 
 #[derive(Debug)]
 pub(super) struct Outbox {
@@ -44,7 +44,9 @@ struct State {
     bytes: u64,
     last_seq: u64,
     ack: Option<(u64, u64)>,
-    control: VecDeque<ToHub>,
+    wants: VecDeque<ToHub>,
+    /// The path that this spoke wants, as it stands; never dropped.
+    path: Option<ToHub>,
 }
 
 impl Outbox {
@@ -90,14 +92,26 @@ impl Outbox {
         self.wake.notify_one();
     }
 
-    /// Queues a want or the like.
-    pub(super) fn control(&self, frame: ToHub) {
+    /// Queues a want; what finds no room is wanted again later.
+    pub(super) fn want(&self, from: u64, to: u64) {
         {
             let mut state = self.state();
-            if state.control.len() < MAX_CONTROL {
-                state.control.push_back(frame);
+            if state.wants.len() < MAX_WANTS {
+                state.wants.push_back(ToHub::Want { from, to: Some(to) });
             }
         }
+        self.wake.notify_one();
+    }
+
+    /// Asks to be served directly from `from` on.
+    pub(super) fn want_direct(&self, from: u64) {
+        self.state().path = Some(ToHub::Want { from, to: None });
+        self.wake.notify_one();
+    }
+
+    /// Says that the topic serves this spoke from `from` on.
+    pub(super) fn served(&self, from: u64) {
+        self.state().path = Some(ToHub::Served { from });
         self.wake.notify_one();
     }
 
@@ -128,8 +142,11 @@ impl Outbox {
     pub(super) fn next_batch(&self, chunks: &mut Vec<Bytes>) {
         let mut state = self.state();
         let state = &mut *state;
-        for frame in state.control.drain(..) {
-            frame.encode(chunks);
+        if let Some(path) = state.path.take() {
+            path.encode(chunks);
+        }
+        for want in state.wants.drain(..) {
+            want.encode(chunks);
         }
         if let Some((offset, seq)) = state.ack.take() {
             ToHub::Ack { offset, seq }.encode(chunks);

@@ -34,6 +34,8 @@ pub(crate) const SIGNATURE: usize = 64;
 pub(crate) const TAG: usize = 16;
 /// What a frame weighs beyond its content, in bytes.
 pub(crate) const OVERHEAD: usize = HEADER + TAG + SIGNATURE;
+/// No frame is larger, in bytes, whatever a hub says.
+pub(crate) const MAX_FRAME_SIZE: usize = 1 << 20;
 /// The most events in one frame.
 pub(crate) const MAX_EVENTS: usize = u16::MAX as usize;
 

@@ -55,14 +55,13 @@ impl Deframer {
 
     /// The next whole frame, without its prefix; `None` if more bytes are needed.
     pub(crate) fn next(&mut self) -> Result<Option<Bytes>, FrameError> {
-        if self.partial.is_empty() {
-            if let Some(len) = self.frame_len(&self.chunk)? {
-                if let Some(end) = self.chunk.len().checked_sub(PREFIX).filter(|n| *n >= len) {
-                    let mut frame = self.chunk.split_to(self.chunk.len() - (end - len));
-                    let _ = frame.split_to(PREFIX);
-                    return Ok(Some(frame));
-                }
-            }
+        if self.partial.is_empty()
+            && let Some(len) = self.frame_len(&self.chunk)?
+            && let Some(end) = self.chunk.len().checked_sub(PREFIX).filter(|n| *n >= len)
+        {
+            let mut frame = self.chunk.split_to(self.chunk.len() - (end - len));
+            let _ = frame.split_to(PREFIX);
+            return Ok(Some(frame));
         }
         self.fill(PREFIX);
         let Some(len) = self.frame_len(&self.partial)? else {

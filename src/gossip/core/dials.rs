@@ -50,10 +50,9 @@ impl<P: PeerIdentity> Dials<P> {
         now: Instant,
     ) -> bool {
         if let Some(dial) = self.dials.get_mut(&peer) {
-            if dial.queue.len() >= QUEUE {
-                return true;
+            if dial.queue.len() < QUEUE && !dial.queue.contains(&message) {
+                dial.queue.push(message);
             }
-            dial.queue.push(message);
             if introducer.is_none() {
                 dial.introducer = None;
             }
@@ -125,6 +124,14 @@ impl<P: PeerIdentity> Dials<P> {
             Some(dial) if dial.running => std::mem::take(&mut dial.queue),
             _ => self.finished(peer),
         }
+    }
+
+    pub(super) fn is_for(&self, peer: &P) -> bool {
+        self.dials.contains_key(peer)
+    }
+
+    pub(super) fn any(&self) -> bool {
+        !self.dials.is_empty()
     }
 
     /// Gives up what others brought about and what has waited too long.

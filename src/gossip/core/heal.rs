@@ -15,7 +15,7 @@ use crate::gossip::{
 };
 
 /// Through how many peers a node joins at once.
-pub(super) const JOINS_AT_ONCE: usize = 3;
+pub(super) const JOINS_AT_ONCE: usize = 1;
 
 /// For how long a peer that could not be reached is not tried again.
 pub(super) const AVOID: Duration = Duration::from_secs(20);
@@ -29,8 +29,14 @@ const ANSWER: Duration = Duration::from_secs(2);
 /// How many known peers are offered to the protocol when its view has room.
 const OFFER: usize = 4;
 
-const RETRY_FROM: Duration = Duration::from_millis(500);
+/// The pauses between attempts, while there is a neighbour and while there is none.
+const RETRY_FROM: Duration = Duration::from_secs(2);
 const RETRY_TO: Duration = Duration::from_secs(30);
+const ALONE_FROM: Duration = Duration::from_millis(500);
+const ALONE_TO: Duration = Duration::from_secs(4);
+
+/// How long a node without neighbours leaves the last attempt alone, as long as a dial is under way.
+const PATIENCE: Duration = Duration::from_secs(6);
 
 /// How many offers may come to nothing before a node with a single neighbour insists.
 const OFFERS: u32 = 3;
@@ -45,6 +51,7 @@ pub(super) struct Heal {
     retry_at: Instant,
     pause: Duration,
     tries: u32,
+    tried_at: Instant,
     /// When the last new frame was seen, and how long a silence counts as one.
     heard_at: Instant,
     patience: Duration,
@@ -57,9 +64,10 @@ impl Heal {
         Self {
             due: now + jittered(INTERVAL, rng),
             dirty: false,
-            retry_at: now + jittered(RETRY_FROM * 2, rng),
+            retry_at: now + jittered(RETRY_FROM, rng),
             pause: RETRY_FROM,
             tries: 0,
+            tried_at: now,
             heard_at: now,
             patience: config.quiet_after,
             quiet_after: config.quiet_after,
@@ -79,15 +87,22 @@ impl Heal {
         self.tries = 0;
     }
 
-    /// A neighbour was lost: do not wait out a long pause.
-    pub(super) fn lost(&mut self, now: Instant, rng: &mut StdRng) {
+    /// A neighbour was lost. The protocol looks for another one by itself; who is alone looks soon as well.
+    pub(super) fn lost(&mut self, alone: bool, now: Instant, rng: &mut StdRng) {
         self.pause = RETRY_FROM;
-        self.retry_at = self.retry_at.min(now + jittered(RETRY_FROM, rng));
+        let pause = if alone { ALONE_FROM } else { RETRY_FROM };
+        self.retry_at = self.retry_at.min(now + jittered(pause, rng));
     }
 
-    fn tried(&mut self, now: Instant, rng: &mut StdRng) {
+    fn tried(&mut self, alone: bool, now: Instant, rng: &mut StdRng) {
         self.tries += 1;
-        self.retry_at = now + jittered(self.pause, rng);
+        self.tried_at = now;
+        let pause = if alone {
+            self.pause.min(ALONE_TO)
+        } else {
+            self.pause
+        };
+        self.retry_at = now + jittered(pause, rng);
         self.pause = (self.pause * 2).min(RETRY_TO);
     }
 }
@@ -127,24 +142,32 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
         let overdue: Vec<P> = self
             .asked
             .iter()
-            .filter(|(_, since)| now.saturating_duration_since(**since) > ANSWER)
+            .filter(|(peer, since)| {
+                // A dial ends by itself.
+                now.saturating_duration_since(**since) > ANSWER && !self.dials.is_for(peer)
+            })
             .map(|(peer, _)| *peer)
             .collect();
         for peer in overdue {
-            self.asked.remove(&peer);
-            let answer = if self.active.contains(&peer) {
-                Swarm::Neighbor {
-                    priority: Priority::Low,
-                    data: None,
-                }
-            } else {
-                Swarm::Disconnect {
-                    alive: false,
-                    respond: false,
-                }
-            };
-            self.pretend(peer, answer, now);
+            self.forget_request(peer, now);
         }
+    }
+
+    /// Makes the protocol forget that it asked a peer to be a neighbour.
+    pub(super) fn forget_request(&mut self, peer: P, now: Instant) {
+        self.asked.remove(&peer);
+        let answer = if self.active.contains(&peer) {
+            Swarm::Neighbor {
+                priority: Priority::Low,
+                data: None,
+            }
+        } else {
+            Swarm::Disconnect {
+                alive: false,
+                respond: false,
+            }
+        };
+        self.pretend(peer, answer, now);
     }
 
     fn close_idle(&mut self, now: Instant) {
@@ -163,13 +186,16 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
 
     fn watch_view(&mut self, now: Instant) {
         let neighbors = self.active.len();
-        let capacity = self.config.active_capacity();
-        if neighbors < capacity && now >= self.heal.retry_at {
-            let insist = neighbors == 0
-                || (neighbors == 1 && capacity > 1 && self.heal.tries % (OFFERS + 1) == OFFERS);
-            self.heal.tried(now, &mut self.rng);
+        let enough = self.config.enough_neighbors();
+        let alone = neighbors == 0;
+        // Another join would make another peer drop a neighbour, for a node that is slow to connect as it is.
+        let dialing = self.dials.any() && now < self.heal.tried_at + PATIENCE;
+        if neighbors < enough && now >= self.heal.retry_at && !(alone && dialing) {
+            let insist =
+                alone || (neighbors == 1 && enough > 1 && self.heal.tries % (OFFERS + 1) == OFFERS);
+            self.heal.tried(alone, now, &mut self.rng);
             if insist {
-                let peers = self.candidates(if neighbors == 0 { 2 } else { 1 }, now);
+                let peers = self.candidates(if self.heal.tries > 2 { 2 } else { 1 }, now);
                 self.rejoin(peers, now);
             } else {
                 let offer = self.offer(now);

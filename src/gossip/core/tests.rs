@@ -87,7 +87,7 @@ fn frames_to(outputs: &[Output<u32, Bytes>]) -> BTreeSet<u32> {
     let sends = outputs.iter().filter_map(|output| match output {
         Output::Send {
             peer,
-            kind: Send::Data,
+            kind: SendKind::Data,
             ..
         } => Some(*peer),
         _ => None,
@@ -155,7 +155,11 @@ fn the_mirror_reads_and_writes_what_the_protocol_does() {
             let kind = match &mirrored {
                 Message::Gossip(Gossip::Data(_)) => Kind::Data,
                 Message::Gossip(_) => Kind::Tree,
-                Message::Swarm(Swarm::Neighbor { .. }) => Kind::Neighbor,
+                Message::Swarm(Swarm::Neighbor { priority, .. }) => match priority {
+                    Priority::High => Kind::Neighbor,
+                    Priority::Low => Kind::Request,
+                },
+                Message::Swarm(Swarm::ForwardJoin { .. }) => Kind::ForwardJoin,
                 Message::Swarm(Swarm::Disconnect { .. }) => Kind::Disconnect,
                 Message::Swarm(Swarm::Join(_) | Swarm::ShuffleReply { .. }) => Kind::Introduction,
                 Message::Swarm(_) => Kind::Walk,

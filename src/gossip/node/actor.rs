@@ -142,6 +142,9 @@ impl<G: FrameGate> Actor<G> {
     fn asked(&mut self) {
         let asked = std::mem::take(&mut *self.shared.asked());
         let now = Instant::now();
+        if asked.no_dials {
+            self.core.stop_dialing();
+        }
         for peer in asked.evictions {
             self.core.evict(peer, now);
         }

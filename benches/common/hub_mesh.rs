@@ -1,0 +1,150 @@
+//! This crate: a hub and its spokes by one strategy, with order, repair and proof.
+
+use std::{
+    marker::PhantomData,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use iroh_hub::{
+    AutoFanOut, Envelope, FanOut, Hub, Incoming, Listener, Path, Pattern, Spoke,
+    endpoint::bind_local,
+};
+use tokio::{task::JoinSet, time::sleep};
+
+use super::{Error, Mesh, Result, Tally};
+
+/// Until every spoke is on the path that the strategy means for it.
+const SETTLE_LIMIT: Duration = Duration::from_secs(30);
+/// Auto has made up its mind when no spoke has changed its path for this long.
+const SETTLED: Duration = Duration::from_secs(1);
+
+/// A strategy to measure.
+pub trait Strategy {
+    /// The name in the results.
+    const NAME: &'static str;
+
+    /// What the hub is told.
+    fn fan_out() -> FanOut;
+
+    /// Whether spokes on these paths are where the strategy means them to be.
+    fn is_meant(paths: &[Path]) -> bool;
+}
+
+/// A stream per spoke.
+pub struct Direct;
+/// The topic.
+pub struct Gossip;
+/// What the hub chooses.
+pub struct Auto;
+
+impl Strategy for Direct {
+    const NAME: &'static str = "direct";
+
+    fn fan_out() -> FanOut {
+        FanOut::Direct
+    }
+
+    fn is_meant(paths: &[Path]) -> bool {
+        paths.iter().all(|path| *path == Path::Direct)
+    }
+}
+
+impl Strategy for Gossip {
+    const NAME: &'static str = "gossip";
+
+    fn fan_out() -> FanOut {
+        FanOut::Gossip
+    }
+
+    fn is_meant(paths: &[Path]) -> bool {
+        paths.iter().all(|path| *path == Path::Gossip)
+    }
+}
+
+impl Strategy for Auto {
+    const NAME: &'static str = "auto";
+
+    fn fan_out() -> FanOut {
+        FanOut::Auto(AutoFanOut::default())
+    }
+
+    fn is_meant(paths: &[Path]) -> bool {
+        paths.iter().all(|path| *path != Path::Joining)
+    }
+}
+
+/// A hub with its spokes.
+pub struct HubMesh<S> {
+    hub: Hub,
+    spokes: Vec<Spoke>,
+    _tasks: JoinSet<()>,
+    _strategy: PhantomData<S>,
+}
+
+impl<S: Strategy> Mesh for HubMesh<S> {
+    const NAME: &'static str = S::NAME;
+
+    async fn start(spokes: usize, _max_payload: usize, tally: Arc<Tally>) -> Result<Self> {
+        let hub = Hub::builder()
+            .fan_out(S::fan_out())
+            .spawn(bind_local().await?)?;
+        let mut mesh = Self {
+            hub,
+            spokes: Vec::with_capacity(spokes),
+            _tasks: JoinSet::new(),
+            _strategy: PhantomData,
+        };
+        for number in 0..spokes {
+            let spoke = Spoke::connect(bind_local().await?, mesh.hub.addr()).await?;
+            let listener = spoke.listen(Pattern::any());
+            mesh._tasks.spawn(read(listener, number, tally.clone()));
+            mesh.spokes.push(spoke);
+        }
+        mesh.settle(spokes).await?;
+        Ok(mesh)
+    }
+
+    async fn publish(&self, payload: Bytes) -> Result<()> {
+        // Payloads are JSON here: a string that is as long as the bytes of the baselines.
+        let text = std::str::from_utf8(&payload)?;
+        self.hub.broadcast(Envelope::new("bench", &text)?).await?;
+        Ok(())
+    }
+
+    async fn stop(self) {
+        n0_future::join_all(self.spokes.iter().map(Spoke::shutdown)).await;
+        self.hub.shutdown().await;
+    }
+}
+
+impl<S: Strategy> HubMesh<S> {
+    async fn settle(&self, spokes: usize) -> Result<()> {
+        let started = Instant::now();
+        let mut before = Vec::new();
+        let mut since = started;
+        while started.elapsed() < SETTLE_LIMIT {
+            let paths: Vec<Path> = self.hub.spokes().iter().map(|spoke| spoke.path).collect();
+            if paths != before {
+                since = Instant::now();
+            }
+            if paths.len() == spokes && S::is_meant(&paths) && since.elapsed() > SETTLED {
+                return Ok(());
+            }
+            before = paths;
+            sleep(Duration::from_millis(20)).await;
+        }
+        Err(Error::from("the spokes did not settle on their path"))
+    }
+}
+
+async fn read(mut listener: Listener, spoke: usize, tally: Arc<Tally>) {
+    while let Some(incoming) = listener.recv().await {
+        if let Incoming::Event(event) = incoming
+            && let Ok(payload) = event.envelope.payload::<&str>()
+        {
+            tally.record(spoke, payload.as_bytes());
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! What the benches share: the meshes to measure, and the counting of what arrived.
+//!
+//! A new way to fan out is one file here that implements [`Mesh`]: start a hub and its spokes, publish one payload. The
+//! sending of bursts, the timing and the counting of losses are written once, in [`Bench`].
+
+mod bare_gossip;
+mod bare_streams;
+mod endpoints;
+mod hub_mesh;
+mod tally;
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+
+pub use self::{
+    bare_gossip::BareGossip,
+    bare_streams::BareStreams,
+    hub_mesh::{Auto, Direct, Gossip, HubMesh},
+    tally::{Arrived, MIN_PAYLOAD, Tally},
+};
+
+/// Whatever goes wrong in a bench ends it with a message.
+pub type Error = Box<dyn std::error::Error + Send + Sync>;
+/// See [`Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// A burst or a lone event is given up when nothing has arrived for this long.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// Times that a mesh is started until it reaches every spoke.
+const STARTS: u32 = 5;
+/// The pause before a lone event, so that it meets an idle mesh.
+const IDLE: Duration = Duration::from_millis(5);
+
+/// One way to get a payload from a hub to all of its spokes, which are endpoints of their own in this process.
+pub trait Mesh: Sized {
+    /// The name in the results.
+    const NAME: &'static str;
+
+    /// Starts a hub and `spokes` spokes, and returns once all are connected. Each spoke passes every payload that it
+    /// receives to [`Tally::record`] with its own number.
+    async fn start(spokes: usize, max_payload: usize, tally: Arc<Tally>) -> Result<Self>;
+
+    /// Hands one payload to the hub. May wait if the hub is behind.
+    async fn publish(&self, payload: Bytes) -> Result<()>;
+
+    /// Closes all endpoints.
+    async fn stop(self);
+}
+
+/// A running mesh and the count of what its spokes received.
+pub struct Bench<M> {
+    mesh: M,
+    tally: Arc<Tally>,
+}
+
+impl<M: Mesh> Bench<M> {
+    /// Starts a mesh and sends a few events through it, so that windows and trees have formed. A mesh in which a spoke
+    /// then gets nothing (bare gossip leaves one behind at times) is said and started again, a few times at most.
+    pub async fn start(spokes: usize, max_payload: usize) -> Result<Self> {
+        let mut tries = 0;
+        loop {
+            let tally = Arc::new(Tally::new(spokes));
+            let mesh = M::start(spokes, max_payload, tally.clone()).await?;
+            let bench = Self { mesh, tally };
+            bench.burst(8, MIN_PAYLOAD).await?;
+            let last = bench.burst(8, MIN_PAYLOAD).await?;
+            tries += 1;
+            if last.delivered == last.expected || tries == STARTS {
+                return Ok(bench);
+            }
+            eprintln!(
+                "{}/{spokes}: {} of {} deliveries missing once all had joined; starting again",
+                M::NAME,
+                last.expected - last.delivered,
+                last.expected,
+            );
+            bench.stop().await;
+        }
+    }
+
+    /// Sends `events` payloads of `size` bytes as fast as the mesh takes them and waits until they are everywhere, or
+    /// until nothing more arrives.
+    pub async fn burst(&self, events: usize, size: usize) -> Result<Arrived> {
+        let payloads = self.tally.begin(events, size);
+        let sent = Instant::now();
+        for payload in payloads {
+            self.mesh.publish(payload).await?;
+        }
+        Ok(self.tally.finish(sent, PATIENCE).await)
+    }
+
+    /// Sends one payload over the idle mesh; the time is that of its last arrival.
+    pub async fn lone(&self, size: usize) -> Result<Arrived> {
+        tokio::time::sleep(IDLE).await;
+        self.burst(1, size).await
+    }
+
+    /// Closes the mesh.
+    pub async fn stop(self) {
+        self.mesh.stop().await;
+    }
+}

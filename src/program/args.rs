@@ -1,0 +1,142 @@
+//! The command line of `hub` and `spoke`.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use clap::{Args, ValueEnum};
+use iroh::EndpointId;
+use iroh_hub::{FanOut, From, Pattern};
+
+use super::exit;
+
+/// Runs a hub: broadcasts each line of stdin, and prints what spokes send.
+///
+/// stdout gets one JSON object a line for each event that a spoke sends:
+/// {"from":ENDPOINT_ID,"spoke":N,"type":…,"id":…,"payload":…}
+#[derive(Debug, Args)]
+#[command(after_help = exit::HELP)]
+pub(super) struct HubArgs {
+    #[command(flatten)]
+    pub(super) network: NetworkArgs,
+    /// Listens on this address only, for example 127.0.0.1:4433 [default: a free port]
+    #[arg(long, value_name = "ADDR")]
+    pub(super) bind: Option<SocketAddr>,
+    /// Writes the ticket to this file; it is replaced whole, once the hub can be reached
+    #[arg(long, value_name = "FILE")]
+    pub(super) ticket: Option<PathBuf>,
+    /// How broadcasts reach the spokes
+    #[arg(long, value_name = "auto|direct|gossip", default_value = "auto")]
+    pub(super) fan_out: FanOut,
+    /// Lets in the spoke with this endpoint id, and otherwise only who is allowed likewise; may be
+    /// given several times
+    #[arg(long, value_name = "ID")]
+    pub(super) allow: Vec<EndpointId>,
+    /// The same for every id in this file, one a line; empty lines and lines with # are passed over
+    #[arg(long, value_name = "FILE")]
+    pub(super) allow_file: Option<PathBuf>,
+    /// What a line of stdin is: a text, which is broadcast as {"type":"line","payload":"the text"},
+    /// or {"type":…,"payload":…,"id"?:…,"to"?:ENDPOINT_ID}, which goes to one endpoint if it says so
+    #[arg(long, value_enum, default_value_t = InputFormat::Lines)]
+    pub(super) input: InputFormat,
+    /// Reads stdin once so many spokes are there; with `--fan-out gossip`, once those that can gossip
+    /// are on the tree
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(super) wait_for: usize,
+    /// Ends when stdin ends and every connected spoke has everything
+    #[arg(long)]
+    pub(super) exit_on_eof: bool,
+    /// How many seconds spokes are waited for when the hub ends
+    #[arg(long, value_name = "S", default_value = "30", value_parser = seconds)]
+    pub(super) drain_timeout: Duration,
+    /// Writes {"position":…,"type":…,"id":…,"payload":…} to this file for every broadcast that the
+    /// hub has accepted
+    #[arg(long, value_name = "FILE")]
+    pub(super) receipts: Option<PathBuf>,
+}
+
+/// Runs a spoke: prints what its hub sends, and sends each line of stdin to the hub.
+///
+/// stdout gets one JSON object a line for each event:
+/// {"position":{"epoch":"…","offset":7},"type":…,"id":…,"payload":…,"via":"direct"|"gossip"|"repair"}.
+/// `position` is null with --compat, and for an event to this spoke alone, which has
+/// "targeted":true. Broadcasts that the hub no longer had when they were due are reported as
+/// {"missed":{"from":{…},"to":{…}}}, events for which stdout was too slow as {"lagged":{"events":N}}.
+#[derive(Debug, Args)]
+#[command(after_help = exit::HELP)]
+pub(super) struct SpokeArgs {
+    /// The hub's ticket, as it printed it
+    #[arg(value_name = "TICKET")]
+    pub(super) ticket: String,
+    #[command(flatten)]
+    pub(super) network: NetworkArgs,
+    /// Takes no part in gossip: other spokes do not learn of this one, and the hub serves it directly
+    #[arg(long)]
+    pub(super) no_gossip: bool,
+    /// Speaks the plain protocol alkpubsub/1
+    #[arg(long)]
+    pub(super) compat: bool,
+    /// Where to begin: with the next event, or with the oldest that the hub still has
+    #[arg(long, value_enum, default_value_t = Start::Tip)]
+    pub(super) from: Start,
+    /// Prints only events whose type matches, for example `order.*`
+    #[arg(long, value_name = "PATTERN", default_value = "*")]
+    pub(super) filter: Pattern,
+    /// Ends well after so many events
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(super) count: Option<u64>,
+    /// What is printed: the whole event as JSON, or its payload alone, texts without their quotes
+    #[arg(long, value_enum, default_value_t = OutputFormat::Json)]
+    pub(super) output: OutputFormat,
+    /// What a line of stdin is: a text, which is sent as {"type":"line","payload":"the text"}, or
+    /// {"type":…,"payload":…,"id"?:…}
+    #[arg(long, value_enum, default_value_t = InputFormat::Lines)]
+    pub(super) input: InputFormat,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct NetworkArgs {
+    /// Stays on this machine: the loopback address only, no relay, no look-up
+    #[arg(long)]
+    pub(super) local: bool,
+    /// Keeps the secret key, and so the endpoint id, in this file, which is made if there is none
+    /// [default: a new key each time]
+    #[arg(long, value_name = "FILE")]
+    pub(super) key: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub(super) enum InputFormat {
+    Lines,
+    Json,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub(super) enum OutputFormat {
+    Json,
+    Payload,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub(super) enum Start {
+    Tip,
+    Earliest,
+}
+
+impl std::convert::From<Start> for From {
+    fn from(start: Start) -> Self {
+        match start {
+            Start::Tip => Self::Tip,
+            Start::Earliest => Self::Earliest,
+        }
+    }
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds: f64 = text
+        .parse()
+        .map_err(|_| "this is not a number of seconds".to_owned())?;
+    // A year; what tokio's clock can wait for is not endless.
+    if !(0.0..=31_536_000.0).contains(&seconds) {
+        return Err("give 0 seconds or more, and no more than a year".to_owned());
+    }
+    Ok(Duration::from_secs_f64(seconds))
+}

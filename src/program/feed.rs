@@ -1,0 +1,57 @@
+//! Feeds lines of stdin to a hub, no faster than its mesh takes them.
+
+use anyhow::Context;
+use iroh_hub::{Hub, SendError};
+use tokio::io::AsyncBufRead;
+
+use super::{args::InputFormat, input::Lines, receipts::Receipts, request::Request, say::say};
+
+/// Feeds every line, and counts in `skipped` those that it could not. Returns at the end of the input
+/// or of the receipts.
+pub(super) async fn feed<R: AsyncBufRead + Unpin>(
+    hub: &Hub,
+    mut lines: Lines<R>,
+    format: InputFormat,
+    receipts: Option<&Receipts>,
+    skipped: &mut u64,
+) -> anyhow::Result<()> {
+    loop {
+        let Some(line) = lines.next().await.context("stdin cannot be read")? else {
+            return Ok(());
+        };
+        let taken = match Request::read(&line, format) {
+            Ok(request) => take(hub, request, receipts).await,
+            Err(error) => Err(error),
+        };
+        match taken {
+            Ok(true) => {}
+            Ok(false) => return Ok(()),
+            Err(error) => {
+                *skipped += 1;
+                let number = lines.number();
+                say(format_args!(
+                    "error: line {number} of stdin is skipped: {error:#}"
+                ));
+            }
+        }
+    }
+}
+
+/// Says `false` if there is no point in going on.
+async fn take(hub: &Hub, request: Request, receipts: Option<&Receipts>) -> anyhow::Result<bool> {
+    let Request { event, to } = request;
+    if let Some(to) = to {
+        match hub.send(to, event).await {
+            Ok(()) => return Ok(true),
+            Err(SendError::NoSuchSpoke { .. }) => {
+                anyhow::bail!("no spoke of {to} is connected")
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    let receipt = hub.broadcast(event.clone()).await?;
+    Ok(match receipts {
+        Some(receipts) => receipts.add(receipt.position(), event).await,
+        None => true,
+    })
+}

@@ -1,0 +1,211 @@
+//! The command `hub`.
+
+use std::{io, path::Path, time::Duration};
+
+use anyhow::Context;
+use iroh::EndpointId;
+use iroh_hub::{
+    Admission, EventTarget, FanOut, Hub, HubLimits, Incoming, ListenOptions, Listener, OnFull,
+    SpokeChange, SpokeWatch,
+};
+use tokio::time::timeout;
+
+use super::{
+    args::HubArgs,
+    exit::{Exit, Failure},
+    feed::feed,
+    gather::gather,
+    input, network,
+    output::Printer,
+    receipts::Receipts,
+    request,
+    say::say,
+    stop::Stop,
+    ticket,
+};
+
+/// How long a hub that is not local waits for a relay before it gives out its ticket.
+const ONLINE_LIMIT: Duration = Duration::from_secs(10);
+/// How long what spokes sent may take to get through stdout when the hub ends.
+const PRINT_LIMIT: Duration = Duration::from_secs(5);
+/// How long a stdout that takes nothing may hold back the spokes that send.
+const HOLD: Duration = Duration::from_secs(30);
+
+pub(super) async fn run(args: HubArgs, stop: Stop) -> Result<Exit, Failure> {
+    let admission = admission(&args)?;
+    let endpoint = network::bind(&args.network, args.bind).await?;
+    let receipts = match &args.receipts {
+        Some(path) => Some(Receipts::create(path).await?),
+        None => None,
+    };
+    if !args.network.local {
+        tokio::select! {
+            online = timeout(ONLINE_LIMIT, endpoint.online()) => if online.is_err() {
+                say(format_args!("no relay is reached; the ticket leads to this network only"));
+            },
+            () = stop.requested() => {}
+        }
+    }
+    let mut limits = HubLimits::default();
+    limits.drain_timeout = args.drain_timeout;
+    let line_limit = request::line_limit(limits.max_event_bytes);
+    let hub = Hub::builder()
+        .fan_out(args.fan_out.clone())
+        .admission(admission)
+        .limits(limits)
+        .spawn(endpoint)
+        .context("the hub does not start")?;
+    let on_full = OnFull::Hold { at_most: HOLD };
+    let heard = hub.listen_with("*".into(), ListenOptions::default().on_full(on_full));
+    let mut printing = tokio::spawn(print(heard));
+    let watching = tokio::spawn(tell_losses(hub.watch_spokes()));
+
+    let mut skipped = 0;
+    let served = async {
+        announce(&hub, args.ticket.as_deref())?;
+        let on_tree = matches!(args.fan_out, FanOut::Gossip);
+        gather(&hub, args.wait_for, on_tree).await;
+        let lines = input::stdin(line_limit).await;
+        feed(&hub, lines, args.input, receipts.as_ref(), &mut skipped).await?;
+        if !args.exit_on_eof && !receipts_failed(receipts.as_ref()) {
+            stop.requested().await;
+        }
+        anyhow::Ok(())
+    };
+    let served = tokio::select! {
+        served = served => served,
+        () = stop.requested() => Ok(()),
+    };
+    if stop.is_requested() {
+        say(format_args!("ending; interrupt again to wait for nobody"));
+    }
+
+    let tip = hub.tip();
+    let drained = hub.shutdown_within(args.drain_timeout).await;
+    watching.abort();
+    if timeout(PRINT_LIMIT, &mut printing).await.is_err() {
+        say(format_args!(
+            "stdout takes nothing; some events from spokes are not printed"
+        ));
+    }
+    let written = match receipts {
+        Some(receipts) => receipts.finish().await,
+        None => Ok(()),
+    };
+    for spoke in &drained.behind {
+        let id = spoke.id;
+        if spoke.acked < tip.offset {
+            say(format_args!(
+                "spoke {id} did not get everything: it has {} of {} broadcasts",
+                spoke.acked, tip.offset
+            ));
+        } else {
+            say(format_args!(
+                "spoke {id} did not get everything, or did not confirm it: the last of it may be lost"
+            ));
+        }
+    }
+    served?;
+    written?;
+    Ok(if !drained.behind.is_empty() {
+        Exit::Behind
+    } else if skipped > 0 {
+        say(format_args!("{skipped} lines of stdin were skipped"));
+        Exit::LinesSkipped
+    } else {
+        Exit::Ok
+    })
+}
+
+fn receipts_failed(receipts: Option<&Receipts>) -> bool {
+    receipts.is_some_and(Receipts::failed)
+}
+
+fn admission(args: &HubArgs) -> Result<Admission, Failure> {
+    if args.allow.is_empty() && args.allow_file.is_none() {
+        return Ok(Admission::open());
+    }
+    let mut ids = args.allow.clone();
+    if let Some(path) = &args.allow_file {
+        read_ids(path, &mut ids)?;
+    }
+    Ok(Admission::allow_list(ids))
+}
+
+fn read_ids(path: &Path, ids: &mut Vec<EndpointId>) -> anyhow::Result<()> {
+    let text = std::fs::read_to_string(path).with_context(|| {
+        format!(
+            "the list of allowed spokes {} cannot be read; give a readable text file",
+            path.display()
+        )
+    })?;
+    for (number, line) in text.lines().enumerate() {
+        let id = line.split('#').next().unwrap_or_default().trim();
+        if !id.is_empty() {
+            ids.push(id.parse().with_context(|| {
+                format!(
+                    "line {} of {} is not an endpoint id, as `iroh-hub spoke` says its own",
+                    number + 1,
+                    path.display()
+                )
+            })?);
+        }
+    }
+    Ok(())
+}
+
+fn announce(hub: &Hub, file: Option<&Path>) -> anyhow::Result<()> {
+    let ticket = hub.ticket().to_string();
+    if let Some(path) = file {
+        ticket::write(path, &ticket).with_context(|| {
+            format!(
+                "the ticket cannot be written to {}; give another place for it",
+                path.display()
+            )
+        })?;
+    }
+    say(format_args!("ticket: {ticket}"));
+    Ok(())
+}
+
+/// Prints what spokes send.
+async fn print(mut heard: Listener) {
+    let mut printer = Printer::new();
+    loop {
+        match printer.next(&mut heard).await {
+            Ok(Some(Incoming::Event(event))) => printer.sent(&event),
+            Ok(Some(Incoming::Lagged(lagged))) => {
+                printer.lagged(lagged.events);
+                say(format_args!(
+                    "stdout was too slow; {} events from spokes are not printed",
+                    lagged.events
+                ));
+            }
+            Ok(Some(_)) => {}
+            Ok(None) => break,
+            Err(error) => return tell_closed(&error),
+        }
+    }
+    if let Err(error) = printer.flush().await {
+        tell_closed(&error);
+    }
+}
+
+/// The hub goes on broadcasting.
+fn tell_closed(error: &io::Error) {
+    say(format_args!(
+        "stdout takes no more, so what spokes send is not printed from now on: {error}"
+    ));
+}
+
+/// Says which spokes are lost.
+async fn tell_losses(mut watch: SpokeWatch) {
+    while let Some(change) = watch.next().await {
+        match change {
+            Ok(SpokeChange::Left { id, closed }) if !closed.is_goodbye() => {
+                say(format_args!("spoke {id} is lost: {closed}"));
+            }
+            _ => {}
+        }
+    }
+}

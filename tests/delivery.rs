@@ -4,10 +4,14 @@ mod common;
 
 use std::{collections::BTreeMap, time::Duration};
 
-use common::*;
+use common::{
+    raw::{COMPAT, RawPeer},
+    *,
+};
 use iroh::EndpointId;
 use iroh_hub::{
-    Envelope, FanOut, Gossip, Hub, Listener, Path, Protocol, SendError, Source, Spoke, Via,
+    Envelope, EventTarget, FanOut, Gossip, Hub, ListenOptions, Listener, OnFull, Path, Protocol,
+    SendError, Source, Spoke, Via,
 };
 
 async fn all_on_tree(hub: &Hub, spokes: usize) {
@@ -157,6 +161,29 @@ async fn the_hub_hears_every_spoke_in_order_and_knows_who_speaks() {
     let metrics = hub.metrics();
     assert_eq!(metrics.events_received.get(), 6 * EACH);
     assert_eq!(metrics.links_failed.get(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_plain_spoke_sent_before_it_left_is_heard_however_slowly() {
+    let hub = hub_with(FanOut::Direct).await;
+    let hold = OnFull::Hold { at_most: LIMIT };
+    let options = ListenOptions::default().capacity(1).on_full(hold);
+    let mut heard = hub.listen_with("n".into(), options);
+    let peer = RawPeer::connect(&hub, COMPAT).await;
+    let mut stream = peer.spoke(COMPAT).await;
+    for n in 0..3000 {
+        let json = format!(r#"{{"type":"n","payload":{n}}}"#);
+        stream.write(raw::frame(json)).await;
+    }
+    // The hub's transport has it all, though its listener has not.
+    stream.finish();
+    let stopped = soon("the end of the stream", stream.send.stopped()).await;
+    assert!(matches!(stopped, Ok(None)), "{stopped:?}");
+    peer.leave().await;
+    // What the hub writes meanwhile goes nowhere, and changes nothing.
+    hub.broadcast(numbered(0)).await.expect("open");
+    expect_numbers(&mut heard, 0, 3000).await;
+    until("it has left", || hub.spoke_count() == 0).await;
 }
 
 /// An event of 16 MiB, all told: the largest by default.

@@ -9,6 +9,7 @@ use common::{
     raw::{COMPAT, NATIVE, RawPeer, code},
     *,
 };
+use iroh::endpoint::ConnectionError;
 use iroh_hub::{
     CloseCode, Envelope, FanOut, From, Hub, HubLimits, Incoming, ListenOptions, Listener, OnFull,
     Position, Protocol, SendError, Spoke, SpokeChange, TryBroadcastError, log::LogConfig,
@@ -107,9 +108,16 @@ async fn a_plain_spoke_that_falls_behind_the_log_is_closed_with_a_code() {
         expect_numbers(&mut honest_plain[0].0, 0, 20_000),
     );
     publisher.await.expect("no panic");
-    let (code, reason) = stuck.closed().await;
-    assert_eq!(code, code::FELL_BEHIND);
-    assert!(reason.contains("fell behind"), "{reason}");
+    match soon("the end", stuck.connection.closed()).await {
+        ConnectionError::ApplicationClosed(close) => {
+            assert_eq!(close.error_code.into_inner(), code::FELL_BEHIND);
+            let reason = String::from_utf8_lossy(&close.reason);
+            assert!(reason.contains("fell behind"), "{reason}");
+        }
+        // A close is one packet; who loses it, flooded as it is, finds out when it speaks next.
+        ConnectionError::Reset => {}
+        other => panic!("closed otherwise: {other:?}"),
+    }
     assert_eq!(hub.metrics().links_failed.get(), 1);
     assert_eq!(hub.spoke_count(), 2);
     loop {

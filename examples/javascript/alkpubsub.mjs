@@ -21,9 +21,9 @@ import { Endpoint, EndpointAddr, EndpointTicket, RelayMode, presetMinimal, prese
 
 export const ALPN = 'alkpubsub/1'
 /** The longest frame that either side accepts: an event of 16 MiB and room for its envelope. */
-export const MAX_FRAME = 16 * 1024 * 1024 + 4 * 1024
-/** The codes with which this hub closes a connection. 0 means that no code was given. */
-export const CLOSE = Object.freeze({ none: 0n, goodbye: 1n, refused: 2n, badFrame: 3n, slow: 4n, silent: 5n })
+export const MAX_FRAME = 16 * 1024 * 1024 + 16 * 1024
+/** The codes with which either side closes a connection, the same for clients in all languages. */
+export const CLOSE = Object.freeze({ goodbye: 1n, refused: 2n, badFrame: 3n, tooLarge: 4n, timedOut: 5n, fellBehind: 7n })
 
 /** Bytes that go through the binding in one call. */
 const CHUNK = 64 * 1024
@@ -43,15 +43,22 @@ const alive = new Set()
 
 // ---- frames ----------------------------------------------------------------------------------
 
-/** What a peer sent is not the protocol. */
+/** What a peer sent is not the protocol; `code` is what it is told. */
 export class ProtocolError extends Error {
   name = 'ProtocolError'
+  code = CLOSE.badFrame
+}
+
+function tooLarge(length) {
+  const error = new ProtocolError(`a frame of ${length} bytes is longer than ${MAX_FRAME}`)
+  error.code = CLOSE.tooLarge
+  return error
 }
 
 /** `{ type, payload, id? }` as a frame, and the envelope that is in it. */
 export function encode({ type, id = randomUUID(), payload = null }) {
-  if (typeof type !== 'string' || typeof id !== 'string') {
-    throw new TypeError('an event has a type and an id, both of them strings')
+  if (typeof type !== 'string' || typeof id !== 'string' || type === '') {
+    throw new TypeError('an event has a type and an id, both of them strings, and the type is not empty')
   }
   const envelope = { type, id, payload }
   const body = new TextEncoder().encode(JSON.stringify(envelope))
@@ -64,7 +71,7 @@ export function encode({ type, id = randomUUID(), payload = null }) {
   return { envelope, frame }
 }
 
-/** The event in a frame's body. */
+/** The event in a frame's body. Without an id it is '', without a payload null; other fields are passed over. */
 export function decode(body) {
   let value
   try {
@@ -75,10 +82,9 @@ export function decode(body) {
   if (value === null || typeof value !== 'object' || Array.isArray(value)) {
     throw new ProtocolError('a frame is not a JSON object')
   }
-  const { type, id, payload } = value
-  if (typeof type !== 'string') throw new ProtocolError('an envelope has no string "type"')
-  if (typeof id !== 'string') throw new ProtocolError('an envelope has no string "id"')
-  if (payload === undefined) throw new ProtocolError('an envelope has no "payload"')
+  const { type, id = '', payload = null } = value
+  if (typeof type !== 'string' || type === '') throw new ProtocolError('an envelope has no "type" that is a string and not empty')
+  if (typeof id !== 'string') throw new ProtocolError('the "id" of an envelope is not a string')
   return { type, id, payload }
 }
 
@@ -105,7 +111,7 @@ async function* frames(recv) {
     if (head === null && held === 0) return
     if (head === null) throw new ProtocolError('the stream ended inside a frame')
     const length = new DataView(head.buffer, head.byteOffset).getUint32(0)
-    if (length > MAX_FRAME) throw new ProtocolError(`a frame of ${length} bytes is longer than ${MAX_FRAME}`)
+    if (length > MAX_FRAME) throw tooLarge(length)
     const body = await take(length)
     if (body === null) throw new ProtocolError('the stream ended inside a frame')
     yield body
@@ -302,7 +308,7 @@ export class Spoke {
       this.closeReason = { code: null, reason: 'the hub ended the stream' }
     } catch (error) {
       if (error instanceof ProtocolError) {
-        this.#connection.close(CLOSE.badFrame, bytesOf(error.message))
+        this.#connection.close(error.code, bytesOf(error.message))
         throw error
       }
       const text = await within(this.#connection.closed(), DRAIN_MS, explain(error))
@@ -313,7 +319,7 @@ export class Spoke {
   /** Waits a little for the hub to have what was sent, then leaves. */
   async close() {
     await this.#writer.finish(DRAIN_MS)
-    this.#connection.close(CLOSE.none, bytesOf('the spoke left'))
+    this.#connection.close(CLOSE.goodbye, bytesOf('the spoke left'))
     await unbind(this.#endpoint)
   }
 }
@@ -402,7 +408,7 @@ export class Hub {
     const connection = await within(handshake, STEP_MS, null)
     if (connection === null) {
       // Too late to be of use, should it ever come.
-      handshake.then((late) => late.close(CLOSE.silent, bytesOf('the handshake took too long')), () => {})
+      handshake.then((late) => late.close(CLOSE.timedOut, bytesOf('the handshake took too long')), () => {})
       return
     }
     const id = connection.remoteId().toString()
@@ -415,7 +421,7 @@ export class Hub {
     this.#connections.add(connection)
     try {
       let stream = await within(connection.acceptBi(), STEP_MS, null)
-      if (stream === null) connection.close(CLOSE.silent, bytesOf('no stream was opened'))
+      if (stream === null) connection.close(CLOSE.timedOut, bytesOf('no stream was opened'))
       while (stream !== null) {
         this.#serveStream(connection, id, stream)
         stream = await connection.acceptBi()
@@ -428,7 +434,7 @@ export class Hub {
   /** A stream is a spoke from its first complete frame to its end. */
   async #serveStream(connection, id, { send, recv }) {
     const spoke = new HubSpoke(id, connection, new Writer(send))
-    const silent = setTimeout(() => spoke.drop(CLOSE.silent, 'no complete frame came'), STEP_MS)
+    const silent = setTimeout(() => spoke.drop(CLOSE.timedOut, 'no complete frame came'), STEP_MS)
     let why = 'it ended its stream'
     try {
       for await (const body of frames(recv)) {
@@ -441,7 +447,7 @@ export class Hub {
       }
     } catch (error) {
       why = explain(error)
-      if (error instanceof ProtocolError) spoke.drop(CLOSE.badFrame, why)
+      if (error instanceof ProtocolError) spoke.drop(error.code, why)
     } finally {
       clearTimeout(silent)
       if (this.#spokes.delete(spoke)) this.onleave(spoke, why)
@@ -467,11 +473,11 @@ class HubSpoke {
   /** Queues a frame; waits while the spoke is behind; never fails, since whoever sends to all cannot act on one. */
   async offer(frame) {
     if (this.writer.pending > 0 && this.writer.pending + frame.length > MAX_PENDING) {
-      this.drop(CLOSE.slow, 'the spoke fell behind')
+      this.drop(CLOSE.fellBehind, 'the spoke fell behind')
       return
     }
     const written = this.writer.write(frame).then(() => true, () => true)
     if (this.writer.pending <= HIGH_WATER) return
-    if (!(await within(written, STEP_MS, false))) this.drop(CLOSE.slow, 'the spoke took nothing for too long')
+    if (!(await within(written, STEP_MS, false))) this.drop(CLOSE.fellBehind, 'the spoke took nothing for too long')
   }
 }

@@ -5,14 +5,14 @@
 
 import process from 'node:process'
 import { parseArgs } from 'node:util'
-import { ProtocolError, connect, explain } from './alkpubsub.mjs'
+import { CLOSE, ProtocolError, connect, explain } from './alkpubsub.mjs'
 
 const USAGE = `usage: spoke.mjs TICKET [options]
   --local       loopback only, no relay and no look-up
   --count N     exit after N events
   --send JSON   send {"type","payload","id"?} after joining; may be repeated
   --reply       answer each event with {"type":"reply","payload":{"to":its id,"type":its type}}
-exit codes: 0 N events, or without --count the hub ended the stream; 1 the stream ended before N events;
+exit codes: 0 N events, or without --count the hub said goodbye; 1 it did so before N events;
 2 usage; 3 the hub refused or closed the connection; 4 could not connect; 5 the connection broke; 6 not the protocol`
 
 function usage(message) {
@@ -72,11 +72,11 @@ async function run({ ticket, local, count, send, reply }) {
     }
     if (seen >= count) return 0
     const { code, reason } = spoke.closeReason
-    if (code !== null) {
+    if (code !== null && code !== CLOSE.goodbye) {
       console.error(`closed by the hub: ${reason} (code ${code})`)
       return 3
     }
-    if (reason !== 'the hub ended the stream') {
+    if (code === null && reason !== 'the hub ended the stream') {
       console.error(`the connection broke: ${reason}`)
       return 5
     }

@@ -26,17 +26,26 @@ import iroh
 
 ALPN = b"alkpubsub/1"
 #: The longest frame that either side accepts: an event of 16 MiB and room for its envelope.
-MAX_FRAME = 16 * 1024 * 1024 + 4 * 1024
+MAX_FRAME = 16 * 1024 * 1024 + 16 * 1024
 #: Bytes that are asked of the binding in one read.
 CHUNK = 64 * 1024
 #: Seconds that `close` waits for the hub to have what was sent.
 DRAIN = 2.0
-#: The code with which we close on bytes that are not the protocol.
+#: The codes with which either side closes a connection, the same for clients in all languages.
+GOODBYE = 1
+REFUSED = 2
 BAD_FRAME = 3
+TOO_LARGE = 4
+TIMED_OUT = 5
+FELL_BEHIND = 7
 
 
 class ProtocolError(Exception):
-    """What a peer sent is not the protocol."""
+    """What a peer sent is not the protocol; `code` is what it is told."""
+
+    def __init__(self, message: str, code: int = BAD_FRAME) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 @dataclass(frozen=True)
@@ -63,8 +72,8 @@ class CloseReason:
 
 def encode(event: Event) -> bytes:
     """An event as a frame."""
-    if not isinstance(event.type, str) or not isinstance(event.id, str):
-        raise TypeError("an event has a type and an id, both of them strings")
+    if not isinstance(event.type, str) or not isinstance(event.id, str) or not event.type:
+        raise TypeError("an event has a type and an id, both of them strings, and the type is not empty")
     body = event.to_json().encode()
     if len(body) > MAX_FRAME:
         raise ValueError(f"an event of {len(body)} bytes is longer than the {MAX_FRAME} that a frame can be")
@@ -72,19 +81,19 @@ def encode(event: Event) -> bytes:
 
 
 def decode(body: bytes) -> Event:
-    """The event in a frame's body."""
+    """The event in a frame's body. Without an id it is "", without a payload None; other fields are passed over."""
     try:
         value = json.loads(body.decode(), parse_constant=_not_json)
     except (ValueError, RecursionError) as error:
         raise ProtocolError("a frame is not JSON in UTF-8") from error
     if not isinstance(value, dict):
         raise ProtocolError("a frame is not a JSON object")
-    for name in ("type", "id"):
-        if not isinstance(value.get(name), str):
-            raise ProtocolError(f'an envelope has no string "{name}"')
-    if "payload" not in value:
-        raise ProtocolError('an envelope has no "payload"')
-    return Event(value["type"], value["id"], value["payload"])
+    event = Event(value.get("type"), value.get("id", ""), value.get("payload"))
+    if not isinstance(event.type, str) or not event.type:
+        raise ProtocolError('an envelope has no "type" that is a string and not empty')
+    if not isinstance(event.id, str):
+        raise ProtocolError('the "id" of an envelope is not a string')
+    return event
 
 
 def _not_json(constant: str) -> None:
@@ -100,7 +109,7 @@ async def _frames(recv: iroh.RecvStream) -> AsyncIterator[bytes]:
         if len(buffer) - at >= 4:
             (length,) = struct.unpack_from(">I", buffer, at)
             if length > MAX_FRAME:
-                raise ProtocolError(f"a frame of {length} bytes is longer than {MAX_FRAME}")
+                raise ProtocolError(f"a frame of {length} bytes is longer than {MAX_FRAME}", TOO_LARGE)
             need += length
             if len(buffer) - at >= need:
                 body = bytes(buffer[at + 4 : at + need])
@@ -193,7 +202,7 @@ class Spoke:
                     yield decode(body)
             self.close_reason = CloseReason(None, "the hub ended the stream")
         except ProtocolError as error:
-            self._connection.close(BAD_FRAME, str(error).encode())
+            self._connection.close(error.code, str(error).encode())
             raise
         except iroh.IrohError as error:
             try:
@@ -211,7 +220,7 @@ class Spoke:
                 await send.stopped()
         except (iroh.IrohError, asyncio.TimeoutError):
             pass  # The connection is gone, or the hub does not read.
-        self._connection.close(0, b"the spoke left")
+        self._connection.close(GOODBYE, b"the spoke left")
         await self._endpoint.close()
 
     async def __aenter__(self) -> "Spoke":

@@ -11,9 +11,9 @@ from typing import Any
 
 import iroh
 
-from alkpubsub import ProtocolError, connect, explain
+from alkpubsub import GOODBYE, ProtocolError, connect, explain
 
-EXIT_CODES = """exit codes: 0 N events, or without --count the hub ended the stream; 1 the stream ended before N events;
+EXIT_CODES = """exit codes: 0 N events, or without --count the hub said goodbye; 1 it did so before N events;
 2 usage; 3 the hub refused or closed the connection; 4 could not connect; 5 the connection broke; 6 not the protocol"""
 
 
@@ -86,10 +86,10 @@ async def run(args: argparse.Namespace) -> int:
             complain(f"not the protocol: {error}")
             return 6
         closed = spoke.close_reason
-        if closed.code is not None:
+        if closed.code not in (None, GOODBYE):
             complain(f"closed by the hub: {closed.reason} (code {closed.code})")
             return 3
-        if closed.reason != "the hub ended the stream":
+        if closed.code is None and closed.reason != "the hub ended the stream":
             complain(f"the connection broke: {closed.reason}")
             return 5
         if args.count is None:

@@ -141,16 +141,29 @@ async fn serve(
     reader: &mut FrameReader,
 ) -> LinkError {
     debug!("welcome");
-    // Neither half is restarted, so neither has to be cancel safe.
+    // Neither half is restarted, so neither has to be cancel safe. When the connection ends, the reader
+    // says so, behind what had arrived before.
+    let both = async {
+        let reading = read(hub, link, first, reader);
+        tokio::pin!(reading);
+        let error = tokio::select! {
+            error = &mut reading => return error,
+            error = write(hub, link, send) => error,
+        };
+        if let Closed::ByUs { .. } = error.closed() {
+            return error;
+        }
+        // The spoke takes nothing more, but what it sent before is still to be heard.
+        let limit = hub.config.limits.drain_timeout;
+        timeout(limit, reading).await.unwrap_or(error)
+    };
     let error = tokio::select! {
-        error = read(hub, link, first, reader) => error,
-        error = write(hub, link, send) => error,
+        error = both => error,
         () = link.cancel.cancelled() => LinkError::gone(if link.is_served(hub.log.tip()) {
             Closed::by_us(CloseCode::Goodbye, "the hub ended")
         } else {
             Closed::by_us(CloseCode::TimedOut, "the hub ended before this spoke had everything")
         }),
-        error = link.connection.closed() => error.into(),
     };
     let closed = error.closed();
     debug!(%closed, "the spoke is gone");

@@ -39,15 +39,16 @@
 //! # The contract
 //!
 //! 1. Every spoke sees the hub's broadcasts in offset order, each exactly once, whichever path they took.
-//! 2. Nothing is lost silently: a gap is repaired from the log, or listeners get [`Missed`]. A listener
+//! 2. No broadcast is lost silently: a gap is repaired from the log, or listeners get [`Missed`]. A listener
 //!    that is too slow for its own queue gets [`Lagged`].
 //! 3. A targeted event ([`Hub::send`]) is seen after every broadcast before it.
-//! 4. Events from one spoke reach the hub in order.
-//! 5. One slow, stuck or hostile spoke costs no other spoke anything, and the hub bounded memory.
+//! 4. Events from one spoke reach the hub in order, while it is connected.
+//! 5. A slow, stuck or hostile spoke holds a cursor at the hub and not a queue, and holds
+//!    [`Hub::broadcast`] back no longer than [`HubLimits::stall_after`] and [`HubLimits::patience`] say.
 //! 6. A broadcast on the topic is encrypted, and signed by the hub: what does not verify is dropped,
 //!    counted and not passed on.
-//! 7. Every limit is a documented setting with a default: [`HubLimits`], [`SpokeLimits`],
-//!    [`log::LogConfig`], [`GossipConfig`], [`ListenOptions`].
+//! 7. The limits that one may want to change are documented settings with defaults: [`HubLimits`],
+//!    [`SpokeLimits`], [`log::LogConfig`], [`GossipConfig`], [`ListenOptions`].
 //!
 //! Spokes of the plain protocol ([`Protocol::Compat`]) have no positions and cannot acknowledge. For
 //! them: in order, once, while connected; one that falls behind the log is closed with a code.

@@ -18,6 +18,7 @@ use super::{
     node::Inbound,
     outbox::{Next, Outbox},
 };
+use crate::close::CloseCode;
 
 /// How long the last messages have to arrive, on either side.
 const FAREWELL: Duration = Duration::from_secs(2);
@@ -47,21 +48,30 @@ pub(super) enum Code {
 
 impl Code {
     pub(super) fn close(self, conn: &Connection) {
-        let (code, reason): (u32, &str) = match self {
-            Self::Done => (1, "neighbours no more"),
-            Self::Busy => (2, "too many gossip connections, try another peer"),
-            Self::AuthFailed => (3, "not a member of this topic"),
-            Self::UnknownGeneration => (4, "unknown key generation, try again once rekeyed"),
-            Self::Version => (5, "unknown version of the membership proof"),
-            Self::Forged => (6, "sent a forged frame"),
-            Self::Malformed => (7, "sent a malformed message"),
-            Self::Stuck => (8, "takes no messages"),
-            Self::Evicted => (9, "a member no more"),
-            Self::Banned => (10, "cut off for now"),
-            Self::Replaced => (11, "replaced by another connection"),
-            Self::Late => (12, "no membership proof in time"),
+        let (code, reason) = match self {
+            Self::Done => (CloseCode::NotNeeded, "neighbours no more"),
+            Self::Busy => (
+                CloseCode::TooMany,
+                "too many gossip connections, try another peer",
+            ),
+            Self::AuthFailed => (CloseCode::NotAMember, "not a member of this topic"),
+            Self::UnknownGeneration => (
+                CloseCode::NotAMember,
+                "unknown key generation, try again once rekeyed",
+            ),
+            Self::Version => (
+                CloseCode::Version,
+                "unknown version of the membership proof",
+            ),
+            Self::Forged => (CloseCode::Misbehaved, "sent a forged frame"),
+            Self::Malformed => (CloseCode::BadFrame, "sent a malformed message"),
+            Self::Stuck => (CloseCode::FellBehind, "takes no messages"),
+            Self::Evicted => (CloseCode::Refused, "a member no more"),
+            Self::Banned => (CloseCode::Refused, "cut off for now"),
+            Self::Replaced => (CloseCode::Fenced, "replaced by another connection"),
+            Self::Late => (CloseCode::TimedOut, "no membership proof in time"),
         };
-        conn.close(code.into(), reason.as_bytes());
+        conn.close(code.to_varint(), reason.as_bytes());
     }
 
     /// Whether what was queued shall still be sent.

@@ -16,6 +16,7 @@ use super::{
     node::{GossipNode, GossipSendError},
     *,
 };
+use crate::close::CloseCode;
 use iroh::Endpoint;
 use iroh_gossip::proto::TopicId;
 use std::sync::Arc;
@@ -221,10 +222,10 @@ impl ByHand {
     }
 }
 
-fn closed_with(err: &iroh::endpoint::ConnectionError) -> Option<u64> {
+fn closed_with(err: &iroh::endpoint::ConnectionError) -> Option<CloseCode> {
     match err {
         iroh::endpoint::ConnectionError::ApplicationClosed(close) => {
-            Some(close.error_code.into_inner())
+            Some(CloseCode::from_u64(close.error_code.into_inner()))
         }
         _ => None,
     }
@@ -304,7 +305,7 @@ async fn who_says_nothing_is_shown_out() {
     let silent = endpoint().await;
     let conn = silent.connect(node.addr(), GOSSIP_ALPN).await.unwrap();
     let reason = timeout(PATIENCE, conn.closed()).await.unwrap();
-    assert_eq!(closed_with(&reason), Some(12));
+    assert_eq!(closed_with(&reason), Some(CloseCode::TimedOut));
     silent.close().await;
     node.end().await;
 }
@@ -320,7 +321,7 @@ async fn a_forger_is_cut_off_and_nothing_of_his_is_forwarded() {
     .await;
     forger.send_frame(b"forged").await;
     let reason = timeout(PATIENCE, forger.conn.closed()).await.unwrap();
-    assert_eq!(closed_with(&reason), Some(6));
+    assert_eq!(closed_with(&reason), Some(CloseCode::Misbehaved));
     // It does not get in again for a while.
     let endpoint = forger.endpoint;
     let conn = endpoint
@@ -330,7 +331,10 @@ async fn a_forger_is_cut_off_and_nothing_of_his_is_forwarded() {
     let reason = timeout(PATIENCE, conn.closed());
     let ring = Keyring::new(TOPIC, 1, KEY);
     let _ = ring.dial(&conn, endpoint.id()).await;
-    assert_eq!(closed_with(&reason.await.unwrap()), Some(10));
+    assert_eq!(
+        closed_with(&reason.await.unwrap()),
+        Some(CloseCode::Refused)
+    );
     nodes[0].say("good afterwards").await;
     until("the others go on", async || {
         nodes[1].has(b"good afterwards").await && nodes[2].has(b"good afterwards").await
@@ -350,7 +354,7 @@ async fn a_message_beyond_the_limit_costs_the_connection() {
     let mut peer = ByHand::connect(&nodes[0]).await;
     peer.send.write_all(&u32::MAX.to_be_bytes()).await.unwrap();
     let reason = timeout(PATIENCE, peer.conn.closed()).await.unwrap();
-    assert_eq!(closed_with(&reason), Some(7));
+    assert_eq!(closed_with(&reason), Some(CloseCode::BadFrame));
     assert_eq!(nodes[0].metrics.refused_oversize.get(), 1);
     peer.endpoint.close().await;
     end(nodes).await;

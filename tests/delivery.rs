@@ -10,8 +10,8 @@ use common::{
 };
 use iroh::EndpointId;
 use iroh_hub::{
-    Envelope, EventTarget, FanOut, Gossip, Hub, ListenOptions, Listener, OnFull, Path, Protocol,
-    SendError, Source, Spoke, Via,
+    Envelope, EventTarget, FanOut, Gossip, Hub, Incoming, ListenOptions, Listener, OnFull, Path,
+    Protocol, SendError, Source, Spoke, SpokeLimits, Via,
 };
 
 async fn all_on_tree(hub: &Hub, spokes: usize) {
@@ -281,4 +281,30 @@ async fn events_of_many_parts_come_by_the_topic() {
         }
     }
     assert!(by_gossip > 0, "some came by the topic");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broadcast_over_a_spokes_own_limit_is_missed_and_the_next_one_arrives() {
+    let hub = hub_with(FanOut::Direct).await;
+    for size in [2_000, 200_000] {
+        let mut limits = SpokeLimits::default();
+        limits.max_event_bytes = 1_000;
+        let spoke = spoke(&hub, Spoke::builder().limits(limits)).await;
+        let mut listener = spoke.listen("*");
+        let text = "x".repeat(size);
+        let large = Envelope::new("large", &text).expect("a text is JSON");
+        let large = hub.broadcast(large).await.expect("the hub takes it");
+        hub.broadcast(numbered(7)).await.expect("the hub takes it");
+        let missed = soon("a hole", listener.recv()).await;
+        let Some(Incoming::Missed(missed)) = missed else {
+            panic!("not missed: {missed:?}")
+        };
+        assert_eq!(
+            (missed.from, missed.to),
+            (large.position(), large.position().next())
+        );
+        assert_eq!(number(&next_event(&mut listener).await), 7);
+        spoke.shutdown().await;
+    }
+    hub.shutdown().await;
 }

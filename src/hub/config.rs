@@ -6,6 +6,7 @@ use crate::{
     admission::Admission,
     fan_out::FanOut,
     gossip::GossipConfig,
+    instant::bound,
     log::LogConfig,
     wire::{broadcast, native},
 };
@@ -102,6 +103,15 @@ impl HubConfig {
         limits.pace_bytes = limits.pace_bytes.max(1);
         limits.acks_per_s = limits.acks_per_s.max(1);
         limits.max_streams = limits.max_streams.max(1);
+        bound([
+            &mut limits.hello_timeout,
+            &mut limits.frame_timeout,
+            &mut limits.send_wait,
+            &mut limits.stall_after,
+            &mut limits.patience,
+            &mut limits.drain_timeout,
+            &mut limits.first_listener_wait,
+        ]);
         self
     }
 }

@@ -60,6 +60,7 @@ use crate::{
     event::Envelope,
     fan_out::{FanOut, Path},
     gossip::{GOSSIP_ALPN, GossipMetrics, GossipNode},
+    instant::bound,
     link_io::LinkError,
     listen::{ListenOptions, Listener, Listeners},
     metrics::HubMetrics,
@@ -376,7 +377,8 @@ impl Hub {
     }
 
     /// As [`shutdown`](Self::shutdown), with another limit.
-    pub async fn shutdown_within(&self, limit: Duration) -> Drained {
+    pub async fn shutdown_within(&self, mut limit: Duration) -> Drained {
+        bound([&mut limit]);
         let drained = self.inner.drain(limit).await;
         if let Some(router) = &self.router {
             // Everyone has been told; what is left is that QUIC forgets the connections.

@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{gossip::GossipConfig, position::Position, protocol::Protocol, wire::native};
+use crate::{
+    gossip::GossipConfig, instant::bound, position::Position, protocol::Protocol, wire::native,
+};
 
 /// Whether a spoke takes part in the topic.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, Serialize, Deserialize)]
@@ -37,7 +39,8 @@ pub enum From {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct SpokeLimits {
-    /// The largest event, in bytes, both ways. Default 16 MiB. The hub's own limit holds too.
+    /// The largest event, in bytes, both ways. Default 16 MiB. The hub's own limit holds too; a broadcast
+    /// that is larger than this one is reported as missed.
     pub max_event_bytes: usize,
     /// How long connecting may take, to the hub's welcome. Default 15 s.
     pub connect_timeout: Duration,
@@ -86,6 +89,13 @@ impl SpokeConfig {
     pub(crate) fn sound(mut self) -> Self {
         let limits = &mut self.limits;
         limits.max_event_bytes = limits.max_event_bytes.clamp(1, native::MAX_EVENT_BYTES);
+        bound([
+            &mut limits.connect_timeout,
+            &mut limits.frame_timeout,
+            &mut limits.send_wait,
+            &mut limits.drain_timeout,
+            &mut limits.first_listener_wait,
+        ]);
         self
     }
 }

@@ -28,7 +28,7 @@ use crate::{
     close::{CloseCode, Closed},
     event::Envelope,
     gossip::{GossipEvent, GossipMetrics, GossipNode},
-    inbox::{Inbox, InboxConfig, Inserted, Output, Part},
+    inbox::{Inbox, InboxConfig, InboxError, Inserted, Output, Part},
     link_io::{FrameReader, LinkError},
     listen::{Event, Incoming, Missed, Source},
     metrics::SpokeMetrics,
@@ -360,6 +360,10 @@ impl Session {
             }
             Ok(Inserted::Dropped) => {
                 self.metrics.dropped.inc();
+            }
+            Err(InboxError::TooLarge { .. } | InboxError::TooManyParts { .. }) => {
+                warn!(offset, "a broadcast is over this spoke's max_event_bytes");
+                self.inbox.on_missed(now, offset, offset.saturating_add(1));
             }
             Err(error) => {
                 self.metrics.frames_bad.inc();

@@ -361,7 +361,7 @@ impl Session {
             Ok(Inserted::Dropped) => {
                 self.metrics.dropped.inc();
             }
-            Err(InboxError::TooLarge { .. } | InboxError::TooManyParts { .. }) => {
+            Err(InboxError::TooLarge { .. }) => {
                 warn!(offset, "a broadcast is over this spoke's max_event_bytes");
                 self.inbox.on_missed(now, offset, offset.saturating_add(1));
             }

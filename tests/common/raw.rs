@@ -96,8 +96,11 @@ pub fn want(from: u64, to: Option<u64>) -> Vec<u8> {
     }
 }
 
+/// Of a topic whose id is all sevens.
 pub fn served(from: u64) -> Vec<u8> {
-    native(4, &[from], b"")
+    let mut numbers = vec![7; 32];
+    numbers.push(from);
+    native(4, &numbers, b"")
 }
 
 /// A welcome by a hub of another make.

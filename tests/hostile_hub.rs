@@ -231,12 +231,6 @@ async fn what_breaks_the_rules_after_the_welcome_ends_the_spoke_with_a_code() {
             misbehaved,
         ),
         (
-            "an event over the limit",
-            (0..4).flat_map(|n| raw::event(0, n, 4, &part)).collect(),
-            false,
-            misbehaved,
-        ),
-        (
             "parts of an event without end",
             parts_without_end(1),
             false,
@@ -304,6 +298,21 @@ async fn what_breaks_the_rules_after_the_welcome_ends_the_spoke_with_a_code() {
         assert!(spoke.send(numbered(1)).await.is_err());
         soon("shutdown", spoke.shutdown()).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broadcast_over_the_limit_is_an_explicit_hole() {
+    let (spoke, _connection, mut stream) = welcomed().await;
+    let mut listener = spoke.listen("n");
+    let part = vec![b'x'; MAX_PART];
+    for n in 0..4 {
+        stream.write(raw::event(0, n, 4, &part)).await;
+    }
+    stream.write(raw::event(1, 0, 1, &good(1))).await;
+    let missed = next(&mut listener).await;
+    assert!(matches!(missed, Incoming::Missed(_)), "{missed:?}");
+    assert_eq!(number(&next_event(&mut listener).await), 1);
+    soon("shutdown", spoke.shutdown()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -29,7 +29,7 @@
 //!
 //! # How it works
 //!
-//! The hub appends every broadcast to one bounded [log](log) and numbers it: a [`Position`]. Everything
+//! The hub appends every broadcast to one bounded [`log`] and numbers it: a [`Position`]. Everything
 //! that leaves the hub is a cursor on that log: a direct link is a cursor that writes events to one
 //! spoke's stream; the topic is served by one cursor that packs events into frames, seals them and
 //! broadcasts them; a repair is another read. So a slow spoke holds a number and not a queue, and

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use iroh::endpoint::{Connection, RecvStream, SendStream, StoppedError};
 use n0_error::e;
 use tokio::time::{Instant, sleep_until, timeout};
@@ -20,6 +20,7 @@ use crate::{
     listen::{Event, Incoming, Source},
     protocol::Protocol,
     wire::{
+        assembly::{Assembly, BadPart},
         compat,
         native::{self, FEATURE_GOSSIP, Hello, PartOf, Start, ToHub, ToSpoke, Welcome},
     },
@@ -181,7 +182,7 @@ async fn read(
         hub,
         link,
         last_seq: 0,
-        assembling: None,
+        assembly: Assembly::default(),
     };
     let result = async {
         if let Some(frame) = first {
@@ -207,13 +208,7 @@ struct Inbound<'a> {
     link: &'a Link,
     /// The last of the spoke's events that was taken whole.
     last_seq: u64,
-    assembling: Option<Assembling>,
-}
-
-struct Assembling {
-    seq: u64,
-    next: PartOf,
-    body: BytesMut,
+    assembly: Assembly,
 }
 
 impl Inbound<'_> {
@@ -294,31 +289,16 @@ impl Inbound<'_> {
                 what: "its events are not numbered one by one"
             }));
         }
-        let body = if of.parts == 1 && self.assembling.is_none() {
-            body
-        } else {
-            let assembling = self.assembling.get_or_insert_with(|| Assembling {
-                seq,
-                next: PartOf { part: 0, ..of },
-                body: BytesMut::new(),
-            });
-            if assembling.seq != seq || assembling.next != of {
+        let limit = self.hub.config.limits.max_event_bytes;
+        let body = match self.assembly.push(seq, of, body, limit) {
+            Ok(Some(body)) => body,
+            Ok(None) => return Ok(()),
+            Err(BadPart::TooLarge { len }) => return self.check_size(len),
+            Err(BadPart::OutOfOrder) => {
                 return Err(e!(LinkError::Misbehaved {
                     what: "the parts of an event are out of order"
                 }));
             }
-            assembling.next.part += 1;
-            assembling.body.extend_from_slice(&body);
-            let len = assembling.body.len();
-            let done = assembling.next.part == of.parts;
-            self.check_size(len)?;
-            if !done {
-                return Ok(());
-            }
-            self.assembling
-                .take()
-                .map(|assembling| assembling.body.freeze())
-                .unwrap_or_default()
         };
         self.check_size(body.len())?;
         let envelope = Envelope::from_body(body)?;

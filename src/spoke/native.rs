@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use iroh::{Endpoint, EndpointId};
 use n0_error::e;
 use tokio::{sync::mpsc, time::sleep_until};
@@ -35,6 +35,7 @@ use crate::{
     position::{Epoch, Position},
     seal::{Context, Opened, Opener},
     via::Via,
+    wire::assembly::{Assembly, BadPart},
     wire::broadcast::MAX_FRAME_SIZE,
     wire::native::{PartOf, ToSpoke, Topic, Welcome},
 };
@@ -72,7 +73,7 @@ pub(super) struct Session {
     leaving: TaskTracker,
     /// The last targeted event that was released, and what was acknowledged last.
     targeted: u64,
-    targeted_parts: Option<TargetedParts>,
+    targeted_parts: Assembly,
     acked: (u64, u64),
     ack_every: Duration,
     ack_at: Instant,
@@ -84,12 +85,6 @@ enum Woken {
     Gossip(Option<GossipEvent<Opened>>),
     Room(bool),
     Deadline,
-}
-
-struct TargetedParts {
-    seq: u64,
-    next: PartOf,
-    body: BytesMut,
 }
 
 /// What a session is made of.
@@ -158,7 +153,7 @@ impl Session {
             member: None,
             leaving: TaskTracker::new(),
             targeted: 0,
-            targeted_parts: None,
+            targeted_parts: Assembly::default(),
             acked: (welcome.start, 0),
             ack_every,
             ack_at: now,
@@ -388,29 +383,16 @@ impl Session {
         body: Bytes,
     ) -> Result<(), LinkError> {
         let misbehaved = |what| Err(e!(LinkError::Misbehaved { what }));
-        let body = if of.parts == 1 && self.targeted_parts.is_none() {
-            body
-        } else {
-            let parts = self.targeted_parts.get_or_insert_with(|| TargetedParts {
-                seq,
-                next: PartOf { part: 0, ..of },
-                body: BytesMut::new(),
-            });
-            if parts.seq != seq || parts.next != of {
-                return misbehaved("the parts of a targeted event are out of order");
-            }
-            parts.next.part += 1;
-            parts.body.extend_from_slice(&body);
-            if parts.body.len() > self.config.limits.max_event_bytes {
+        let limit = self.config.limits.max_event_bytes;
+        let body = match self.targeted_parts.push(seq, of, body, limit) {
+            Ok(Some(body)) => body,
+            Ok(None) => return Ok(()),
+            Err(BadPart::TooLarge { .. }) => {
                 return misbehaved("a targeted event is over the limit");
             }
-            if parts.next.part < of.parts {
-                return Ok(());
+            Err(BadPart::OutOfOrder) => {
+                return misbehaved("the parts of a targeted event are out of order");
             }
-            self.targeted_parts
-                .take()
-                .map(|parts| parts.body.freeze())
-                .unwrap_or_default()
         };
         if let Err(error) = self.inbox.on_targeted(now, after, body, seq) {
             debug!(%error, "a targeted event does not fit");

@@ -5,11 +5,13 @@
 //! stated limits) call for.
 //!
 //! - [`framing`]: the length prefix that both direct protocols share;
+//! - [`assembly`]: events of several parts, where parts come in order;
 //! - [`body`]: an envelope as it travels and as it is kept;
 //! - [`compat`]: `alkpubsub/1`, JSON envelopes;
 //! - [`native`]: `iroh-hub/1`, postcard frames;
 //! - [`broadcast`]: what is inside a frame on the gossip topic.
 
+pub(crate) mod assembly;
 pub(crate) mod body;
 pub(crate) mod broadcast;
 pub(crate) mod compat;

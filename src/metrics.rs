@@ -33,6 +33,8 @@ pub struct HubMetrics {
     pub frames_unknown: Counter,
     /// Acknowledgements that came.
     pub acks_received: Counter,
+    /// Broadcasts that spokes gave up by themselves, over their own limits.
+    pub events_given_up: Counter,
     /// Ranges that spokes wanted again.
     pub wants: Counter,
     /// Times that a spoke asked to be served directly.

@@ -146,7 +146,7 @@ fn instead_of_a_hello() -> Vec<Case> {
         case(
             "a start that is none",
             code::BAD_FRAME,
-            raw::native(0, &[1, 0, 0, 9], b""),
+            raw::native(0, &[1, 0, 0, 0, 9], b""),
         ),
     ]);
     cases

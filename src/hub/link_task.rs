@@ -98,16 +98,19 @@ async fn welcome(
             ours: native::VERSION
         }));
     }
-    let start = starting_offset(hub, &hello);
+    let (start, continues) = starting_offset(hub, &hello);
     let can_gossip = hello.features & FEATURE_GOSSIP != 0;
     let link = hub.join(protocol, can_gossip, connection, start).await?;
     let welcome = ToSpoke::Welcome(Welcome {
         version: native::VERSION,
         features: FEATURE_GOSSIP,
-        session: hello.session.unwrap_or_else(rand::random),
+        // No session outlives its link yet.
+        session: rand::random(),
+        published: 0,
         epoch: hub.log.epoch(),
         tip: hub.log.tip(),
         start,
+        continues,
         max_event_bytes: hub.config.limits.max_event_bytes as u64,
         ack_every_ms: hub.ack_every_ms(),
         publish_window: hub.config.limits.publish_window,
@@ -121,16 +124,17 @@ async fn welcome(
     Ok((link, None))
 }
 
-fn starting_offset(hub: &Inner, hello: &Hello) -> u64 {
+/// Where the spoke begins, and whether that continues the position that it asked for.
+fn starting_offset(hub: &Inner, hello: &Hello) -> (u64, bool) {
     let (head, tip) = (hub.log.head(), hub.log.tip());
     match hello.start {
-        Start::Tip => tip,
-        Start::Earliest => head,
+        Start::Tip => (tip, true),
+        Start::Earliest => (head, true),
         // What the log no longer has is said with a `Missed` when the cursor gets there.
         Start::At(position) if position.epoch == hub.log.epoch() && position.offset <= tip => {
-            position.offset
+            (position.offset, true)
         }
-        Start::At(_) => head,
+        Start::At(_) => (head, false),
     }
 }
 
@@ -237,6 +241,13 @@ impl Inbound<'_> {
         let tip = self.hub.log.tip();
         match frame {
             ToHub::Hello(_) => misbehaved("a second hello"),
+            ToHub::Missed { from, to } => {
+                if from > to || to > tip {
+                    return misbehaved("missed events that do not exist");
+                }
+                self.hub.metrics.events_given_up.inc_by(to - from);
+                Ok(())
+            }
             ToHub::Publish { seq, of, body } => self.publish(seq, of, body).await,
             ToHub::Ack { offset, seq } => {
                 if offset > tip {

@@ -474,6 +474,7 @@ async fn greet(
         version: VERSION,
         features,
         session: None,
+        targeted: 0,
         start: match config.from {
             From::Tip => Start::Tip,
             From::Earliest => Start::Earliest,

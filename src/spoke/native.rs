@@ -77,6 +77,8 @@ pub(super) struct Session {
     acked: (u64, u64),
     ack_every: Duration,
     ack_at: Instant,
+    /// Somebody waits for the acknowledgement of everything below this offset.
+    ack_for: u64,
 }
 
 /// What the session's loop waits for.
@@ -157,6 +159,7 @@ impl Session {
             acked: (welcome.start, 0),
             ack_every,
             ack_at: now,
+            ack_for: 0,
         };
         (session, shared)
     }
@@ -310,6 +313,10 @@ impl Session {
                     }))
                 }
             }
+            ToSpoke::AckNow { offset } => {
+                self.ack_for = self.ack_for.max(offset);
+                Ok(())
+            }
             ToSpoke::AckEvery { millis } => {
                 self.ack_every = Duration::from_millis(millis.into());
                 self.ack_at = self.ack_at.min(now + self.ack_every);
@@ -358,7 +365,9 @@ impl Session {
             }
             Err(InboxError::TooLarge { .. }) => {
                 warn!(offset, "a broadcast is over this spoke's max_event_bytes");
-                self.inbox.on_missed(now, offset, offset.saturating_add(1));
+                let to = offset.saturating_add(1);
+                self.inbox.on_missed(now, offset, to);
+                self.outbox.missed(offset, to);
             }
             Err(error) => {
                 self.metrics.frames_bad.inc();
@@ -597,7 +606,8 @@ impl Session {
 
     fn acknowledge(&mut self, now: Instant) {
         let unacked = self.unacked();
-        if unacked != self.acked && now >= self.ack_at {
+        let awaited = self.acked.0 < self.ack_for && self.ack_for <= unacked.0;
+        if unacked != self.acked && (awaited || now >= self.ack_at) {
             self.acked = unacked;
             self.ack_at = now + self.ack_every;
             self.outbox.acknowledge(unacked.0, unacked.1);

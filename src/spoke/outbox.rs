@@ -103,6 +103,17 @@ impl Outbox {
         self.wake.notify_one();
     }
 
+    /// Says that this spoke gives `[from, to)` up; what finds no room is not said.
+    pub(super) fn missed(&self, from: u64, to: u64) {
+        {
+            let mut state = self.state();
+            if state.wants.len() < MAX_WANTS {
+                state.wants.push_back(ToHub::Missed { from, to });
+            }
+        }
+        self.wake.notify_one();
+    }
+
     /// Asks to be served directly from `from` on.
     pub(super) fn want_direct(&self, from: u64) {
         self.state().path = Some(ToHub::Want { from, to: None });

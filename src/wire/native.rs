@@ -45,7 +45,10 @@ pub(crate) enum Start {
 pub(crate) struct Hello {
     pub(crate) version: u16,
     pub(crate) features: u64,
+    /// The session to go on with; none to begin one.
     pub(crate) session: Option<SessionId>,
+    /// The last targeted event of that session that the spoke has whole; 0 if none.
+    pub(crate) targeted: u64,
     pub(crate) start: Start,
 }
 
@@ -53,12 +56,18 @@ pub(crate) struct Hello {
 pub(crate) struct Welcome {
     pub(crate) version: u16,
     pub(crate) features: u64,
+    /// The session that the link belongs to: the one that was asked for, if the hub still knows it.
     pub(crate) session: SessionId,
+    /// The last of the spoke's events that the hub has accepted in this session; 0 if none.
+    pub(crate) published: u64,
     pub(crate) epoch: Epoch,
     /// The next offset that the hub will give.
     pub(crate) tip: u64,
     /// The first offset that the spoke gets.
     pub(crate) start: u64,
+    /// Whether nothing lies between where the spoke asked to begin and `start`. If not, the position
+    /// that it asked for is of another life of the log.
+    pub(crate) continues: bool,
     pub(crate) max_event_bytes: u64,
     /// How often the spoke may acknowledge, in milliseconds.
     pub(crate) ack_every_ms: u32,
@@ -150,6 +159,10 @@ pub(crate) enum ToSpoke {
         millis: u32,
     },
     Rekey(GenerationKeys),
+    /// Acknowledge as soon as everything below `offset` is released: somebody waits for it.
+    AckNow {
+        offset: u64,
+    },
 }
 
 /// From a spoke to the hub.
@@ -176,6 +189,11 @@ pub(crate) enum ToHub {
     Served {
         topic: [u8; 32],
         from: u64,
+    },
+    /// The spoke itself gave up `[from, to)`: it acknowledges them, and does not have them.
+    Missed {
+        from: u64,
+        to: u64,
     },
 }
 
@@ -213,12 +231,14 @@ mod kind {
     pub(super) const ACK: u8 = 7;
     pub(super) const ACK_EVERY: u8 = 8;
     pub(super) const REKEY: u8 = 9;
+    pub(super) const ACK_NOW: u8 = 10;
 
     pub(super) const HELLO: u8 = 0;
     pub(super) const PUBLISH: u8 = 1;
     pub(super) const SPOKE_ACK: u8 = 2;
     pub(super) const WANT: u8 = 3;
     pub(super) const SERVED: u8 = 4;
+    pub(super) const SPOKE_MISSED: u8 = 5;
 }
 
 /// Reads the rest of a frame behind its kind byte.
@@ -291,6 +311,9 @@ impl ToSpoke {
                 millis: reader.value()?,
             },
             kind::REKEY => Self::Rekey(reader.value()?),
+            kind::ACK_NOW => Self::AckNow {
+                offset: reader.value()?,
+            },
             _ => return Ok(None),
         }))
     }
@@ -313,6 +336,7 @@ impl ToSpoke {
             Self::Ack { seq } => put_value(out, kind::ACK, seq),
             Self::AckEvery { millis } => put_value(out, kind::ACK_EVERY, millis),
             Self::Rekey(keys) => put_value(out, kind::REKEY, keys),
+            Self::AckNow { offset } => put_value(out, kind::ACK_NOW, offset),
         }
     }
 }
@@ -339,6 +363,10 @@ impl ToHub {
                 let (topic, from) = reader.value()?;
                 Self::Served { topic, from }
             }
+            kind::SPOKE_MISSED => {
+                let (from, to) = reader.value()?;
+                Self::Missed { from, to }
+            }
             _ => return Ok(None),
         }))
     }
@@ -351,6 +379,7 @@ impl ToHub {
             Self::Ack { offset, seq } => put_value(out, kind::SPOKE_ACK, &(offset, seq)),
             Self::Want { from, to } => put_value(out, kind::WANT, &(from, to)),
             Self::Served { topic, from } => put_value(out, kind::SERVED, &(topic, from)),
+            Self::Missed { from, to } => put_value(out, kind::SPOKE_MISSED, &(from, to)),
         }
     }
 }
@@ -492,9 +521,11 @@ mod tests {
                     version: v,
                     features: f,
                     session: s,
+                    published: e ^ f,
                     epoch: Epoch::from_u64(e),
                     tip,
                     start,
+                    continues: v % 2 == 0,
                     max_event_bytes: f ^ tip,
                     ack_every_ms: v.into(),
                     publish_window: e ^ tip,
@@ -532,6 +563,7 @@ mod tests {
             any::<u64>().prop_map(|seq| ToSpoke::Ack { seq }),
             any::<u32>().prop_map(|millis| ToSpoke::AckEvery { millis }),
             keys().prop_map(ToSpoke::Rekey),
+            any::<u64>().prop_map(|offset| ToSpoke::AckNow { offset }),
         ]
     }
 
@@ -542,11 +574,12 @@ mod tests {
             position().prop_map(Start::At)
         ];
         prop_oneof![
-            (any::<(u16, u64, Option<[u8; 16]>)>(), start).prop_map(
-                |((version, features, session), start)| ToHub::Hello(Hello {
+            (any::<(u16, u64, Option<[u8; 16]>, u64)>(), start).prop_map(
+                |((version, features, session, targeted), start)| ToHub::Hello(Hello {
                     version,
                     features,
                     session,
+                    targeted,
                     start
                 })
             ),
@@ -558,6 +591,7 @@ mod tests {
             any::<(u64, u64)>().prop_map(|(offset, seq)| ToHub::Ack { offset, seq }),
             any::<(u64, Option<u64>)>().prop_map(|(from, to)| ToHub::Want { from, to }),
             any::<([u8; 32], u64)>().prop_map(|(topic, from)| ToHub::Served { topic, from }),
+            any::<(u64, u64)>().prop_map(|(from, to)| ToHub::Missed { from, to }),
         ]
     }
 

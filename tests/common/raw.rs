@@ -71,14 +71,14 @@ pub fn body(event_type: &[u8], id: &[u8], payload: &[u8]) -> Vec<u8> {
     out
 }
 
-/// A hello: version, features, no session, from the tip.
+/// A hello: version, features, no session, no targeted events, from the tip.
 pub fn hello(version: u64) -> Vec<u8> {
-    native(0, &[version, 0, 0, 0], b"")
+    native(0, &[version, 0, 0, 0, 0], b"")
 }
 
 /// A hello that begins with the oldest event.
 pub fn hello_from_earliest() -> Vec<u8> {
-    native(0, &[1, 0, 0, 1], b"")
+    native(0, &[1, 0, 0, 0, 1], b"")
 }
 
 pub fn publish(seq: u64, part: u64, parts: u64, body: &[u8]) -> Vec<u8> {
@@ -110,7 +110,12 @@ pub fn welcome(version: u64, epoch: u64, start: u64, tip: u64) -> Vec<u8> {
         out.extend(varint(n));
     }
     out.extend([7; 16]);
-    for n in [epoch, tip, start, 16 << 20, 20, 4 << 20] {
+    for n in [0, epoch, tip, start] {
+        out.extend(varint(n));
+    }
+    // The start is where the spoke asked to begin.
+    out.push(1);
+    for n in [16 << 20, 20, 4 << 20] {
         out.extend(varint(n));
     }
     frame(out)

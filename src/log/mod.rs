@@ -10,6 +10,7 @@
 //! Ranges of offsets are half-open everywhere in this crate: `[from, to)` has `from` and does not have `to`.
 
 mod memory;
+pub(crate) mod resume;
 
 pub use memory::Log;
 

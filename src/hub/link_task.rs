@@ -18,11 +18,12 @@ use crate::{
     event::Envelope,
     link_io::{FrameReader, LinkError, write_all},
     listen::{Event, Incoming, Source},
+    log::resume::{Ask, Resume},
     protocol::Protocol,
     wire::{
         assembly::{Assembly, BadPart},
         compat,
-        native::{self, FEATURE_GOSSIP, Hello, PartOf, Start, ToHub, ToSpoke, Welcome},
+        native::{self, FEATURE_GOSSIP, PartOf, Start, ToHub, ToSpoke, Welcome},
     },
 };
 
@@ -98,7 +99,14 @@ async fn welcome(
             ours: native::VERSION
         }));
     }
-    let (start, continues) = starting_offset(hub, &hello);
+    let begin = hub.log.resume(match hello.start {
+        Start::Tip => Ask::Tip,
+        Start::Earliest => Ask::Earliest,
+        Start::At(position) => Ask::At(position),
+    });
+    let Resume {
+        start, continues, ..
+    } = begin.resume;
     let can_gossip = hello.features & FEATURE_GOSSIP != 0;
     let link = hub.join(protocol, can_gossip, connection, start).await?;
     let welcome = ToSpoke::Welcome(Welcome {
@@ -107,8 +115,8 @@ async fn welcome(
         // No session outlives its link yet.
         session: rand::random(),
         published: 0,
-        epoch: hub.log.epoch(),
-        tip: hub.log.tip(),
+        epoch: begin.epoch,
+        tip: begin.tip,
         start,
         continues,
         max_event_bytes: hub.config.limits.max_event_bytes as u64,
@@ -122,20 +130,6 @@ async fn welcome(
         return Err(error);
     }
     Ok((link, None))
-}
-
-/// Where the spoke begins, and whether that continues the position that it asked for.
-fn starting_offset(hub: &Inner, hello: &Hello) -> (u64, bool) {
-    let (head, tip) = (hub.log.head(), hub.log.tip());
-    match hello.start {
-        Start::Tip => (tip, true),
-        Start::Earliest => (head, true),
-        // What the log no longer has is said with a `Missed` when the cursor gets there.
-        Start::At(position) if position.epoch == hub.log.epoch() && position.offset <= tip => {
-            (position.offset, true)
-        }
-        Start::At(_) => (head, false),
-    }
 }
 
 async fn serve(

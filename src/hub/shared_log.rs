@@ -11,7 +11,10 @@ use tokio::sync::watch;
 
 use crate::{
     event::Envelope,
-    log::{Log, LogConfig, Read},
+    log::{
+        Log, LogConfig, Read,
+        resume::{Ask, Lives, Resume},
+    },
     position::{Epoch, Position},
     wire::{compat, native},
 };
@@ -53,6 +56,14 @@ pub(crate) struct SharedLog {
     tip: watch::Sender<u64>,
     /// The same as `Inner::bytes`, for who does not need the lock.
     bytes: AtomicU64,
+}
+
+/// Where a reader begins, and what the log was when that was decided.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Begin {
+    pub(crate) epoch: Epoch,
+    pub(crate) tip: u64,
+    pub(crate) resume: Resume,
 }
 
 #[derive(Debug)]
@@ -109,6 +120,23 @@ impl SharedLog {
 
     pub(crate) fn head(&self) -> u64 {
         self.read_lock().log.head()
+    }
+
+    /// Where a reader that asks for this begins.
+    pub(crate) fn resume(&self, ask: Ask) -> Begin {
+        let inner = self.read_lock();
+        let lives = Lives {
+            epoch: self.epoch,
+            head: inner.log.head(),
+            tip: inner.log.tip(),
+            // A log in memory has one life.
+            previous: &[],
+        };
+        Begin {
+            epoch: lives.epoch,
+            tip: lives.tip,
+            resume: lives.resume(ask),
+        }
     }
 
     pub(crate) fn tip(&self) -> u64 {

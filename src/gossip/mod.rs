@@ -12,10 +12,12 @@ mod bounded;
 mod config;
 mod conn;
 pub(crate) mod core;
+pub(crate) mod dialled;
 mod metrics;
 mod mirror;
 pub(crate) mod node;
 mod outbox;
+pub(crate) mod queue;
 #[cfg(test)]
 mod tests;
 

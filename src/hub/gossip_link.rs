@@ -20,7 +20,7 @@ use crate::{
     fan_out::Path,
     gossip::{FrameGate, FrameRefused, GossipEvent, GossipNode},
     log::Read,
-    seal::{Context, OpenError, Opener, Sealer},
+    seal::{Check, Context, OpenError, Opener, Really, Sealer},
     spoke_id::SpokeId,
     wire::{
         broadcast::{BEACON_FIRST, BEACON_LAST, OVERHEAD, Packer},
@@ -67,7 +67,7 @@ impl GossipLink {
             topic.into(),
             keys.generation,
             keys.key,
-            HubGate(opener),
+            HubGate::new(opener, Really),
             hub.gossip_metrics.clone(),
         );
         let hurry = watch::Sender::new(true);
@@ -288,13 +288,22 @@ struct Ended;
 
 /// The hub's gate: only the hub writes frames, so what comes in is an echo or a forgery.
 #[derive(Debug)]
-pub(crate) struct HubGate(Opener);
+pub(crate) struct HubGate<C = Really> {
+    opener: Opener,
+    check: C,
+}
 
-impl FrameGate for HubGate {
+impl<C: Check> HubGate<C> {
+    pub(crate) fn new(opener: Opener, check: C) -> Self {
+        Self { opener, check }
+    }
+}
+
+impl<C: Check + Send + 'static> FrameGate for HubGate<C> {
     type Opened = ();
 
     fn open(&mut self, frame: &Bytes) -> Result<(), FrameRefused> {
-        match self.0.open(frame) {
+        match self.opener.open_with(frame, &mut self.check) {
             Ok(_) | Err(OpenError::Replayed { .. }) => Err(FrameRefused::Stale),
             Err(OpenError::UnknownGeneration { .. }) => Err(FrameRefused::UnknownGeneration),
             Err(_) => Err(FrameRefused::Forged),

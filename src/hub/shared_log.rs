@@ -74,7 +74,10 @@ struct Inner {
 
 impl SharedLog {
     pub(crate) fn new(config: LogConfig) -> Self {
-        let log = Log::new(config);
+        Self::of(Log::new(config))
+    }
+
+    fn of(log: Log<Arc<Entry>>) -> Self {
         Self {
             epoch: log.epoch(),
             tip: watch::Sender::new(log.tip()),

@@ -18,7 +18,7 @@ use tokio::sync::mpsc;
 use crate::{
     close::CloseCode,
     gossip::{FrameGate, FrameRefused, GossipEvent, GossipNode},
-    seal::{OpenError, Opened, Opener},
+    seal::{Check, OpenError, Opened, Opener, Really},
     wire::broadcast::{BEACON_FIRST, BEACON_LAST},
 };
 
@@ -69,13 +69,28 @@ pub(super) struct Member {
 
 /// Lets through what the hub sealed.
 #[derive(Debug)]
-pub(crate) struct SpokeGate(pub(super) Opener);
+pub(crate) struct SpokeGate<C = Really> {
+    opener: Opener,
+    check: C,
+}
 
-impl FrameGate for SpokeGate {
+impl<C: Check> SpokeGate<C> {
+    pub(crate) fn new(opener: Opener, check: C) -> Self {
+        Self { opener, check }
+    }
+
+    /// The keys that frames are opened with.
+    pub(crate) fn opener(&mut self) -> &mut Opener {
+        &mut self.opener
+    }
+}
+
+impl<C: Check + Send + 'static> FrameGate for SpokeGate<C> {
     type Opened = Opened;
 
     fn open(&mut self, frame: &Bytes) -> Result<Opened, FrameRefused> {
-        self.0.open(frame).map_err(|error| match error {
+        let opened = self.opener.open_with(frame, &mut self.check);
+        opened.map_err(|error| match error {
             OpenError::Replayed { .. } | OpenError::OtherEpoch { .. } => FrameRefused::Stale,
             OpenError::UnknownGeneration { .. } => FrameRefused::UnknownGeneration,
             _ => FrameRefused::Forged,

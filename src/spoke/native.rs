@@ -33,7 +33,7 @@ use crate::{
     listen::{Event, Incoming, Missed, Source},
     metrics::SpokeMetrics,
     position::{Epoch, Position},
-    seal::{Context, Opened, Opener},
+    seal::{Context, Opened, Opener, Really},
     via::Via,
     wire::assembly::{Assembly, BadPart},
     wire::broadcast::MAX_FRAME_SIZE,
@@ -326,7 +326,7 @@ impl Session {
                 if let Some(member) = &self.member {
                     let (generation, key) = (keys.generation, keys.key);
                     let added = member.node.with_gate(move |gate: &mut SpokeGate| {
-                        if let Err(error) = gate.0.add(&keys) {
+                        if let Err(error) = gate.opener().add(&keys) {
                             warn!(%error, "the hub's new keys do not fit");
                         }
                     });
@@ -479,7 +479,7 @@ impl Session {
             topic.topic.into(),
             topic.keys.generation,
             topic.keys.key,
-            SpokeGate(opener),
+            SpokeGate::new(opener, Really),
             self.gossip_metrics.clone(),
         );
         self.acceptor.set(Some(node.clone()));

@@ -15,14 +15,12 @@ use crate::gossip::{
     FrameGate, GossipEvent, addr,
     conn::{Code, Link},
     core::{Core, MAX_BOOTSTRAP, Output},
+    dialled::Dialled,
     outbox::Outbox,
 };
 
 /// How much is done at once before the outputs are worked off.
 const TURN: usize = 32;
-
-/// For how long two connections between the same peers count as dialled at the same time.
-const CONCURRENT: Duration = Duration::from_secs(10);
 
 /// How long the tasks have to end by themselves after the goodbye.
 const FAREWELL: Duration = Duration::from_millis(2200);
@@ -32,8 +30,7 @@ struct Peer {
     number: u64,
     conn: Connection,
     outbox: Arc<Outbox>,
-    dialed: bool,
-    since: Instant,
+    dialled: Dialled,
 }
 
 pub(super) struct Actor<G: FrameGate> {
@@ -216,11 +213,14 @@ impl<G: FrameGate> Actor<G> {
             number,
             conn: conn.clone(),
             outbox: outbox.clone(),
-            dialed,
-            since: now,
+            dialled: Dialled {
+                by_us: dialed,
+                up: now,
+            },
         };
+        let larger = self.endpoint.id() > peer;
         match self.peers.get(&peer) {
-            Some(old) if !new.replaces(old, self.endpoint.id() > peer) => {
+            Some(old) if !new.dialled.replaces(&old.dialled, larger) => {
                 // What the peer has sent on it is still read.
                 outbox.end(Code::Replaced);
             }
@@ -325,16 +325,5 @@ impl<G: FrameGate> Actor<G> {
         if let Err(mpsc::error::TrySendError::Full(_)) = self.events.try_send(event) {
             self.shared.metrics.delivered_dropped.inc();
         }
-    }
-}
-
-impl Peer {
-    /// Whether this new connection is the one to use from now on.
-    ///
-    /// When both sides dialled at the same time, both keep the connection that the larger id dialled. Otherwise the
-    /// newer one stands: its peer would not have dialled if the older one were of use.
-    fn replaces(&self, old: &Self, mine_is_larger: bool) -> bool {
-        let concurrent = self.since.saturating_duration_since(old.since) < CONCURRENT;
-        old.dialed == self.dialed || !concurrent || self.dialed == mine_is_larger
     }
 }

@@ -135,6 +135,7 @@ impl Sealer {
     }
 
     /// Seals a beacon that says where the tip is.
+    #[cfg(test)]
     pub(crate) fn beacon(&mut self, tip: u64) -> Result<Bytes, CounterExhausted> {
         self.seal(tip, 0, PartOf { part: 0, parts: 1 }, &[])
     }

@@ -92,10 +92,9 @@ impl HubConfig {
     pub(crate) fn sound(mut self) -> Self {
         // A part has to fit into a frame: events are cut alike for every path.
         let gossip = &mut self.gossip;
-        gossip.max_frame_size = gossip.max_frame_size.clamp(
-            native::MAX_PART + broadcast::OVERHEAD,
-            broadcast::MAX_FRAME_SIZE,
-        );
+        gossip.max_frame_size = gossip
+            .max_frame_size
+            .clamp(broadcast::MIN_FRAME_SIZE, broadcast::MAX_FRAME_SIZE);
         let limits = &mut self.limits;
         limits.max_event_bytes = limits.max_event_bytes.clamp(1, native::MAX_EVENT_BYTES);
         limits.targeted_events = limits.targeted_events.max(1);

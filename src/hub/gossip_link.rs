@@ -1,42 +1,30 @@
 //! The gossip link: the cursor that serves the topic, as if it were one very large spoke.
 //!
-//! It packs what the log has before it into frames, seals them and broadcasts them. While there is
-//! nothing to send, it says where the tip is (a beacon), ever more rarely, so that spokes see what
-//! they lost at the end, and their own isolation.
+//! What to send next is the [`Framer`]'s decision; here it is sealed and handed to the node.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use n0_future::task::{self, AbortOnDropHandle};
 use tokio::{
     sync::{mpsc, watch},
-    time::{Instant, sleep_until, timeout},
+    time::{Instant, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug, info_span, warn};
 
-use super::{Inner, pace::Pace, shared_log::Entry};
+use super::{
+    Inner,
+    framer::{Content, Framer},
+    pace::Pace,
+};
 use crate::{
     fan_out::Path,
     gossip::{FrameGate, FrameRefused, GossipEvent, GossipNode},
-    log::Read,
     seal::{Check, Context, OpenError, Opener, Really, Sealer},
     spoke_id::SpokeId,
-    wire::{
-        broadcast::{BEACON_FIRST, BEACON_LAST, OVERHEAD, Packer},
-        native::{GenerationKeys, PartOf, parts},
-    },
+    wire::{broadcast::OVERHEAD, native::GenerationKeys},
 };
-
-/// How far the topic may run ahead of its spokes: less than what their neighbours' queues hold, so
-/// that a burst waits here and is not dropped there.
-const WINDOW_EVENTS: u64 = 16_384;
-const WINDOW_BYTES: u64 = 1 << 20;
-/// How long to wait for an acknowledgement before the window is looked at again.
-const WINDOW_POLL: Duration = Duration::from_millis(20);
-
-/// How many events of the log are looked at for one frame.
-const FRAME_EVENTS: usize = 4096;
 
 pub(super) struct GossipLink {
     topic: [u8; 32],
@@ -72,17 +60,18 @@ impl GossipLink {
         );
         let hurry = watch::Sender::new(true);
         let cancel = hub.cancel.child_token();
+        let limits = &hub.config.limits;
         let cursor = Cursor {
             hub: hub.clone(),
             node: node.clone(),
             sealer,
-            next: hub.log.tip(),
-            content_limit: max_frame_bytes - OVERHEAD,
-            quiet: BEACON_FIRST,
-            last_sent: Instant::now(),
+            framer: Framer::new(
+                Instant::now().into_std(),
+                hub.log.tip(),
+                max_frame_bytes - OVERHEAD,
+                Pace::new(limits.stall_after, limits.patience),
+            ),
             hurry: hurry.subscribe(),
-            packer: Packer::default(),
-            pace: Pace::new(hub.config.limits.stall_after, hub.config.limits.patience),
         };
         let span = info_span!("gossip_link", me = %hub.me.fmt_short());
         let task = task::spawn(cursor.run(events, cancel.clone()).instrument(span));
@@ -142,40 +131,37 @@ struct Cursor {
     hub: Arc<Inner>,
     node: GossipNode<HubGate>,
     sealer: Sealer,
-    next: u64,
-    content_limit: usize,
-    /// How long after the last frame or beacon the next beacon is due.
-    quiet: Duration,
-    last_sent: Instant,
+    framer: Framer<SpokeId>,
     hurry: watch::Receiver<bool>,
-    packer: Packer,
-    pace: Pace<SpokeId>,
 }
 
 impl Cursor {
     async fn run(mut self, mut events: mpsc::Receiver<GossipEvent<()>>, cancel: CancellationToken) {
-        let mut tip = self.hub.log.watch_tip();
-        let mut entries = Vec::new();
+        let hub = self.hub.clone();
+        let mut tip = hub.log.watch_tip();
         loop {
             tip.mark_unchanged();
-            let sent = tokio::select! {
-                sent = self.send_batch(&mut entries) => sent,
-                () = cancel.cancelled() => return,
-            };
-            match sent {
-                Ok(true) => continue,
-                Ok(false) => {}
-                Err(Ended) => return,
+            let progress = hub.progress.notified();
+            let acks = || hub.fast_acks(Some(Path::Gossip));
+            let now = Instant::now().into_std();
+            if let Some(content) = self.framer.poll(now, &hub.log, acks) {
+                let sent = tokio::select! {
+                    sent = self.send(&content) => sent,
+                    () = cancel.cancelled() => return,
+                };
+                if sent.is_err() {
+                    return;
+                }
+                continue;
             }
-            let beacon = self.last_sent + self.quiet;
             tokio::select! {
                 _ = tip.changed() => {}
-                () = sleep_until(beacon) => {
-                    if self.beacon().await.is_err() {
-                        return;
-                    }
+                () = progress, if self.framer.is_held() => {}
+                () = sleep_until(self.framer.deadline().into()) => {}
+                Ok(()) = self.hurry.changed() => {
+                    let hurry = *self.hurry.borrow_and_update();
+                    self.framer.set_hurry(hurry);
                 }
-                Ok(()) = self.hurry.changed() => self.quiet = BEACON_FIRST,
                 event = events.recv() => match event {
                     Some(event) => debug!(?event, "topic"),
                     // The driver is gone.
@@ -186,100 +172,18 @@ impl Cursor {
         }
     }
 
-    /// Broadcasts what the log has before the cursor, at most one read of it. Says whether there was
-    /// anything.
-    async fn send_batch(&mut self, entries: &mut Vec<(u64, Arc<Entry>)>) -> Result<bool, Ended> {
-        self.wait_for_window().await?;
-        entries.clear();
-        match self
-            .hub
-            .log
-            .read(self.next, FRAME_EVENTS, 4 * self.content_limit, entries)
-        {
-            Read::Events => {}
-            Read::AtTip | Read::Beyond { .. } => return Ok(false),
-            // Spokes want what is missing, and are told what is gone.
-            Read::Trimmed { head } => {
-                self.next = head;
-                return Ok(true);
-            }
-        }
-        let mut first = self.next;
-        for (offset, entry) in entries.drain(..) {
-            let body = entry.envelope.body();
-            if self.packer.push(body, self.content_limit) {
-                continue;
-            }
-            self.flush(first).await?;
-            first = offset;
-            if self.packer.push(body, self.content_limit) {
-                continue;
-            }
-            for (of, part) in parts(body) {
-                let frame = self.sealer.seal(offset, 1, of, &part);
-                self.broadcast(frame.map_err(|_| Ended)?).await?;
-            }
-            first = offset + 1;
-            self.next = first;
-        }
-        self.flush(first).await?;
-        Ok(true)
-    }
-
-    /// Waits while the spokes on the topic that acknowledge fast, and keep up, are a window behind.
-    async fn wait_for_window(&mut self) -> Result<(), Ended> {
-        loop {
-            let progress = self.hub.progress.notified();
-            let behind = self.hub.log.back_by(self.next, WINDOW_EVENTS, WINDOW_BYTES);
-            let fast = self.hub.fast_acks(Some(Path::Gossip));
-            let floor = self
-                .pace
-                .floor(Instant::now().into_std(), behind, fast.into_iter());
-            if floor.is_none_or(|floor| floor >= behind) {
-                return Ok(());
-            }
-            let _ = timeout(WINDOW_POLL, progress).await;
-            if self.last_sent.elapsed() > BEACON_FIRST {
-                // Silence would be taken for isolation.
-                self.beacon().await?;
-            }
-        }
-    }
-
-    /// Seals and broadcasts what is packed, which begins at `first`.
-    async fn flush(&mut self, first: u64) -> Result<(), Ended> {
-        let count = self.packer.count();
-        if count == 0 {
-            return Ok(());
-        }
-        let content = self.packer.take();
-        let whole = PartOf { part: 0, parts: 1 };
-        let frame = self.sealer.seal(first, count, whole, &content);
-        self.broadcast(frame.map_err(|_| Ended)?).await?;
-        self.next = first + u64::from(count);
-        Ok(())
-    }
-
-    async fn broadcast(&mut self, frame: Bytes) -> Result<(), Ended> {
+    /// Seals a frame and broadcasts it.
+    async fn send(&mut self, content: &Content) -> Result<(), Ended> {
+        let Content {
+            first, count, of, ..
+        } = *content;
+        let frame = self.sealer.seal(first, count, of, &content.body);
+        let frame = frame.map_err(|_| Ended)?;
         self.hub.metrics.gossip_frames.inc();
-        self.quiet = BEACON_FIRST;
-        self.last_sent = Instant::now();
         self.node.broadcast(frame).await.map_err(|error| {
             warn!(%error, "the topic does not take frames");
             Ended
         })
-    }
-
-    async fn beacon(&mut self) -> Result<(), Ended> {
-        let frame = self.sealer.beacon(self.next).map_err(|_| Ended)?;
-        let quiet = if *self.hurry.borrow() {
-            BEACON_FIRST
-        } else {
-            (self.quiet * 2).min(BEACON_LAST)
-        };
-        self.broadcast(frame).await?;
-        self.quiet = quiet;
-        Ok(())
     }
 }
 

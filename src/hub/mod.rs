@@ -8,6 +8,7 @@ mod builder;
 mod config;
 mod connection;
 mod error;
+mod framer;
 mod gossip_link;
 mod link;
 mod link_task;

@@ -161,13 +161,9 @@ impl SharedLog {
         let inner = self.read_lock();
         let log = &inner.log;
         let bytes_before = |offset: u64| {
-            let mut found = Vec::new();
-            match log.read(offset, 1, 0, &mut found) {
-                Read::Events => found
-                    .first()
-                    .map_or(0, |(_, entry)| entry.bytes_to_here - entry.size() as u64),
-                _ => inner.bytes,
-            }
+            log.get(offset).map_or(inner.bytes, |entry| {
+                entry.bytes_to_here - entry.size() as u64
+            })
         };
         let until = bytes_before(from);
         // The last event before `from` is always within.

@@ -98,6 +98,12 @@ impl<T: Clone> Log<T> {
         self.bytes
     }
 
+    /// The event at `offset`, if it is kept.
+    pub fn get(&self, offset: u64) -> Option<&T> {
+        let at = usize::try_from(offset.checked_sub(self.head)?).ok()?;
+        self.entries.get(at).map(|entry| &entry.item)
+    }
+
     /// Reads on from `from`, in order and without holes: each event with its offset is pushed to `out`.
     ///
     /// It stops before `max_events` or `max_bytes` would be exceeded, but gives at least one event if there
@@ -219,7 +225,11 @@ mod tests {
                                 out.clear();
                             }
                         }
+                        let kept = (log.head()..tip).contains(&from);
+                        prop_assert_eq!(log.get(from).copied(), kept.then_some(from as usize));
                         prop_assert!(out.is_empty());
+                        let kept = (log.head()..tip).contains(&from);
+                        prop_assert_eq!(log.get(from).copied(), kept.then_some(from as usize));
                     }
                 }
                 let kept = (1..=all.len())

@@ -17,7 +17,7 @@ use n0_error::{e, stack_error};
 
 use super::{
     body::{put_varint, take_varint},
-    native::PartOf,
+    native::{MAX_PART, PartOf},
 };
 
 pub(crate) const VERSION: u8 = 1;
@@ -34,8 +34,13 @@ pub(crate) const SIGNATURE: usize = 64;
 pub(crate) const TAG: usize = 16;
 /// What a frame weighs beyond its content, in bytes.
 pub(crate) const OVERHEAD: usize = HEADER + TAG + SIGNATURE;
+/// A frame has to be able to hold a part of the largest size, or an event that is not cut, which has its
+/// length before it.
+pub(crate) const MIN_FRAME_SIZE: usize = MAX_PART + MAX_LENGTH + OVERHEAD;
 /// No frame is larger, in bytes, whatever a hub says.
 pub(crate) const MAX_FRAME_SIZE: usize = 1 << 20;
+/// The longest length before an event, in bytes.
+const MAX_LENGTH: usize = 5;
 /// The most events in one frame.
 pub(crate) const MAX_EVENTS: usize = u16::MAX as usize;
 
@@ -158,8 +163,9 @@ pub(crate) struct Packer {
 impl Packer {
     /// Adds an event if the content stays within `limit` bytes, and says whether it did.
     pub(crate) fn push(&mut self, body: &[u8], limit: usize) -> bool {
-        // A length has at most five digits.
-        if self.content.len() + 5 + body.len() > limit || usize::from(self.count) == MAX_EVENTS {
+        if self.content.len() + MAX_LENGTH + body.len() > limit
+            || usize::from(self.count) == MAX_EVENTS
+        {
             return false;
         }
         put_varint(&mut self.content, body.len() as u64);

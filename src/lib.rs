@@ -62,6 +62,7 @@
 
 mod admission;
 mod close;
+mod delivery;
 mod event;
 mod fan_out;
 mod gossip;
@@ -90,6 +91,7 @@ pub mod bench_support;
 pub use self::{
     admission::{Admission, Candidate, Decision},
     close::{CloseCode, Closed},
+    delivery::{Delivery, Loss, SendReceipt, Undelivered},
     event::{DecodeError, Envelope, EnvelopeError, MAX_ID_LEN, MAX_TYPE_LEN, TypedEvent},
     fan_out::{AutoFanOut, FanOut, ParseFanOutError, Path},
     gossip::{GOSSIP_ALPN, GossipConfig, GossipMetrics},

@@ -1,42 +1,25 @@
-//! One spoke as the hub sees it: its cursor on the log, and what else is to be written to it.
+//! One spoke as the hub sees it: its connection, what it has, and what is to be written to it.
 //!
-//! A [`Link`] holds state, not a queue of frames: where the cursor stands, which ranges are wanted,
-//! up to where the spoke's own events are acknowledged. Whoever changes it wakes the link's writer,
-//! which turns the state into frames as fast as the spoke takes them. Only targeted events queue, and
-//! they are bounded.
+//! A [`Link`] is a [`Desk`] and the connection that it is for. Whoever gives the desk an order wakes
+//! the link's writer.
 
-use std::{
-    collections::VecDeque,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-    },
+use std::sync::{
+    Arc, Mutex, MutexGuard, PoisonError,
+    atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
 use bytes::Bytes;
 use iroh::{EndpointAddr, endpoint::Connection};
-use n0_error::e;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use super::shared_log::{Entry, SharedLog};
-use crate::{
-    event::Envelope,
-    fan_out::Path,
-    link_io::LinkError,
-    log::Read,
-    position::Position,
-    protocol::Protocol,
-    spoke_id::SpokeId,
-    wire::native::{self, ToSpoke, Topic},
+use super::{
+    desk::{Batch, Desk, TopicOrder},
+    shared_log::{Entry, SharedLog},
 };
-
-/// How much is gathered for one write, in bytes.
-const BATCH_BYTES: usize = 256 * 1024;
-/// How many events at most, so that one lock of the log stays short.
-const BATCH_EVENTS: usize = 1024;
-/// How many ranges a spoke may want at once; more are merged into the last.
-const MAX_REPAIRS: usize = 64;
+use crate::{
+    event::Envelope, fan_out::Path, link_io::LinkError, protocol::Protocol, spoke_id::SpokeId,
+};
 
 #[derive(Debug)]
 pub(crate) struct Link {
@@ -63,48 +46,6 @@ pub(crate) struct Link {
     pub(crate) cut_off: AtomicBool,
 }
 
-/// What the writer has to do.
-#[derive(Debug)]
-struct Desk {
-    /// The next offset to write; `None` while the topic serves the spoke.
-    cursor: Option<u64>,
-    /// Wanted ranges, oldest first.
-    repairs: VecDeque<(u64, u64)>,
-    targeted: VecDeque<Targeted>,
-    /// Targeted events that were written and are not acknowledged: sequence number and bytes.
-    unacked: VecDeque<(u64, usize)>,
-    /// Bytes of `targeted` and `unacked`.
-    targeted_bytes: usize,
-    next_seq: u64,
-    /// The spoke's events up to this one are to be acknowledged.
-    ack: Option<u64>,
-    ack_every: Option<u32>,
-    topic: Option<TopicOrder>,
-}
-
-#[derive(Debug)]
-struct Targeted {
-    seq: u64,
-    /// The tip when it was sent.
-    after: u64,
-    envelope: Envelope,
-}
-
-#[derive(Debug)]
-pub(crate) enum TopicOrder {
-    Join(Box<Topic>),
-    Leave,
-}
-
-/// What there was to write.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Batch {
-    /// Chunks were appended; when they are written, the cursor stands here (if it moves).
-    Frames { cursor: Option<u64> },
-    /// Nothing; wait to be woken, and for the tip if the cursor follows it.
-    Idle { follows_tip: bool },
-}
-
 impl Link {
     pub(crate) fn new(
         id: SpokeId,
@@ -119,17 +60,7 @@ impl Link {
             protocol,
             gossip_capable,
             connection,
-            desk: Mutex::new(Desk {
-                cursor: Some(cursor),
-                repairs: VecDeque::new(),
-                targeted: VecDeque::new(),
-                unacked: VecDeque::new(),
-                targeted_bytes: 0,
-                next_seq: 1,
-                ack: None,
-                ack_every: None,
-                topic: None,
-            }),
+            desk: Mutex::new(Desk::new(protocol, cursor)),
             wake: Notify::new(),
             room: Notify::new(),
             acked: AtomicU64::new(cursor),
@@ -158,7 +89,7 @@ impl Link {
 
     /// The next offset to write; `None` while the topic serves the spoke.
     pub(crate) fn cursor(&self) -> Option<u64> {
-        self.desk().cursor
+        self.desk().cursor()
     }
 
     pub(crate) fn path(&self) -> Path {
@@ -178,58 +109,35 @@ impl Link {
 
     /// Stops the cursor: the topic serves the spoke.
     pub(crate) fn park(&self) {
-        self.order(|desk| desk.cursor = None);
+        self.order(Desk::park);
     }
 
     /// Starts the cursor again where the spoke stands, if it is parked.
     pub(crate) fn unpark(&self) {
         let acked = self.acked();
-        self.order(|desk| {
-            desk.cursor.get_or_insert(acked);
-        });
+        self.order(|desk| desk.unpark(acked));
     }
 
     /// Serves the spoke directly from `from` on, because it asked for it.
     pub(crate) fn serve_from(&self, from: u64) {
-        self.order(|desk| {
-            desk.cursor = Some(desk.cursor.map_or(from, |cursor| cursor.min(from)));
-        });
+        self.order(|desk| desk.serve_from(from));
     }
 
     /// The spoke wants `[from, to)` again.
     pub(crate) fn repair(&self, from: u64, to: u64) {
-        if from >= to {
-            return;
-        }
-        self.order(|desk| {
-            // What the cursor will bring, or a repair under way, need not be brought twice.
-            if desk.cursor.is_some_and(|cursor| cursor <= from) {
-                return;
-            }
-            if let Some(range) = desk
-                .repairs
-                .iter_mut()
-                .find(|(f, t)| from <= *t && *f <= to)
-            {
-                *range = (range.0.min(from), range.1.max(to));
-            } else if desk.repairs.len() < MAX_REPAIRS {
-                desk.repairs.push_back((from, to));
-            } else if let Some(last) = desk.repairs.back_mut() {
-                *last = (last.0.min(from), last.1.max(to));
-            }
-        });
+        self.order(|desk| desk.repair(from, to));
     }
 
     pub(crate) fn acknowledge(&self, seq: u64) {
-        self.order(|desk| desk.ack = Some(seq));
+        self.order(|desk| desk.acknowledge(seq));
     }
 
     pub(crate) fn set_ack_every(&self, millis: u32) {
-        self.order(|desk| desk.ack_every = Some(millis));
+        self.order(|desk| desk.set_ack_every(millis));
     }
 
     pub(crate) fn order_topic(&self, order: TopicOrder) {
-        self.order(|desk| desk.topic = Some(order));
+        self.order(|desk| desk.order_topic(order));
     }
 
     /// Queues a targeted event if there is room.
@@ -240,48 +148,12 @@ impl Link {
         max_events: usize,
         max_bytes: usize,
     ) -> bool {
-        let bytes = envelope.size();
-        self.order(|desk| {
-            let events = desk.targeted.len() + desk.unacked.len();
-            let fits = events < max_events && desk.targeted_bytes + bytes <= max_bytes;
-            if !fits && events > 0 {
-                return false;
-            }
-            let seq = desk.next_seq;
-            desk.next_seq += 1;
-            desk.targeted_bytes += bytes;
-            desk.targeted.push_back(Targeted {
-                seq,
-                after,
-                envelope: envelope.clone(),
-            });
-            true
-        })
+        self.order(|desk| desk.try_target(envelope, after, max_events, max_bytes))
     }
 
     /// The spoke has its targeted events up to `seq`.
     pub(crate) fn targeted_acked(&self, seq: u64) -> Result<(), LinkError> {
-        let mut desk = self.desk();
-        let written = desk
-            .targeted
-            .front()
-            .map_or(desk.next_seq, |targeted| targeted.seq);
-        if seq >= written {
-            return Err(e!(LinkError::Misbehaved {
-                what: "acknowledged a targeted event that was not sent"
-            }));
-        }
-        let mut freed = false;
-        while let Some((first, bytes)) = desk.unacked.front().copied() {
-            if first > seq {
-                break;
-            }
-            desk.unacked.pop_front();
-            desk.targeted_bytes -= bytes;
-            freed = true;
-        }
-        drop(desk);
-        if freed {
+        if self.desk().targeted_acked(seq)? {
             self.room.notify_waiters();
         }
         Ok(())
@@ -289,11 +161,7 @@ impl Link {
 
     /// Whether everything up to `tip` has reached the spoke, and everything targeted.
     pub(crate) fn has_all(&self, tip: u64) -> bool {
-        if self.acked() < tip {
-            return false;
-        }
-        let desk = self.desk();
-        desk.targeted.is_empty() && desk.unacked.is_empty()
+        self.acked() >= tip && self.desk().has_all_targeted()
     }
 
     /// Whether the spoke is known to have everything up to `tip` though its link breaks off now. What
@@ -314,161 +182,13 @@ impl Link {
         )
     }
 
-    /// Gathers what is to be written next into `chunks`: control frames, repairs, and what the
-    /// cursor has before it, with targeted events in their places.
+    /// Gathers what is to be written next into `chunks`; see [`Desk::next_batch`].
     pub(crate) fn next_batch(
         &self,
         log: &SharedLog,
         entries: &mut Vec<(u64, Arc<Entry>)>,
         chunks: &mut Vec<Bytes>,
     ) -> Result<Batch, LinkError> {
-        let mut desk = self.desk();
-        let desk = &mut *desk;
-        if self.protocol == Protocol::Native {
-            desk.put_control(chunks);
-            desk.put_repairs(log, entries, chunks);
-        }
-        let mut moved = None;
-        let mut at_tip = false;
-        if let Some(cursor) = desk.cursor {
-            let (next, tip) = self.advance(desk, cursor, log, entries, chunks)?;
-            at_tip = tip;
-            desk.cursor = Some(next);
-            moved = (next != cursor).then_some(next);
-        }
-        desk.put_targeted(self.protocol, log, chunks);
-        if chunks.is_empty() {
-            return Ok(Batch::Idle {
-                follows_tip: at_tip,
-            });
-        }
-        Ok(Batch::Frames { cursor: moved })
-    }
-
-    /// Moves the cursor over a batch of events; says where it stands then and whether at the tip.
-    fn advance(
-        &self,
-        desk: &mut Desk,
-        cursor: u64,
-        log: &SharedLog,
-        entries: &mut Vec<(u64, Arc<Entry>)>,
-        chunks: &mut Vec<Bytes>,
-    ) -> Result<(u64, bool), LinkError> {
-        // A targeted event goes out where the cursor passes its place.
-        let stop = desk.targeted.front().map(|targeted| targeted.after);
-        let room = match stop {
-            Some(stop) => stop.saturating_sub(cursor).min(BATCH_EVENTS as u64) as usize,
-            None => BATCH_EVENTS,
-        };
-        if room == 0 {
-            return Ok((cursor, false));
-        }
-        entries.clear();
-        match log.read(cursor, room, BATCH_BYTES, entries) {
-            Read::Events => {
-                let mut next = cursor;
-                for (offset, entry) in entries.drain(..) {
-                    match self.protocol {
-                        Protocol::Native => chunks.extend_from_slice(entry.native(offset)),
-                        Protocol::Compat => chunks.push(entry.compat().clone()),
-                    }
-                    next = offset + 1;
-                }
-                Ok((next, false))
-            }
-            Read::AtTip => Ok((cursor, true)),
-            Read::Beyond { .. } => Ok((cursor, true)),
-            Read::Trimmed { head } => match self.protocol {
-                Protocol::Native => {
-                    ToSpoke::Missed {
-                        from: cursor,
-                        to: head,
-                    }
-                    .encode(chunks);
-                    Ok((head, false))
-                }
-                Protocol::Compat => Err(e!(LinkError::FellBehind {
-                    events: head - cursor
-                })),
-            },
-        }
-    }
-}
-
-impl Desk {
-    fn put_control(&mut self, chunks: &mut Vec<Bytes>) {
-        if let Some(seq) = self.ack.take() {
-            ToSpoke::Ack { seq }.encode(chunks);
-        }
-        if let Some(millis) = self.ack_every.take() {
-            ToSpoke::AckEvery { millis }.encode(chunks);
-        }
-        match self.topic.take() {
-            Some(TopicOrder::Join(topic)) => ToSpoke::Topic(topic).encode(chunks),
-            Some(TopicOrder::Leave) => ToSpoke::LeaveTopic.encode(chunks),
-            None => {}
-        }
-    }
-
-    /// Answers wants, a batch at a time.
-    fn put_repairs(
-        &mut self,
-        log: &SharedLog,
-        entries: &mut Vec<(u64, Arc<Entry>)>,
-        chunks: &mut Vec<Bytes>,
-    ) {
-        let Some((from, to)) = self.repairs.pop_front() else {
-            return;
-        };
-        let room = (to - from).min(BATCH_EVENTS as u64) as usize;
-        entries.clear();
-        let next = match log.read(from, room, BATCH_BYTES, entries) {
-            Read::Events => {
-                let mut next = from;
-                for (offset, entry) in entries.drain(..) {
-                    native::put_event(chunks, offset, entry.envelope.body(), true);
-                    next = offset + 1;
-                }
-                next
-            }
-            Read::Trimmed { head } => {
-                let to = head.min(to);
-                ToSpoke::Missed { from, to }.encode(chunks);
-                to
-            }
-            // Nothing there yet; the topic or the cursor brings it.
-            Read::AtTip | Read::Beyond { .. } => to,
-        };
-        if next < to {
-            self.repairs.push_front((next, to));
-        }
-    }
-
-    /// Writes the targeted events whose place the cursor has reached; all of them if the topic
-    /// serves the spoke, whose inbox then keeps the order.
-    fn put_targeted(&mut self, protocol: Protocol, log: &SharedLog, chunks: &mut Vec<Bytes>) {
-        let mut bytes = 0;
-        while let Some(targeted) = self.targeted.front() {
-            let due = self.cursor.is_none_or(|cursor| cursor >= targeted.after);
-            if !due || bytes >= BATCH_BYTES {
-                return;
-            }
-            let Some(targeted) = self.targeted.pop_front() else {
-                return;
-            };
-            bytes += targeted.envelope.size();
-            match protocol {
-                Protocol::Native => {
-                    let after = Position::new(log.epoch(), targeted.after);
-                    let body = targeted.envelope.body();
-                    native::put_targeted(chunks, targeted.seq, after, body);
-                    self.unacked.push_back((targeted.seq, body.len()));
-                }
-                Protocol::Compat => {
-                    chunks.push(crate::wire::compat::encode(&targeted.envelope));
-                    self.targeted_bytes -= targeted.envelope.size();
-                }
-            }
-        }
+        self.desk().next_batch(log, entries, chunks)
     }
 }

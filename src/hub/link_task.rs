@@ -8,11 +8,7 @@ use n0_error::e;
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{Instrument, debug, info_span};
 
-use super::{
-    Inner,
-    link::{Batch, Link},
-    switchboard::Note,
-};
+use super::{Inner, desk::Batch, link::Link, switchboard::Note};
 use crate::{
     close::{CloseCode, Closed},
     event::Envelope,

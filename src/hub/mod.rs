@@ -7,6 +7,7 @@
 mod builder;
 mod config;
 mod connection;
+mod desk;
 mod error;
 mod framer;
 mod gossip_link;

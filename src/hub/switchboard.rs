@@ -19,8 +19,9 @@ use tracing::{debug, info, warn};
 
 use super::{
     Inner,
+    desk::TopicOrder,
     gossip_link::{GossipLink, HubGate},
-    link::{Link, TopicOrder},
+    link::Link,
     spokes::SpokeChange,
 };
 use crate::{

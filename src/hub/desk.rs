@@ -1,0 +1,348 @@
+//! What is to be written to one spoke: sans-IO.
+//!
+//! A [`Desk`] is state, not a queue of frames: where the cursor stands, which ranges are wanted, up to
+//! where the spoke's own events are acknowledged. Orders change it; [`Desk::next_batch`] turns it into
+//! frames, as fast as the spoke takes them. Only targeted events queue, and they are bounded.
+//!
+//! Not for: waking the writer, or what a connection looks like.
+
+use std::{collections::VecDeque, sync::Arc};
+
+use bytes::Bytes;
+use n0_error::e;
+
+use super::shared_log::{Entry, SharedLog};
+use crate::{
+    event::Envelope,
+    link_io::LinkError,
+    log::Read,
+    position::Position,
+    protocol::Protocol,
+    wire::native::{self, ToSpoke, Topic},
+};
+
+/// How much is gathered for one write, in bytes.
+const BATCH_BYTES: usize = 256 * 1024;
+/// How many events at most, so that one lock of the log stays short.
+const BATCH_EVENTS: usize = 1024;
+/// How many ranges a spoke may want at once; more are merged into the last.
+const MAX_REPAIRS: usize = 64;
+
+/// See the [module](self).
+#[derive(Debug)]
+pub(crate) struct Desk {
+    protocol: Protocol,
+    /// The next offset to write; `None` while the topic serves the spoke.
+    cursor: Option<u64>,
+    /// Wanted ranges, oldest first.
+    repairs: VecDeque<(u64, u64)>,
+    targeted: VecDeque<Targeted>,
+    /// Targeted events that were written and are not acknowledged: sequence number and bytes.
+    unacked: VecDeque<(u64, usize)>,
+    /// Bytes of `targeted` and `unacked`.
+    targeted_bytes: usize,
+    next_seq: u64,
+    /// The spoke's events up to this one are to be acknowledged.
+    ack: Option<u64>,
+    ack_every: Option<u32>,
+    topic: Option<TopicOrder>,
+}
+
+#[derive(Debug)]
+struct Targeted {
+    seq: u64,
+    /// The tip when it was sent.
+    after: u64,
+    envelope: Envelope,
+}
+
+#[derive(Debug)]
+pub(crate) enum TopicOrder {
+    Join(Box<Topic>),
+    Leave,
+}
+
+/// What there was to write.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Batch {
+    /// Chunks were appended; when they are written, the cursor stands here (if it moves).
+    Frames { cursor: Option<u64> },
+    /// Nothing; wait for an order, and for the tip if the cursor follows it.
+    Idle { follows_tip: bool },
+}
+
+impl Desk {
+    /// The desk of a spoke that is served directly from `cursor` on.
+    pub(crate) fn new(protocol: Protocol, cursor: u64) -> Self {
+        Self {
+            protocol,
+            cursor: Some(cursor),
+            repairs: VecDeque::new(),
+            targeted: VecDeque::new(),
+            unacked: VecDeque::new(),
+            targeted_bytes: 0,
+            next_seq: 1,
+            ack: None,
+            ack_every: None,
+            topic: None,
+        }
+    }
+
+    /// The next offset to write; `None` while the topic serves the spoke.
+    pub(crate) fn cursor(&self) -> Option<u64> {
+        self.cursor
+    }
+
+    /// Stops the cursor: the topic serves the spoke.
+    pub(crate) fn park(&mut self) {
+        self.cursor = None;
+    }
+
+    /// Starts the cursor again where the spoke stands, if it is parked.
+    pub(crate) fn unpark(&mut self, acked: u64) {
+        self.cursor.get_or_insert(acked);
+    }
+
+    /// Serves the spoke directly from `from` on, because it asked for it.
+    pub(crate) fn serve_from(&mut self, from: u64) {
+        self.cursor = Some(self.cursor.map_or(from, |cursor| cursor.min(from)));
+    }
+
+    /// The spoke wants `[from, to)` again.
+    pub(crate) fn repair(&mut self, from: u64, to: u64) {
+        // What the cursor will bring, or a repair under way, need not be brought twice.
+        if from >= to || self.cursor.is_some_and(|cursor| cursor <= from) {
+            return;
+        }
+        if let Some(range) = self
+            .repairs
+            .iter_mut()
+            .find(|(f, t)| from <= *t && *f <= to)
+        {
+            *range = (range.0.min(from), range.1.max(to));
+        } else if self.repairs.len() < MAX_REPAIRS {
+            self.repairs.push_back((from, to));
+        } else if let Some(last) = self.repairs.back_mut() {
+            *last = (last.0.min(from), last.1.max(to));
+        }
+    }
+
+    /// The hub has the spoke's events up to `seq`.
+    pub(crate) fn acknowledge(&mut self, seq: u64) {
+        self.ack = Some(seq);
+    }
+
+    pub(crate) fn set_ack_every(&mut self, millis: u32) {
+        self.ack_every = Some(millis);
+    }
+
+    pub(crate) fn order_topic(&mut self, order: TopicOrder) {
+        self.topic = Some(order);
+    }
+
+    /// Queues a targeted event, sent when the tip was `after`, if there is room.
+    pub(crate) fn try_target(
+        &mut self,
+        envelope: &Envelope,
+        after: u64,
+        max_events: usize,
+        max_bytes: usize,
+    ) -> bool {
+        let bytes = envelope.size();
+        let events = self.targeted.len() + self.unacked.len();
+        let fits = events < max_events && self.targeted_bytes + bytes <= max_bytes;
+        if !fits && events > 0 {
+            return false;
+        }
+        let seq = self.next_seq;
+        self.next_seq += 1;
+        self.targeted_bytes += bytes;
+        self.targeted.push_back(Targeted {
+            seq,
+            after,
+            envelope: envelope.clone(),
+        });
+        true
+    }
+
+    /// The spoke has its targeted events up to `seq`. Says whether that makes room.
+    pub(crate) fn targeted_acked(&mut self, seq: u64) -> Result<bool, LinkError> {
+        let written = self
+            .targeted
+            .front()
+            .map_or(self.next_seq, |targeted| targeted.seq);
+        if seq >= written {
+            return Err(e!(LinkError::Misbehaved {
+                what: "acknowledged a targeted event that was not sent"
+            }));
+        }
+        let mut freed = false;
+        while let Some((first, bytes)) = self.unacked.front().copied() {
+            if first > seq {
+                break;
+            }
+            self.unacked.pop_front();
+            self.targeted_bytes -= bytes;
+            freed = true;
+        }
+        Ok(freed)
+    }
+
+    /// Whether every targeted event has reached the spoke.
+    pub(crate) fn has_all_targeted(&self) -> bool {
+        self.targeted.is_empty() && self.unacked.is_empty()
+    }
+
+    /// Gathers what is to be written next into `chunks`: control frames, repairs, and what the
+    /// cursor has before it, with targeted events in their places.
+    pub(crate) fn next_batch(
+        &mut self,
+        log: &SharedLog,
+        entries: &mut Vec<(u64, Arc<Entry>)>,
+        chunks: &mut Vec<Bytes>,
+    ) -> Result<Batch, LinkError> {
+        if self.protocol == Protocol::Native {
+            self.put_control(chunks);
+            self.put_repairs(log, entries, chunks);
+        }
+        let mut moved = None;
+        let mut at_tip = false;
+        if let Some(cursor) = self.cursor {
+            let (next, tip) = self.advance(cursor, log, entries, chunks)?;
+            at_tip = tip;
+            self.cursor = Some(next);
+            moved = (next != cursor).then_some(next);
+        }
+        self.put_targeted(log, chunks);
+        if chunks.is_empty() {
+            return Ok(Batch::Idle {
+                follows_tip: at_tip,
+            });
+        }
+        Ok(Batch::Frames { cursor: moved })
+    }
+
+    /// Moves the cursor over a batch of events; says where it stands then and whether at the tip.
+    fn advance(
+        &self,
+        cursor: u64,
+        log: &SharedLog,
+        entries: &mut Vec<(u64, Arc<Entry>)>,
+        chunks: &mut Vec<Bytes>,
+    ) -> Result<(u64, bool), LinkError> {
+        // A targeted event goes out where the cursor passes its place.
+        let stop = self.targeted.front().map(|targeted| targeted.after);
+        let room = match stop {
+            Some(stop) => stop.saturating_sub(cursor).min(BATCH_EVENTS as u64) as usize,
+            None => BATCH_EVENTS,
+        };
+        if room == 0 {
+            return Ok((cursor, false));
+        }
+        entries.clear();
+        match log.read(cursor, room, BATCH_BYTES, entries) {
+            Read::Events => {
+                let mut next = cursor;
+                for (offset, entry) in entries.drain(..) {
+                    match self.protocol {
+                        Protocol::Native => chunks.extend_from_slice(entry.native(offset)),
+                        Protocol::Compat => chunks.push(entry.compat().clone()),
+                    }
+                    next = offset + 1;
+                }
+                Ok((next, false))
+            }
+            Read::AtTip => Ok((cursor, true)),
+            Read::Beyond { .. } => Ok((cursor, true)),
+            Read::Trimmed { head } => match self.protocol {
+                Protocol::Native => {
+                    ToSpoke::Missed {
+                        from: cursor,
+                        to: head,
+                    }
+                    .encode(chunks);
+                    Ok((head, false))
+                }
+                Protocol::Compat => Err(e!(LinkError::FellBehind {
+                    events: head - cursor
+                })),
+            },
+        }
+    }
+
+    fn put_control(&mut self, chunks: &mut Vec<Bytes>) {
+        if let Some(seq) = self.ack.take() {
+            ToSpoke::Ack { seq }.encode(chunks);
+        }
+        if let Some(millis) = self.ack_every.take() {
+            ToSpoke::AckEvery { millis }.encode(chunks);
+        }
+        match self.topic.take() {
+            Some(TopicOrder::Join(topic)) => ToSpoke::Topic(topic).encode(chunks),
+            Some(TopicOrder::Leave) => ToSpoke::LeaveTopic.encode(chunks),
+            None => {}
+        }
+    }
+
+    /// Answers wants, a batch at a time.
+    fn put_repairs(
+        &mut self,
+        log: &SharedLog,
+        entries: &mut Vec<(u64, Arc<Entry>)>,
+        chunks: &mut Vec<Bytes>,
+    ) {
+        let Some((from, to)) = self.repairs.pop_front() else {
+            return;
+        };
+        let room = (to - from).min(BATCH_EVENTS as u64) as usize;
+        entries.clear();
+        let next = match log.read(from, room, BATCH_BYTES, entries) {
+            Read::Events => {
+                let mut next = from;
+                for (offset, entry) in entries.drain(..) {
+                    native::put_event(chunks, offset, entry.envelope.body(), true);
+                    next = offset + 1;
+                }
+                next
+            }
+            Read::Trimmed { head } => {
+                let to = head.min(to);
+                ToSpoke::Missed { from, to }.encode(chunks);
+                to
+            }
+            // Nothing there yet; the topic or the cursor brings it.
+            Read::AtTip | Read::Beyond { .. } => to,
+        };
+        if next < to {
+            self.repairs.push_front((next, to));
+        }
+    }
+
+    /// Writes the targeted events whose place the cursor has reached; all of them if the topic
+    /// serves the spoke, whose inbox then keeps the order.
+    fn put_targeted(&mut self, log: &SharedLog, chunks: &mut Vec<Bytes>) {
+        let mut bytes = 0;
+        while let Some(targeted) = self.targeted.front() {
+            let due = self.cursor.is_none_or(|cursor| cursor >= targeted.after);
+            if !due || bytes >= BATCH_BYTES {
+                return;
+            }
+            let Some(targeted) = self.targeted.pop_front() else {
+                return;
+            };
+            bytes += targeted.envelope.size();
+            match self.protocol {
+                Protocol::Native => {
+                    let after = Position::new(log.epoch(), targeted.after);
+                    let body = targeted.envelope.body();
+                    native::put_targeted(chunks, targeted.seq, after, body);
+                    self.unacked.push_back((targeted.seq, body.len()));
+                }
+                Protocol::Compat => {
+                    chunks.push(crate::wire::compat::encode(&targeted.envelope));
+                    self.targeted_bytes -= targeted.envelope.size();
+                }
+            }
+        }
+    }
+}

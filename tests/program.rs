@@ -1,183 +1,12 @@
 //! The `iroh-hub` program as its users run it: real processes, files and pipes.
 
-use std::{
-    collections::BTreeSet,
-    path::{Path, PathBuf},
-    process::{ExitStatus, Stdio},
-    time::Duration,
-};
+mod common;
 
+use std::{collections::BTreeSet, path::Path, time::Duration};
+
+use common::process::{Hub, LIMIT, Program};
 use serde_json::{Value, json};
-use tempfile::TempDir;
-use tokio::{
-    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Lines},
-    process::{Child, ChildStdin, ChildStdout, Command},
-    task::JoinHandle,
-    time::timeout,
-};
-
-/// How long a test waits for what must come.
-const LIMIT: Duration = Duration::from_secs(60);
-
-/// A running `iroh-hub`. It is killed when dropped.
-struct Program {
-    child: Child,
-    stdin: Option<ChildStdin>,
-    stdout: Lines<BufReader<ChildStdout>>,
-    stderr: JoinHandle<String>,
-}
-
-/// How it ended, and what it had left to say.
-struct Ended {
-    status: ExitStatus,
-    lines: Vec<String>,
-    stderr: String,
-}
-
-impl Program {
-    fn start<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_iroh-hub"))
-            .args(args)
-            .env_remove("RUST_LOG")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .expect("the program is built");
-        let stdout = child.stdout.take().expect("piped");
-        let mut stderr = child.stderr.take().expect("piped");
-        Self {
-            stdin: child.stdin.take(),
-            stdout: BufReader::new(stdout).lines(),
-            stderr: tokio::spawn(async move {
-                let mut text = String::new();
-                let _ = stderr.read_to_string(&mut text).await;
-                text
-            }),
-            child,
-        }
-    }
-
-    /// Writes to its stdin, in the background if it does not take it at once.
-    fn write(&mut self, text: impl Into<Vec<u8>>) -> JoinHandle<ChildStdin> {
-        let mut stdin = self.stdin.take().expect("stdin is open");
-        let text = text.into();
-        tokio::spawn(async move {
-            // What the program does not read shows in what it does.
-            let _ = stdin.write_all(&text).await;
-            stdin
-        })
-    }
-
-    async fn next_line(&mut self) -> String {
-        timeout(LIMIT, self.stdout.next_line())
-            .await
-            .expect("a line in time")
-            .expect("stdout can be read")
-            .expect("a line before the end")
-    }
-
-    async fn next_json(&mut self) -> Value {
-        serde_json::from_str(&self.next_line().await).expect("a line of JSON")
-    }
-
-    async fn end(mut self) -> Ended {
-        let ended = async {
-            let mut lines = Vec::new();
-            while let Some(line) = self.stdout.next_line().await.expect("stdout can be read") {
-                lines.push(line);
-            }
-            Ended {
-                status: self.child.wait().await.expect("it ends"),
-                lines,
-                stderr: self.stderr.await.expect("stderr is read"),
-            }
-        };
-        timeout(LIMIT, ended).await.expect("it ends in time")
-    }
-
-    #[cfg(unix)]
-    fn signal(&self, signal: rustix::process::Signal) {
-        let id = self.child.id().expect("it runs");
-        let id = rustix::process::Pid::from_raw(id.cast_signed()).expect("a process");
-        rustix::process::kill_process(id, signal).expect("it can be signalled");
-    }
-}
-
-impl Ended {
-    fn code(&self) -> i32 {
-        self.status.code().expect("it was not killed")
-    }
-
-    /// The lines as JSON.
-    fn json(&self) -> Vec<Value> {
-        self.lines
-            .iter()
-            .map(|line| serde_json::from_str(line).expect("a line of JSON"))
-            .collect()
-    }
-
-    fn assert_code(&self, code: i32) {
-        assert_eq!(self.code(), code, "stderr: {}", self.stderr);
-    }
-
-    /// Its last word is an error on one line, and no trace of what it is made of.
-    fn assert_fails_with(&self, code: i32, words: &str) {
-        self.assert_code(code);
-        let last = self.stderr.lines().last().unwrap_or_default();
-        assert!(last.starts_with("error: "), "{}", self.stderr);
-        assert!(last.contains(words), "{}", self.stderr);
-        for internal in ["panicked", "backtrace", " at src/", "Error {"] {
-            assert!(!self.stderr.contains(internal), "{}", self.stderr);
-        }
-    }
-}
-
-/// A hub on loopback with its files.
-struct Hub {
-    program: Program,
-    ticket: String,
-    _dir: TempDir,
-}
-
-impl Hub {
-    async fn start(args: &[&str]) -> Self {
-        let dir = tempfile::tempdir().expect("a directory");
-        let file = dir.path().join("ticket");
-        let mut program = Program::start(
-            ["hub", "--local", "--ticket"]
-                .into_iter()
-                .map(PathBuf::from)
-                .chain([file.clone()])
-                .chain(args.iter().map(PathBuf::from)),
-        );
-        let ticket = async {
-            while !file.exists() {
-                if program.child.try_wait().expect("it is ours").is_some() {
-                    let stderr = (&mut program.stderr).await.expect("stderr is read");
-                    panic!("the hub has ended: {stderr}");
-                }
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
-            std::fs::read_to_string(&file).expect("the file is whole")
-        };
-        let ticket = timeout(LIMIT, ticket).await.expect("a ticket in time");
-        Self {
-            program,
-            ticket: ticket.trim_end().to_owned(),
-            _dir: dir,
-        }
-    }
-
-    fn spoke(&self, args: &[&str]) -> Program {
-        Program::start(
-            ["spoke", self.ticket.as_str(), "--local"]
-                .into_iter()
-                .chain(args.iter().copied()),
-        )
-    }
-}
+use tokio::{io::AsyncWriteExt, process::ChildStdin, time::timeout};
 
 fn texts(count: usize) -> Vec<String> {
     (0..count)
@@ -498,6 +327,7 @@ async fn a_spoke_whose_reader_has_enough_ends_quietly() {
         stdin: _spoke_stdin,
         stdout,
         stderr,
+        ..
     } = spoke;
     drop(stdout);
     let ending = async {

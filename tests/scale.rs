@@ -6,34 +6,27 @@
 //! ```
 #![cfg(feature = "cli")]
 
+mod checker;
 mod common;
 
 use std::{
-    collections::BTreeMap,
-    fs::File,
-    io::{BufRead, BufReader},
     path::{Path, PathBuf},
-    process::Stdio,
     time::{Duration, Instant},
 };
 
-use common::expect_numbers;
+use checker::{Life, Spoke as Printed, check};
+use common::{
+    expect_numbers,
+    process::{Hub, program, spoke_command, spoke_into},
+};
 use iroh_hub::{Spoke, Via, endpoint};
+use serde_json::Value;
 use tokio::{
-    io::{AsyncBufReadExt, AsyncWriteExt},
-    process::{Child, Command},
     task::JoinSet,
     time::{sleep, timeout},
 };
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_iroh-hub");
 const LIMIT: Duration = Duration::from_secs(300);
-
-fn program(args: &[&str]) -> Command {
-    let mut command = Command::new(PROGRAM);
-    command.args(args).kill_on_drop(true);
-    command
-}
 
 /// Lines of this crate's own sources, as often as it takes.
 fn text(lines: usize) -> Vec<String> {
@@ -69,96 +62,61 @@ fn text(lines: usize) -> Vec<String> {
     all.iter().cycle().take(lines).cloned().collect()
 }
 
-async fn ticket(path: &Path) -> String {
-    let begin = Instant::now();
-    loop {
-        if let Ok(ticket) = std::fs::read_to_string(path) {
-            return ticket.trim().to_owned();
-        }
-        assert!(begin.elapsed() < LIMIT, "the hub writes its ticket");
-        sleep(Duration::from_millis(20)).await;
-    }
-}
-
-/// Pipes `lines` through a hub to twenty spoke processes, and checks what each printed. Returns the
+/// Pipes `lines` through a hub to so many spoke processes, and checks what each printed. Returns the
 /// share that came by gossip, over the spokes that can.
 async fn pipe(fan_out: &str, native: usize, compat: usize, lines: usize) -> f64 {
     let dir = tempfile::tempdir().expect("a directory");
+    let path = |name: &str| dir.path().join(name);
     let lines = text(lines);
-    let input = dir.path().join("input");
-    std::fs::write(&input, lines.join("\n") + "\n").expect("written");
-    let ticket_file = dir.path().join("ticket");
     let spokes = native + compat;
-    let mut hub = program(&["hub", "--local", "--exit-on-eof", "--drain-timeout", "120"])
-        .args(["--wait-for", &spokes.to_string(), "--fan-out", fan_out])
-        .arg("--ticket")
-        .arg(&ticket_file)
-        .stdin(File::open(&input).expect("readable"))
-        .stdout(Stdio::null())
-        .spawn()
-        .expect("the hub starts");
-    let ticket = ticket(&ticket_file).await;
-    let mut children: Vec<(Child, PathBuf)> = Vec::new();
+    let (wait_for, receipts) = (spokes.to_string(), path("receipts"));
+    let mut hub = Hub::start(&[
+        "--exit-on-eof",
+        "--drain-timeout",
+        "120",
+        "--wait-for",
+        &wait_for,
+        "--fan-out",
+        fan_out,
+        "--receipts",
+        receipts.to_str().expect("UTF-8"),
+    ])
+    .await;
+    let mut running = Vec::new();
     for n in 0..spokes {
-        let out = dir.path().join(format!("spoke{n}"));
-        let mut spoke = program(&["spoke", &ticket, "--local"]);
-        if n >= native {
-            spoke.arg("--compat");
-        }
-        let child = spoke
-            .stdin(Stdio::null())
-            .stdout(File::create(&out).expect("created"))
-            .spawn()
-            .expect("a spoke starts");
-        children.push((child, out));
+        let out = path(&format!("spoke{n}"));
+        let options: &[&str] = if n < native { &[] } else { &["--compat"] };
+        let command = spoke_command(program(), &hub.ticket, options);
+        running.push((spoke_into(command, &out).patient(LIMIT), out));
     }
     let begin = Instant::now();
-    let status = timeout(LIMIT, hub.wait())
-        .await
-        .expect("in time")
-        .expect("waited");
-    assert!(status.success(), "hub: {status}");
+    let writing = hub.program.write(lines.join("\n") + "\n");
+    drop(writing.await.expect("the hub reads"));
+    hub.program.patient(LIMIT).end().await.assert_code(0);
     let took = begin.elapsed();
-    let (mut by_gossip, mut all) = (0usize, 0usize);
-    for (n, (mut child, out)) in children.into_iter().enumerate() {
-        let status = timeout(LIMIT, child.wait())
-            .await
-            .expect("in time")
-            .expect("waited");
-        assert!(status.success(), "spoke {n}: {status}");
-        let mut vias = BTreeMap::<String, usize>::new();
-        let mut count = 0;
-        for (line, expected) in BufReader::new(File::open(&out).expect("there"))
-            .lines()
-            .zip(&lines)
-        {
-            let event: serde_json::Value =
-                serde_json::from_str(&line.expect("text")).expect("JSON");
-            assert_eq!(
-                event["payload"],
-                expected.as_str(),
-                "spoke {n}, line {count}"
-            );
-            if n < native {
-                assert_eq!(event["position"]["offset"], count, "spoke {n}");
-            }
-            *vias
-                .entry(event["via"].as_str().expect("a path").to_owned())
-                .or_default() += 1;
-            count += 1;
-        }
-        let printed = BufReader::new(File::open(&out).expect("there"))
-            .lines()
-            .count();
-        assert_eq!((count, printed), (lines.len(), lines.len()), "spoke {n}");
-        if n < native {
-            by_gossip += vias.get("gossip").copied().unwrap_or_default();
-            all += count;
-        }
+    let mut printed = Vec::new();
+    for (n, (spoke, out)) in running.into_iter().enumerate() {
+        spoke.end().await.assert_code(0);
+        let spoke = Printed::new(n, vec![Life::read(&out, false)]);
+        printed.push(spoke.begins_at(0).has_all());
     }
-    let share = by_gossip as f64 / all.max(1) as f64;
+    let named = std::fs::read_to_string(&receipts).expect("a file");
+    let payload = |line: &str| serde_json::from_str::<Value>(line).expect("JSON")["payload"].take();
+    assert!(
+        named
+            .lines()
+            .map(payload)
+            .eq(lines.iter().map(String::as_str))
+    );
+    let receipts = [Life::read(&receipts, false)];
+    let plain = check(&receipts, &printed.split_off(native));
+    let report = check(&receipts, &printed);
+    plain.assert_ok();
+    report.assert_ok();
+    assert_eq!((report.missed, report.lagged, plain.lagged), (0, 0, 0));
+    let share = report.by_gossip as f64 / report.events.max(1) as f64;
     println!(
-        "{fan_out}: {native} native and {compat} plain spokes, {} lines each: {took:.1?} with starting, {:.1}% by gossip",
+        "{fan_out}: {native} native and {compat} plain spokes, {} lines each: {took:.1?}, {:.1}% by gossip",
         lines.len(),
         share * 100.0
     );
@@ -199,113 +157,27 @@ async fn a_hundred_thousand_lines_reach_twenty_processes_by_every_strategy() {
     pipe("gossip", 10, 10, 100_000).await;
 }
 
-/// Says how long the longest pause between two lines of each spoke was.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "takes minutes; see the module"]
-async fn one_of_thirty_gossiping_processes_is_stopped_and_the_others_go_on() {
-    const SPOKES: usize = 30;
-    let dir = tempfile::tempdir().expect("a directory");
-    let ticket_file = dir.path().join("ticket");
-    let mut hub = program(&["hub", "--local", "--exit-on-eof", "--drain-timeout", "60"])
-        .args(["--wait-for", &SPOKES.to_string(), "--fan-out", "gossip"])
-        .arg("--ticket")
-        .arg(&ticket_file)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .spawn()
-        .expect("the hub starts");
-    let ticket = ticket(&ticket_file).await;
-    let mut readers = JoinSet::new();
-    let mut pids = Vec::new();
-    for n in 0..SPOKES {
-        let mut child = program(&["spoke", &ticket, "--local", "--output", "payload"])
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("a spoke starts");
-        pids.push(child.id().expect("it runs"));
-        let mut lines = tokio::io::BufReader::new(child.stdout.take().expect("piped")).lines();
-        readers.spawn(async move {
-            // It would be killed if it were dropped.
-            let _child = child;
-            let (mut next, mut longest, mut last) = (0u64, Duration::ZERO, None::<Instant>);
-            while let Some(line) = lines.next_line().await.expect("text") {
-                assert_eq!(line, next.to_string(), "spoke {n}: in order, once each");
-                next += 1;
-                if let Some(last) = last {
-                    longest = longest.max(last.elapsed());
-                }
-                last = Some(Instant::now());
-            }
-            (n, next, longest)
-        });
-    }
-    let mut stdin = hub.stdin.take().expect("piped");
-    let stopped = 7;
-    let signal = |name: &str| {
-        let status = std::process::Command::new("kill")
-            .args([format!("-{name}"), pids[stopped].to_string()])
-            .status();
-        assert!(status.expect("kill runs").success());
-    };
-    // 500 lines a second for twelve seconds; one spoke is stopped from the second to the tenth.
-    let lines = 6000;
-    let begin = Instant::now();
-    for n in 0..lines {
-        if n == 1000 {
-            signal("STOP");
-        }
-        if n == 5000 {
-            signal("CONT");
-        }
-        stdin
-            .write_all(format!("{n}\n").as_bytes())
-            .await
-            .expect("the hub reads");
-        let due = begin + Duration::from_millis(2 * (n + 1));
-        sleep(due.saturating_duration_since(Instant::now())).await;
-    }
-    drop(stdin);
-    let status = timeout(LIMIT, hub.wait())
-        .await
-        .expect("in time")
-        .expect("waited");
-    assert!(status.success(), "hub: {status}");
-    let mut worst = Duration::ZERO;
-    while let Some(read) = timeout(LIMIT, readers.join_next()).await.expect("in time") {
-        let (n, count, longest) = read.expect("in order");
-        assert_eq!(count, lines, "spoke {n}");
-        if n == stopped {
-            println!("the stopped spoke: longest pause {longest:.2?}");
-        } else {
-            worst = worst.max(longest);
-        }
-    }
-    println!("the other {}: longest pause {worst:.2?}", SPOKES - 1);
-    assert!(worst < Duration::from_secs(1), "a break of {worst:?}");
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "takes minutes; see the module"]
 async fn three_hundred_spokes_that_join_gossip_at_once_all_receive_everything() {
     const SPOKES: usize = 300;
     const LINES: u64 = 1000;
-    let dir = tempfile::tempdir().expect("a directory");
-    let ticket_file = dir.path().join("ticket");
-    let mut hub = program(&["hub", "--local", "--exit-on-eof", "--drain-timeout", "120"])
-        .args(["--wait-for", &SPOKES.to_string(), "--fan-out", "gossip"])
-        .args(["--input", "json"])
-        .arg("--ticket")
-        .arg(&ticket_file)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .spawn()
-        .expect("the hub starts");
-    let ticket = ticket(&ticket_file).await;
+    let mut hub = Hub::start(&[
+        "--exit-on-eof",
+        "--drain-timeout",
+        "120",
+        "--wait-for",
+        "300",
+        "--fan-out",
+        "gossip",
+        "--input",
+        "json",
+    ])
+    .await;
     let begin = Instant::now();
     let mut joining = JoinSet::new();
     for _ in 0..SPOKES {
-        let ticket = ticket.clone();
+        let ticket = hub.ticket.clone();
         joining.spawn(async move {
             let endpoint = endpoint::bind_local().await.expect("loopback binds");
             let spoke = Spoke::builder()
@@ -323,15 +195,10 @@ async fn three_hundred_spokes_that_join_gossip_at_once_all_receive_everything() 
         sleep(Duration::from_millis(20)).await;
     }
     println!("all on the tree after {:.1?}", begin.elapsed());
-    let mut stdin = hub.stdin.take().expect("piped");
     let lines: String = (0..LINES)
         .map(|n| format!("{{\"type\":\"n\",\"payload\":{n}}}\n"))
         .collect();
-    stdin
-        .write_all(lines.as_bytes())
-        .await
-        .expect("the hub reads");
-    drop(stdin);
+    drop(hub.program.write(lines).await.expect("the hub reads"));
     let mut reading = JoinSet::new();
     for (spoke, mut listener) in spokes {
         reading.spawn(async move {
@@ -348,9 +215,5 @@ async fn three_hundred_spokes_that_join_gossip_at_once_all_receive_everything() 
         begin.elapsed(),
         share * 100.0
     );
-    let status = timeout(LIMIT, hub.wait())
-        .await
-        .expect("in time")
-        .expect("waited");
-    println!("hub: {status}");
+    hub.program.patient(LIMIT).end().await.assert_code(0);
 }

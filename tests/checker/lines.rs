@@ -89,6 +89,7 @@ pub(super) enum Line {
     Event {
         position: Option<Position>,
         content: Content,
+        by_gossip: bool,
     },
     /// An event to this spoke alone.
     Targeted,
@@ -153,6 +154,7 @@ fn read(line: &[u8]) -> Option<Line> {
         return Some(Line::Event {
             position: event.position,
             content: Content(hasher.finish()),
+            by_gossip: event.via.as_deref() == Some("gossip"),
         });
     }
     if let Ok(MissedLine { missed }) = serde_json::from_slice(line) {

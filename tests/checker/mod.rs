@@ -156,6 +156,8 @@ pub struct Report {
     /// Events that spokes said they missed or were too slow for, as far as the lines tell.
     pub missed: u64,
     pub lagged: u64,
+    /// Events that came by gossip.
+    pub by_gossip: u64,
     /// Lines that a life wrote and the one after it wrote again.
     pub written_again: u64,
 }
@@ -232,6 +234,7 @@ impl Known {
                 Ok(Line::Event {
                     position: Some(at),
                     content,
+                    ..
                 }) => known.receipt(at, content, report),
                 Ok(other) => report.fault(Fault::Garbage {
                     who: who(),

@@ -73,8 +73,15 @@ impl<'a> Walk<'a> {
     fn life(&mut self, life: &Life) {
         for line in life.lines() {
             match line {
-                Ok(Line::Event { position, content }) => match self.place(position, content) {
-                    Some(at) => self.event(at, content),
+                Ok(Line::Event {
+                    position,
+                    content,
+                    by_gossip,
+                }) => match self.place(position, content) {
+                    Some(at) => {
+                        self.report.by_gossip += u64::from(by_gossip);
+                        self.event(at, content);
+                    }
                     None => self.fault(|who| Fault::Forged {
                         who,
                         at: "an event without a position".to_owned(),

@@ -1,6 +1,8 @@
 //! What the tests share: endpoints on loopback, and collecting what spokes hear.
 #![allow(dead_code, reason = "each test file uses some of it")]
 
+#[cfg(feature = "cli")]
+pub mod process;
 pub mod raw;
 
 use std::time::Duration;

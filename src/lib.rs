@@ -109,7 +109,7 @@ pub use self::{
     protocol::Protocol,
     spoke::{
         ConnectError, From, Gossip, GossipAcceptor, Spoke, SpokeBuilder, SpokeLimits,
-        SpokeSendError,
+        SpokeSendError, SpokeStatus,
     },
     spoke_id::SpokeId,
     target::{DispatchError, Dispatching, EventTarget, EventTargetExt, LocalTarget},

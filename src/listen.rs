@@ -28,6 +28,7 @@ use crate::{
     event::{DecodeError, Envelope, TypedEvent},
     pattern::Pattern,
     position::Position,
+    spoke::SpokeStatus,
     spoke_id::SpokeId,
     via::Via,
 };
@@ -74,22 +75,36 @@ impl Event {
     }
 }
 
-/// Broadcasts that this spoke will never see: the hub's log no longer had them.
+/// Broadcasts that this spoke will never see: the hub's log no longer had them, they were over the spoke's
+/// own limit, or the log that they were in is gone.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Missed {
     /// The first one missed.
     pub from: Position,
-    /// The first one after it that was not.
+    /// The first one after it that was not. In another epoch, if the hub's log began anew: how many events
+    /// of the old one there were after `from` is not known then, and may be none.
     pub to: Position,
+}
+
+impl Missed {
+    /// How many; unknown if the hub's log began anew in between.
+    pub fn events(&self) -> Option<u64> {
+        let of_one_log = self.from.epoch == self.to.epoch;
+        let events = self.to.offset.checked_sub(self.from.offset);
+        events.filter(|_| of_one_log)
+    }
 }
 
 impl fmt::Display for Missed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "missed the events from {} to before {}",
-            self.from, self.to
-        )
+        let Self { from, to } = self;
+        match self.events() {
+            Some(_) => write!(f, "missed the events from {from} to before {to}"),
+            None => write!(
+                f,
+                "missed what may have followed {from}: the hub's log began anew, and it goes on at {to}"
+            ),
+        }
     }
 }
 
@@ -110,6 +125,9 @@ pub enum Incoming {
     Missed(Missed),
     /// A hole that this listener made by being slow; the events behind it follow.
     Lagged(Lagged),
+    /// What became of the spoke's link, in its place among the events. Only for listeners that ask for it
+    /// ([`ListenOptions::statuses`]).
+    Status(SpokeStatus),
 }
 
 /// What to do with an event when a listener's queue is full.
@@ -134,6 +152,8 @@ pub struct ListenOptions {
     pub capacity: usize,
     /// What to do when they do. Default: hold for at most 30 s.
     pub on_full: OnFull,
+    /// Whether the listener gets [`Incoming::Status`] too. Default: no.
+    pub statuses: bool,
 }
 
 impl Default for ListenOptions {
@@ -143,6 +163,7 @@ impl Default for ListenOptions {
             on_full: OnFull::Hold {
                 at_most: Duration::from_secs(30),
             },
+            statuses: false,
         }
     }
 }
@@ -159,6 +180,12 @@ impl ListenOptions {
         self.on_full = on_full;
         self
     }
+
+    /// Sets [`statuses`](Self::statuses).
+    pub fn statuses(mut self, statuses: bool) -> Self {
+        self.statuses = statuses;
+        self
+    }
 }
 
 #[derive(Debug)]
@@ -172,6 +199,7 @@ struct Queued {
 struct Slot {
     pattern: Pattern,
     on_full: OnFull,
+    statuses: bool,
     queue: mpsc::Sender<Queued>,
     /// Events dropped since the last item that was queued.
     lagged: Arc<AtomicU64>,
@@ -207,6 +235,7 @@ impl Listeners {
         self.slots().push(Arc::new(Slot {
             pattern,
             on_full: options.on_full,
+            statuses: options.statuses,
             queue,
             lagged: lagged.clone(),
         }));
@@ -242,6 +271,7 @@ impl Listeners {
             .filter(|slot| match item {
                 Incoming::Event(event) => slot.pattern.matches(event.envelope.event_type()),
                 Incoming::Missed(_) | Incoming::Lagged(_) => true,
+                Incoming::Status(_) => slot.statuses,
             })
             .cloned()
             .collect()
@@ -279,8 +309,10 @@ impl Slot {
     fn drop_one(&self, item: &Incoming) {
         let events = match item {
             Incoming::Event(_) => 1,
-            Incoming::Missed(missed) => missed.to.offset.saturating_sub(missed.from.offset),
+            // Of how many there were nothing more is known.
+            Incoming::Missed(missed) => missed.events().unwrap_or(1),
             Incoming::Lagged(lagged) => lagged.events,
+            Incoming::Status(_) => return,
         };
         self.lagged.fetch_add(events, Ordering::AcqRel);
     }
@@ -394,17 +426,21 @@ impl<T: TypedEvent> TypedListener<T> {
     ///
     /// Cancel safe.
     pub async fn recv(&mut self) -> Option<Result<Typed<T>, TypedListenError>> {
-        Some(match self.listener.recv().await? {
-            Incoming::Event(event) => match event.envelope.payload() {
-                Ok(value) => Ok(Typed { value, event }),
-                Err(source) => Err(e!(TypedListenError::Decode {
-                    event: Box::new(event),
-                    source
-                })),
-            },
-            Incoming::Missed(missed) => Err(e!(TypedListenError::Missed { missed })),
-            Incoming::Lagged(lagged) => Err(e!(TypedListenError::Lagged { lagged })),
-        })
+        loop {
+            return Some(match self.listener.recv().await? {
+                Incoming::Event(event) => match event.envelope.payload() {
+                    Ok(value) => Ok(Typed { value, event }),
+                    Err(source) => Err(e!(TypedListenError::Decode {
+                        event: Box::new(event),
+                        source
+                    })),
+                },
+                Incoming::Missed(missed) => Err(e!(TypedListenError::Missed { missed })),
+                Incoming::Lagged(lagged) => Err(e!(TypedListenError::Lagged { lagged })),
+                // There is no value to make of it.
+                Incoming::Status(_) => continue,
+            });
+        }
     }
 }
 

@@ -64,7 +64,9 @@ pub struct SpokeMetrics {
     pub events_targeted: Counter,
     /// Broadcasts that the hub's log no longer had.
     pub events_missed: Counter,
-    /// Parts of events that were here already.
+    /// Times that the hub could not go on at this spoke's position: its log had begun anew.
+    pub positions_lost: Counter,
+    /// Parts of events, or whole targeted events, that were here already.
     pub duplicates: Counter,
     /// Parts of events for which there was no room.
     pub dropped: Counter,

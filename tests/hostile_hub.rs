@@ -185,7 +185,7 @@ async fn what_breaks_the_rules_after_the_welcome_ends_the_spoke_with_a_code() {
             .flat_map(|n| raw::native(kind, &[head, &[n, 60_000]].concat(), &part))
             .collect()
     };
-    let waits = raw::targeted(1, EPOCH, 1 << 40, 0, 1, &good(1));
+    let waits = |seq| raw::targeted(seq, EPOCH, 1 << 40, 0, 1, &good(1));
     let cases: Vec<(&str, Vec<u8>, bool, CloseCode)> = vec![
         (
             "a second welcome",
@@ -268,7 +268,13 @@ async fn what_breaks_the_rules_after_the_welcome_ends_the_spoke_with_a_code() {
         ),
         (
             "more targeted events than may wait",
-            waits.repeat(5000),
+            (1..5000).flat_map(waits).collect(),
+            false,
+            CloseCode::TooMany,
+        ),
+        (
+            "a targeted event too soon",
+            targeted(2, 0, 1, &good(1)),
             false,
             misbehaved,
         ),

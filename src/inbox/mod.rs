@@ -132,10 +132,6 @@ impl Inbox {
 
     /// Begins another epoch at `next`. Broadcasts of the old one that were not released are forgotten;
     /// targeted events stay, and those that waited in the old epoch are released.
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "a spoke does not reconnect yet")
-    )]
     pub(crate) fn begin_epoch(&mut self, now: Instant, epoch: Epoch, next: u64, tip: u64) {
         self.epoch = epoch;
         self.next = next;
@@ -434,6 +430,16 @@ impl Inbox {
     /// The life of the log that offsets count in.
     pub(crate) fn epoch(&self) -> Epoch {
         self.epoch
+    }
+
+    /// The position to release next.
+    pub(crate) fn position(&self) -> Position {
+        Position::new(self.epoch, self.next)
+    }
+
+    /// How many targeted events wait for their turn.
+    pub(crate) fn targeted_len(&self) -> usize {
+        self.targeted.len()
     }
 
     /// The offset to release next: all before it has been given out by [`poll`](Self::poll).

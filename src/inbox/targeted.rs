@@ -54,7 +54,6 @@ impl TargetedQueue {
         Some((ready.seq, ready.body))
     }
 
-    #[cfg(test)]
     pub(super) fn len(&self) -> usize {
         self.queue.len()
     }

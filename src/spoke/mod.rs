@@ -11,6 +11,8 @@ mod error;
 mod member;
 mod native;
 mod outbox;
+pub(crate) mod reception;
+mod status;
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -35,8 +37,9 @@ pub use self::{
     config::{From, Gossip, SpokeLimits},
     error::{ConnectError, SpokeSendError},
     member::GossipAcceptor,
+    status::SpokeStatus,
 };
-use self::{config::SpokeConfig, outbox::Outbox};
+use self::{config::SpokeConfig, outbox::Outbox, reception::Reception};
 use crate::{
     close::{CloseCode, Closed},
     event::Envelope,
@@ -48,7 +51,7 @@ use crate::{
     position::Position,
     protocol::Protocol,
     target::{DispatchError, Dispatching, EventTarget},
-    wire::native::{FEATURE_GOSSIP, Hello, MAX_FRAME, Start, ToHub, ToSpoke, VERSION, Welcome},
+    wire::native::{MAX_FRAME, ToHub, ToSpoke, VERSION, Welcome},
 };
 
 /// How many events may wait between the inbox and the listeners.
@@ -118,11 +121,15 @@ impl Spoke {
         acceptor: Option<GossipAcceptor>,
     ) -> Result<Self, ConnectError> {
         let deadline = Instant::now() + config.limits.connect_timeout;
-        let shaking = shake_hands(&endpoint, hub, &config);
+        let metrics = Arc::<SpokeMetrics>::default();
+        let mut reception = native::reception(hub.id, &config, metrics.clone());
+        let shaking = shake_hands(&endpoint, hub, &config, &mut reception);
         let hands = timeout_at(deadline, shaking)
             .await
             .map_err(|_| e!(ConnectError::TimedOut))??;
-        Ok(Self::run(endpoint, config, acceptor, hands))
+        Ok(Self::run(
+            endpoint, config, acceptor, hands, reception, metrics,
+        ))
     }
 
     fn run(
@@ -130,6 +137,8 @@ impl Spoke {
         config: SpokeConfig,
         acceptor: Option<GossipAcceptor>,
         hands: Hands,
+        reception: Reception,
+        metrics: Arc<SpokeMetrics>,
     ) -> Self {
         let Hands {
             connection,
@@ -138,7 +147,6 @@ impl Spoke {
             welcome,
         } = hands;
         let hub = connection.remote_id();
-        let metrics = Arc::<SpokeMetrics>::default();
         let gossip_metrics = Arc::<GossipMetrics>::default();
         let window = welcome
             .as_ref()
@@ -168,12 +176,12 @@ impl Spoke {
         let span = info_span!("spoke", me = %endpoint.id().fmt_short(), hub = %hub.fmt_short());
         let quit = CancellationToken::new();
         let (session, shared): (Session, _) = match welcome {
-            Some(welcome) => {
+            Some(_) => {
                 let (session, shared) = native::Session::new(native::Parts {
                     endpoint: endpoint.clone(),
                     hub,
                     config: config.clone(),
-                    welcome,
+                    reception,
                     reader,
                     outbox: outbox.clone(),
                     deliver,
@@ -197,7 +205,8 @@ impl Spoke {
         };
         let writer = write(send, outbox.clone(), finish.clone());
         tasks.spawn(ends.run(session, writer).instrument(span.clone()));
-        tasks.spawn(deliver_all(deliveries, listeners.clone()).instrument(span));
+        let delivery = deliver_all(deliveries, listeners.clone(), shared.clone());
+        tasks.spawn(delivery.instrument(span));
         tasks.close();
         Self {
             inner: Arc::new(Inner {
@@ -304,11 +313,7 @@ impl Spoke {
 
     /// The position of the next broadcast that listeners get; `None` over the compat protocol.
     pub fn position(&self) -> Option<Position> {
-        let shared = self.inner.shared.as_ref()?;
-        Some(Position::new(
-            shared.epoch,
-            shared.next.load(Ordering::Acquire),
-        ))
+        self.inner.shared.as_ref()?.position()
     }
 
     /// Whether the topic serves this spoke now.
@@ -394,6 +399,7 @@ async fn shake_hands(
     endpoint: &Endpoint,
     hub: EndpointAddr,
     config: &SpokeConfig,
+    reception: &mut Reception,
 ) -> Result<Hands, ConnectError> {
     let connection = endpoint
         .connect(hub, config.protocol.alpn())
@@ -405,7 +411,7 @@ async fn shake_hands(
         let (send, recv) = connection.open_bi().await?;
         match config.protocol {
             Protocol::Compat => greet_plainly(send, recv, config).await,
-            Protocol::Native => greet(send, recv, config).await,
+            Protocol::Native => greet(send, recv, config, reception).await,
         }
     };
     match opening.await {
@@ -465,22 +471,9 @@ async fn greet(
     mut send: SendStream,
     recv: RecvStream,
     config: &SpokeConfig,
+    reception: &mut Reception,
 ) -> Result<Greeted, LinkError> {
-    let features = match config.gossip {
-        Gossip::Full => FEATURE_GOSSIP,
-        Gossip::Off => 0,
-    };
-    let hello = ToHub::Hello(Hello {
-        version: VERSION,
-        features,
-        session: None,
-        targeted: 0,
-        start: match config.from {
-            From::Tip => Start::Tip,
-            From::Earliest => Start::Earliest,
-            From::Position(position) => Start::At(position),
-        },
-    });
+    let hello = ToHub::Hello(reception.hello());
     let mut chunks = Vec::new();
     hello.encode(&mut chunks);
     write_all(&mut send, &mut chunks).await?;
@@ -499,6 +492,7 @@ async fn greet(
                         ours: VERSION
                     }));
                 }
+                reception.welcomed(std::time::Instant::now(), &welcome)?;
                 return Ok((send, reader, Some(welcome)));
             }
             Some(_) => {
@@ -593,9 +587,21 @@ async fn write(
     }
 }
 
-async fn deliver_all(mut deliveries: mpsc::Receiver<Incoming>, listeners: Arc<Listeners>) {
+async fn deliver_all(
+    mut deliveries: mpsc::Receiver<Incoming>,
+    listeners: Arc<Listeners>,
+    shared: Option<Arc<native::Shared>>,
+) {
     while let Some(item) = deliveries.recv().await {
+        let position = match &item {
+            Incoming::Event(event) => event.position.map(Position::next),
+            Incoming::Missed(missed) => Some(missed.to),
+            Incoming::Lagged(_) | Incoming::Status(_) => None,
+        };
         listeners.dispatch(item).await;
+        if let (Some(shared), Some(position)) = (&shared, position) {
+            shared.set_position(position);
+        }
     }
     listeners.close();
 }

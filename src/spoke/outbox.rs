@@ -24,6 +24,8 @@ use crate::{
 const BATCH_BYTES: usize = 256 * 1024;
 /// How many wants wait to be written; the inbox wants again what was not answered.
 const MAX_WANTS: usize = 64;
+/// How many ranges that this spoke gave up wait to be written.
+const MAX_MISSED: usize = 1024;
 
 #[derive(Debug)]
 pub(super) struct Outbox {
@@ -45,6 +47,8 @@ struct State {
     last_seq: u64,
     ack: Option<(u64, u64)>,
     wants: VecDeque<ToHub>,
+    /// What this spoke itself gave up: always said, and before the acknowledgement that covers it.
+    missed: VecDeque<(u64, u64)>,
     /// The path that this spoke wants, as it stands; never dropped.
     path: Option<ToHub>,
 }
@@ -87,43 +91,35 @@ impl Outbox {
         state.events.is_empty() && state.unacked.is_empty()
     }
 
-    pub(super) fn acknowledge(&self, offset: u64, seq: u64) {
-        self.state().ack = Some((offset, seq));
-        self.wake.notify_one();
-    }
-
-    /// Queues a want; what finds no room is wanted again later.
-    pub(super) fn want(&self, from: u64, to: u64) {
+    /// Queues a frame of the reception. False if the hub is told too slowly what was given up.
+    pub(super) fn write(&self, frame: ToHub) -> bool {
         {
             let mut state = self.state();
-            if state.wants.len() < MAX_WANTS {
-                state.wants.push_back(ToHub::Want { from, to: Some(to) });
+            match frame {
+                ToHub::Ack { offset, seq } => state.ack = Some((offset, seq)),
+                ToHub::Served { .. } | ToHub::Want { to: None, .. } => state.path = Some(frame),
+                // What finds no room is wanted again later.
+                ToHub::Want { to: Some(_), .. } => {
+                    if state.wants.len() < MAX_WANTS {
+                        state.wants.push_back(frame);
+                    }
+                }
+                ToHub::Missed { from, to } => {
+                    if let Some((_, end)) = state.missed.back_mut()
+                        && *end == from
+                    {
+                        *end = to;
+                    } else if state.missed.len() < MAX_MISSED {
+                        state.missed.push_back((from, to));
+                    } else {
+                        return false;
+                    }
+                }
+                ToHub::Hello(_) | ToHub::Publish { .. } => debug_assert!(false, "{frame:?}"),
             }
         }
         self.wake.notify_one();
-    }
-
-    /// Says that this spoke gives `[from, to)` up; what finds no room is not said.
-    pub(super) fn missed(&self, from: u64, to: u64) {
-        {
-            let mut state = self.state();
-            if state.wants.len() < MAX_WANTS {
-                state.wants.push_back(ToHub::Missed { from, to });
-            }
-        }
-        self.wake.notify_one();
-    }
-
-    /// Asks to be served directly from `from` on.
-    pub(super) fn want_direct(&self, from: u64) {
-        self.state().path = Some(ToHub::Want { from, to: None });
-        self.wake.notify_one();
-    }
-
-    /// Says that this topic serves this spoke from `from` on.
-    pub(super) fn served(&self, topic: [u8; 32], from: u64) {
-        self.state().path = Some(ToHub::Served { topic, from });
-        self.wake.notify_one();
+        true
     }
 
     /// The hub has everything up to `seq`. Says whether that can be.
@@ -160,6 +156,9 @@ impl Outbox {
         }
         for want in state.wants.drain(..) {
             want.encode(chunks);
+        }
+        for (from, to) in state.missed.drain(..) {
+            ToHub::Missed { from, to }.encode(chunks);
         }
         if let Some((offset, seq)) = state.ack.take() {
             ToHub::Ack { offset, seq }.encode(chunks);
@@ -213,8 +212,8 @@ mod tests {
     #[test]
     fn only_the_latest_acknowledgement_is_written() {
         let outbox = Outbox::new(Protocol::Native, 150);
-        outbox.acknowledge(1, 0);
-        outbox.acknowledge(9, 2);
+        outbox.write(ToHub::Ack { offset: 1, seq: 0 });
+        outbox.write(ToHub::Ack { offset: 9, seq: 2 });
         let mut chunks = Vec::new();
         outbox.next_batch(&mut chunks);
         let mut expected = Vec::new();

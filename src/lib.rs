@@ -72,7 +72,6 @@ mod instant;
 mod link_io;
 mod listen;
 pub mod log;
-mod metrics;
 mod pattern;
 mod position;
 mod protocol;
@@ -84,6 +83,7 @@ mod via;
 mod wire;
 
 pub mod endpoint;
+pub mod metrics;
 
 #[doc(hidden)]
 pub mod bench_support;
@@ -94,7 +94,7 @@ pub use self::{
     delivery::{Delivery, Loss, SendReceipt, Undelivered},
     event::{DecodeError, Envelope, EnvelopeError, MAX_ID_LEN, MAX_TYPE_LEN, TypedEvent},
     fan_out::{AutoFanOut, FanOut, ParseFanOutError, Path},
-    gossip::{GOSSIP_ALPN, GossipConfig, GossipMetrics},
+    gossip::{GOSSIP_ALPN, GossipConfig},
     hub::{
         BroadcastError, Drained, Hub, HubBuilder, HubError, HubLimits, Receipt, Recipient,
         SendError, SpokeChange, SpokeInfo, SpokeWatch, TryBroadcastError, WatchLagged,
@@ -103,7 +103,6 @@ pub use self::{
         Event, Incoming, Lagged, ListenOptions, Listener, Missed, OnFull, Source, Typed,
         TypedListenError, TypedListener,
     },
-    metrics::{HubMetrics, SpokeMetrics},
     pattern::Pattern,
     position::{Epoch, ParseEpochError, Position},
     protocol::Protocol,

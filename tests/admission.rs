@@ -24,7 +24,7 @@ async fn connect(hub: &Hub, endpoint: &Endpoint) -> Result<Spoke, ConnectError> 
 
 /// Every kind of peer on this endpoint is refused, with these words.
 async fn is_refused(hub: &Hub, endpoint: &Endpoint, words: &str) {
-    let before = hub.metrics().refused.get();
+    let before = hub.metrics().admission.refused.get();
     for alpn in [NATIVE, COMPAT] {
         let peer = RawPeer::connect_from(endpoint.clone(), hub, alpn).await;
         assert_eq!(peer.closed().await, (code::REFUSED, words.to_owned()));
@@ -47,8 +47,8 @@ async fn is_refused(hub: &Hub, endpoint: &Endpoint, words: &str) {
         reason: words.to_owned(),
     };
     assert_eq!(closed, expected);
-    assert_eq!(hub.metrics().refused.get(), before + 4);
-    assert_eq!(hub.metrics().links_failed.get(), 0);
+    assert_eq!(hub.metrics().admission.refused.get(), before + 4);
+    assert_eq!(hub.metrics().direct.links_failed.get(), 0);
 }
 
 /// A spoke that is let in hears what is broadcast while others are turned away.
@@ -63,7 +63,7 @@ async fn everyone_gets_into_an_open_hub() {
     let hub = guarded(Admission::open()).await;
     let spoke = connect(&hub, &bind().await).await.expect("open");
     is_served(&hub, &spoke, 1).await;
-    assert_eq!(hub.metrics().refused.get(), 0);
+    assert_eq!(hub.metrics().admission.refused.get(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

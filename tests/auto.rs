@@ -129,7 +129,7 @@ async fn auto_crosses_its_threshold_both_ways_under_load_and_nothing_is_lost() {
         assert!(direct > 0);
         assert_eq!(gossip > 0, n > 0, "spoke {n}: {gossip} by gossip");
     }
-    assert_eq!(hub.metrics().topics_started.get(), 2);
+    assert_eq!(hub.metrics().topic.started.get(), 2);
     let drained = hub.shutdown().await;
     assert!(drained.behind.is_empty(), "{drained:?}");
 }

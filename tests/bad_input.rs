@@ -48,7 +48,7 @@ impl Scene {
     }
 
     fn failed(&self) -> u64 {
-        self.hub.metrics().links_failed.get()
+        self.hub.metrics().direct.links_failed.get()
     }
 
     /// Every honest spoke hears the next broadcast and nothing else, and is heard.
@@ -483,7 +483,7 @@ async fn frames_of_an_unknown_kind_are_skipped_and_the_link_goes_on() {
     }
     stream.write(message(NATIVE, 1)).await;
     assert_eq!(number(&next_event(&mut scene.from_hostile).await), 1);
-    assert_eq!(scene.hub.metrics().frames_unknown.get(), 6);
+    assert_eq!(scene.hub.metrics().direct.frames_unknown.get(), 6);
     scene.goes_on().await;
     peer.leave().await;
     scene.ends().await;
@@ -532,7 +532,7 @@ async fn who_opens_a_hundred_streams_gets_as_many_spokes_as_it_may_have() {
     let limits = hub_limits(|limits| limits.max_streams = 8);
     let mut scene = Scene::new(limits).await;
     for alpn in [NATIVE, COMPAT] {
-        let refused = scene.hub.metrics().streams_refused.get();
+        let refused = scene.hub.metrics().admission.streams_refused.get();
         let peer = RawPeer::connect(&scene.hub, alpn).await;
         let mut spokes = Vec::new();
         for _ in 0..8 {
@@ -549,7 +549,7 @@ async fn who_opens_a_hundred_streams_gets_as_many_spokes_as_it_may_have() {
             assert_eq!(stream.reset_codes().await, (code::TOO_MANY, code::TOO_MANY));
         }
         let metrics = scene.hub.metrics();
-        assert_eq!(metrics.streams_refused.get(), refused + 92);
+        assert_eq!(metrics.admission.streams_refused.get(), refused + 92);
         assert_eq!(scene.hub.spoke_count(), 10);
         scene.goes_on().await;
         drop(more);
@@ -634,7 +634,7 @@ async fn who_is_no_member_gets_nowhere_on_the_topic() {
             assert!(code > 1 && !reason.is_empty(), "{n}: {code} {reason}");
         }
     }
-    assert_eq!(hub.gossip_metrics().auth_failed.get(), 2);
+    assert_eq!(hub.metrics().gossip.auth_failed.get(), 2);
     assert_eq!(honest[0].0.gossip_metrics().auth_failed.get(), 2);
     for n in 0..100 {
         hub.broadcast(numbered(n)).await.expect("the hub is open");

@@ -159,8 +159,8 @@ async fn the_hub_hears_every_spoke_in_order_and_knows_who_speaks() {
         spoke.await.expect("no panic").shutdown().await;
     }
     let metrics = hub.metrics();
-    assert_eq!(metrics.events_received.get(), 6 * EACH);
-    assert_eq!(metrics.links_failed.get(), 0);
+    assert_eq!(metrics.events.events_received.get(), 6 * EACH);
+    assert_eq!(metrics.direct.links_failed.get(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

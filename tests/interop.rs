@@ -111,7 +111,7 @@ async fn clients_of_all_languages_share_a_hub_with_native_spokes_on_gossip() {
         client.exits(0).await;
     }
     until("they have left", || hub.spoke_count() == natives.len()).await;
-    assert_eq!(hub.metrics().links_failed.get(), 0);
+    assert_eq!(hub.metrics().direct.links_failed.get(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -146,7 +146,10 @@ async fn a_client_that_the_rust_hub_refuses_learns_the_reason() {
             "closed by the hub: this endpoint is not admitted (code 2)\n"
         );
     }
-    assert_eq!(hub.metrics().refused.get(), Runtime::ALL.len() as u64);
+    assert_eq!(
+        hub.metrics().admission.refused.get(),
+        Runtime::ALL.len() as u64
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

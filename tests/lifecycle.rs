@@ -123,7 +123,7 @@ async fn spokes_come_and_go_and_the_hub_goes_on_accepting() {
         assert_eq!(hub.spoke_count(), 1);
         let metrics = hub.metrics();
         assert_eq!(
-            (metrics.spokes.get(), metrics.spokes_joined.get()),
+            (metrics.spokes.connected.get(), metrics.spokes.joined.get()),
             (1, round + 2)
         );
     }
@@ -262,7 +262,7 @@ async fn flush_means_that_the_hub_has_it() {
         spoke.send(numbered(n)).await.expect("the link stands");
     }
     soon("acknowledgement", spoke.flush()).await.expect("taken");
-    assert_eq!(hub.metrics().events_received.get(), 100);
+    assert_eq!(hub.metrics().events.events_received.get(), 100);
     expect_numbers(&mut heard, 0, 100).await;
 }
 

@@ -58,7 +58,7 @@ async fn a_publisher_is_held_back_at_the_bound_and_goes_on_without_who_is_stuck(
         TryBroadcastError::Behind { event, .. } => assert_eq!(event, numbered(sent)),
         other => panic!("{other:?}"),
     }
-    assert!(hub.metrics().broadcasts_held.get() > 0);
+    assert!(hub.metrics().events.broadcasts_held.get() > 0);
     expect_numbers(&mut listener, 0, sent).await;
     // An acknowledgement makes room.
     stream.write(raw::ack(5, 0)).await;
@@ -118,7 +118,7 @@ async fn a_plain_spoke_that_falls_behind_the_log_is_closed_with_a_code() {
         ConnectionError::Reset => {}
         other => panic!("closed otherwise: {other:?}"),
     }
-    assert_eq!(hub.metrics().links_failed.get(), 1);
+    assert_eq!(hub.metrics().direct.links_failed.get(), 1);
     assert_eq!(hub.spoke_count(), 2);
     loop {
         let change = soon("a change", changes.next()).await.expect("a hub");

@@ -29,7 +29,7 @@ async fn serve(hub: Arc<Inner>, connection: Connection, protocol: Protocol) {
         protocol,
     };
     if let Decision::Refuse { reason } = hub.config.admission.decide(candidate).await {
-        hub.metrics.refused.inc();
+        hub.metrics.admission.refused.inc();
         info!(%reason, "refused");
         close(&connection, CloseCode::Refused, &reason);
         return;
@@ -45,7 +45,7 @@ async fn serve(hub: Arc<Inner>, connection: Connection, protocol: Protocol) {
                     Err(_) => break,
                 };
                 if streams.len() >= hub.config.limits.max_streams {
-                    hub.metrics.streams_refused.inc();
+                    hub.metrics.admission.streams_refused.inc();
                     debug!("a stream more than one connection may have");
                     let code = CloseCode::TooMany.to_varint();
                     let _ = send.reset(code);
@@ -69,7 +69,7 @@ async fn serve(hub: Arc<Inner>, connection: Connection, protocol: Protocol) {
                     }
             }
             () = sleep_until(idle_since + hello_timeout), if streams.is_empty() => {
-                hub.metrics.links_failed.inc();
+                hub.metrics.direct.links_failed.inc();
                 close(&connection, CloseCode::TimedOut, "no stream was opened in time");
                 break;
             }

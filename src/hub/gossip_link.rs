@@ -56,7 +56,7 @@ impl GossipLink {
             keys.generation,
             keys.key,
             HubGate::new(opener, Really),
-            hub.gossip_metrics.clone(),
+            hub.metrics.gossip.clone(),
         );
         let hurry = watch::Sender::new(true);
         let cancel = hub.cancel.child_token();
@@ -179,7 +179,7 @@ impl Cursor {
         } = *content;
         let frame = self.sealer.seal(first, count, of, &content.body);
         let frame = frame.map_err(|_| Ended)?;
-        self.hub.metrics.gossip_frames.inc();
+        self.hub.metrics.topic.frames_sent.inc();
         self.node.broadcast(frame).await.map_err(|error| {
             warn!(%error, "the topic does not take frames");
             Ended

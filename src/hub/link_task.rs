@@ -51,7 +51,7 @@ pub(super) async fn run(
     let closed = error.closed();
     if let Closed::ByUs { code, .. } = &closed {
         if *code != CloseCode::Goodbye {
-            hub.metrics.links_failed.inc();
+            hub.metrics.direct.links_failed.inc();
             let _ = send.reset(code.to_varint());
         }
         reader.stop(*code);
@@ -207,7 +207,7 @@ struct Inbound<'a> {
 
 impl Inbound<'_> {
     async fn frame(&mut self, frame: Bytes) -> Result<(), LinkError> {
-        self.hub.metrics.frames_received.inc();
+        self.hub.metrics.direct.frames_received.inc();
         match self.link.protocol {
             Protocol::Compat if frame.is_empty() => Ok(()),
             Protocol::Compat => {
@@ -219,7 +219,7 @@ impl Inbound<'_> {
             Protocol::Native => match ToHub::decode(frame)? {
                 Some(frame) => self.native(frame).await,
                 None => {
-                    self.hub.metrics.frames_unknown.inc();
+                    self.hub.metrics.direct.frames_unknown.inc();
                     Ok(())
                 }
             },
@@ -235,7 +235,7 @@ impl Inbound<'_> {
                 if from > to || to > tip {
                     return misbehaved("missed events that do not exist");
                 }
-                self.hub.metrics.events_given_up.inc_by(to - from);
+                self.hub.metrics.repair.events_given_up.inc_by(to - from);
                 Ok(())
             }
             ToHub::Publish { seq, of, body } => self.publish(seq, of, body).await,
@@ -243,7 +243,7 @@ impl Inbound<'_> {
                 if offset > tip {
                     return misbehaved("acknowledged an event that does not exist yet");
                 }
-                self.hub.metrics.acks_received.inc();
+                self.hub.metrics.direct.acks_received.inc();
                 if seq > 0 {
                     self.link.targeted_acked(seq)?;
                 }
@@ -256,7 +256,7 @@ impl Inbound<'_> {
                 if from > to || to > tip {
                     return misbehaved("wants events that do not exist");
                 }
-                self.hub.metrics.wants.inc();
+                self.hub.metrics.repair.wants.inc();
                 self.link.repair(from, to);
                 Ok(())
             }
@@ -264,7 +264,7 @@ impl Inbound<'_> {
                 if from > tip {
                     return misbehaved("wants events that do not exist");
                 }
-                self.hub.metrics.wants_direct.inc();
+                self.hub.metrics.repair.wants_direct.inc();
                 self.link.serve_from(from);
                 self.hub.note(Note::OffTree(self.link.id)).await;
                 Ok(())
@@ -320,7 +320,7 @@ impl Inbound<'_> {
     }
 
     async fn deliver(&self, envelope: Envelope) {
-        self.hub.metrics.events_received.inc();
+        self.hub.metrics.events.events_received.inc();
         let event = Event::new(envelope, Source::Spoke(self.link.id));
         self.hub.listeners.dispatch(Incoming::Event(event)).await;
     }

@@ -61,7 +61,7 @@ use crate::{
     close::{CloseCode, Closed},
     event::Envelope,
     fan_out::{FanOut, Path},
-    gossip::{GOSSIP_ALPN, GossipMetrics, GossipNode},
+    gossip::{GOSSIP_ALPN, GossipNode},
     instant::bound,
     link_io::LinkError,
     listen::{ListenOptions, Listener, Listeners},
@@ -97,8 +97,7 @@ pub(crate) struct Inner {
     log: SharedLog,
     roster: Roster,
     listeners: Listeners,
-    metrics: Arc<HubMetrics>,
-    gossip_metrics: Arc<GossipMetrics>,
+    metrics: HubMetrics,
     notes: mpsc::Sender<Note>,
     topic: Mutex<CurrentTopic>,
     paces: Mutex<Paces>,
@@ -185,8 +184,7 @@ impl Hub {
             log: SharedLog::new(config.log),
             roster: Roster::new(),
             listeners: Listeners::new(limits.first_listener_wait),
-            metrics: Arc::default(),
-            gossip_metrics: Arc::default(),
+            metrics: HubMetrics::default(),
             notes,
             topic: Mutex::default(),
             paces: Mutex::new(Paces {
@@ -261,7 +259,7 @@ impl Hub {
                 break;
             }
             if !std::mem::replace(&mut held, true) {
-                inner.metrics.broadcasts_held.inc();
+                inner.metrics.events.broadcasts_held.inc();
             }
             // Looked at again even if nobody acknowledges: who is stalled stops to count.
             let _ = timeout(PACE_POLL, progress).await;
@@ -282,7 +280,7 @@ impl Hub {
             .check(&event)
             .map_err(|source| e!(TryBroadcastError::Refused, source))?;
         if !inner.may_append() {
-            inner.metrics.broadcasts_held.inc();
+            inner.metrics.events.broadcasts_held.inc();
             return Err(e!(TryBroadcastError::Behind { event }));
         }
         Ok(inner.append(event))
@@ -358,14 +356,9 @@ impl Hub {
         Position::new(self.inner.log.epoch(), self.inner.log.tip())
     }
 
-    /// The hub's counters.
-    pub fn metrics(&self) -> &Arc<HubMetrics> {
+    /// What the hub counts, to be read or [registered](crate::metrics).
+    pub fn metrics(&self) -> &HubMetrics {
         &self.inner.metrics
-    }
-
-    /// The counters of the hub's node on the topic.
-    pub fn gossip_metrics(&self) -> &Arc<GossipMetrics> {
-        &self.inner.gossip_metrics
     }
 
     /// Ends the hub: takes no more events and spokes, lets every spoke have what is left within
@@ -431,8 +424,11 @@ impl Inner {
     }
 
     fn append(&self, event: Envelope) -> Receipt {
-        self.metrics.events_broadcast.inc();
-        self.metrics.bytes_broadcast.inc_by(event.size() as u64);
+        self.metrics.events.events_broadcast.inc();
+        self.metrics
+            .events
+            .broadcast_bytes
+            .inc_by(event.size() as u64);
         Receipt {
             position: self.log.append(event),
         }
@@ -500,7 +496,7 @@ impl Inner {
                 if link.cancel.is_cancelled() {
                     return Err(e!(SendError::NoSuchSpoke));
                 }
-                self.metrics.events_targeted.inc();
+                self.metrics.events.events_targeted.inc();
                 return Ok(());
             }
             tokio::select! {
@@ -552,8 +548,8 @@ impl Inner {
             })?;
         let all_fast = switchboard::all_are_fast(self.roster.len());
         link.fast.store(all_fast, Ordering::Release);
-        self.metrics.spokes.set(self.roster.len() as i64);
-        self.metrics.spokes_joined.inc();
+        self.metrics.spokes.connected.set(self.roster.len() as i64);
+        self.metrics.spokes.joined.inc();
         let id = link.id;
         self.note(Note::Joined { id, gossip_capable }).await;
         self.roster.announce(SpokeChange::Joined { id, protocol });
@@ -571,7 +567,7 @@ impl Inner {
         }
         link.cancel.cancel();
         if self.roster.remove(link.id) {
-            self.metrics.spokes.set(self.roster.len() as i64);
+            self.metrics.spokes.connected.set(self.roster.len() as i64);
             self.note(Note::Left(link.id)).await;
             self.roster.announce(SpokeChange::Left {
                 id: link.id,

@@ -143,7 +143,7 @@ impl Switchboard {
                         break;
                     }
                     warn!("the topic failed; everyone is served directly");
-                    self.hub.metrics.topic_failures.inc();
+                    self.hub.metrics.topic.failed.inc();
                     self.stop_topic();
                     self.planner.topic_failed(Instant::now());
                 }
@@ -212,7 +212,7 @@ impl Switchboard {
 
     fn start_topic(&mut self) {
         info!("the topic begins");
-        self.hub.metrics.topics_started.inc();
+        self.hub.metrics.topic.started.inc();
         let topic = GossipLink::start(&self.hub);
         self.hub
             .set_topic(Some((topic.topic(), topic.node().clone())));
@@ -339,7 +339,7 @@ impl Switchboard {
         for (id, still) in stuck {
             if still > patience.max(every) {
                 debug!(spoke = %id.fmt_short(), ?still, "the topic does not reach it");
-                self.hub.metrics.served_around.inc();
+                self.hub.metrics.repair.served_around.inc();
                 self.planner.off_tree(now, id);
             }
         }

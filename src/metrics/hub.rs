@@ -1,0 +1,110 @@
+//! What a hub counts: one group a concern.
+
+use std::sync::Arc;
+
+use iroh_metrics::{Counter, Gauge, MetricsGroup, MetricsGroupSet};
+
+use crate::gossip::GossipMetrics;
+
+/// Everything that a hub counts.
+#[derive(Debug, Default, Clone, MetricsGroupSet)]
+#[metrics(name = "iroh_hub")]
+#[non_exhaustive]
+pub struct HubMetrics {
+    /// Events, whichever path they take.
+    pub events: Arc<EventMetrics>,
+    /// Which spokes there are.
+    pub spokes: Arc<RosterMetrics>,
+    /// Who was turned away.
+    pub admission: Arc<AdmissionMetrics>,
+    /// The direct links.
+    pub direct: Arc<DirectMetrics>,
+    /// The topic, as the hub sees it.
+    pub topic: Arc<TopicMetrics>,
+    /// What was sent again, or around the topic.
+    pub repair: Arc<RepairMetrics>,
+    /// The hub's node on the topic.
+    pub gossip: Arc<GossipMetrics>,
+}
+
+/// The events that go through a hub.
+#[derive(Debug, Default, MetricsGroup)]
+#[metrics(name = "iroh_hub")]
+#[non_exhaustive]
+pub struct EventMetrics {
+    /// Events that were broadcast.
+    pub events_broadcast: Counter,
+    /// Bytes of the events that were broadcast.
+    pub broadcast_bytes: Counter,
+    /// Targeted events that were queued for a spoke.
+    pub events_targeted: Counter,
+    /// Events that came from spokes.
+    pub events_received: Counter,
+    /// Times that a broadcast had to wait for the spokes.
+    pub broadcasts_held: Counter,
+}
+
+/// The spokes of a hub.
+#[derive(Debug, Default, MetricsGroup)]
+#[metrics(name = "iroh_hub_spokes")]
+#[non_exhaustive]
+pub struct RosterMetrics {
+    /// Spokes that are connected.
+    pub connected: Gauge,
+    /// Spokes that were welcomed.
+    pub joined: Counter,
+}
+
+/// Whom a hub turned away.
+#[derive(Debug, Default, MetricsGroup)]
+#[metrics(name = "iroh_hub_admission")]
+#[non_exhaustive]
+pub struct AdmissionMetrics {
+    /// Connections that were refused.
+    pub refused: Counter,
+    /// Streams refused because their connection had too many.
+    pub streams_refused: Counter,
+}
+
+/// The direct links of a hub.
+#[derive(Debug, Default, MetricsGroup)]
+#[metrics(name = "iroh_hub_direct")]
+#[non_exhaustive]
+pub struct DirectMetrics {
+    /// Streams and connections that were closed for an error of the peer.
+    pub links_failed: Counter,
+    /// Frames that came.
+    pub frames_received: Counter,
+    /// Frames of a kind that this version does not know, which were skipped.
+    pub frames_unknown: Counter,
+    /// Acknowledgements that came.
+    pub acks_received: Counter,
+}
+
+/// The topic of a hub, whichever node of it runs now.
+#[derive(Debug, Default, MetricsGroup)]
+#[metrics(name = "iroh_hub_topic")]
+#[non_exhaustive]
+pub struct TopicMetrics {
+    /// Frames and beacons that were broadcast on it.
+    pub frames_sent: Counter,
+    /// Times that it was begun.
+    pub started: Counter,
+    /// Times that it failed and everyone was served directly.
+    pub failed: Counter,
+}
+
+/// What a hub sent again, and whom it served around the topic.
+#[derive(Debug, Default, MetricsGroup)]
+#[metrics(name = "iroh_hub_repair")]
+#[non_exhaustive]
+pub struct RepairMetrics {
+    /// Ranges that spokes wanted again.
+    pub wants: Counter,
+    /// Times that a spoke asked to be served directly.
+    pub wants_direct: Counter,
+    /// Times that a spoke was served directly because the topic did not reach it.
+    pub served_around: Counter,
+    /// Broadcasts that spokes gave up by themselves, over their own limits.
+    pub events_given_up: Counter,
+}

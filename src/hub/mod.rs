@@ -4,6 +4,7 @@
 //! (`connection`), one per spoke (`link_task`), the `switchboard` that decides the paths, and the
 //! `gossip_link` while there is a topic. Nothing that they share waits on one spoke.
 
+mod budget;
 mod builder;
 mod config;
 mod connection;
@@ -14,6 +15,7 @@ mod gossip_link;
 mod link;
 mod link_task;
 mod pace;
+mod repairs;
 mod roster;
 mod shared_log;
 mod spokes;

@@ -25,6 +25,17 @@ pub(crate) const VERSION: u8 = 1;
 pub(crate) const BEACON_FIRST: Duration = Duration::from_millis(250);
 /// No two beacons are further apart.
 pub(crate) const BEACON_LAST: Duration = Duration::from_secs(5);
+/// Within this time a frame has reached a small topic, also where it comes late,
+const LATE: Duration = Duration::from_millis(250);
+/// with so much for each doubling of the topic,
+const LATE_A_DOUBLING: Duration = Duration::from_millis(50);
+/// and this at most: spokes want again what did not come soon afterwards.
+const LATE_AT_MOST: Duration = Duration::from_millis(950);
+
+/// How long a frame may take to reach all of so many: what has not come by then is mostly lost.
+pub(crate) fn arrives_within(members: usize) -> Duration {
+    (LATE + LATE_A_DOUBLING * members.max(1).ilog2()).min(LATE_AT_MOST)
+}
 
 /// Bytes of the header.
 pub(crate) const HEADER: usize = 1 + 8 + 4 + 8 + 8 + 2 + 2 + 2;

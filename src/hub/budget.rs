@@ -125,9 +125,19 @@ impl<Who: Copy + Ord> Budget<Who> {
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
     use proptest::prelude::*;
 
     use super::*;
+    use crate::{
+        event::Envelope,
+        hub::{
+            desk::{Batch, Desk, TopicOrder},
+            shared_log::SharedLog,
+        },
+        log::LogConfig,
+        protocol::Protocol,
+    };
 
     const MS: Duration = Duration::from_millis(1);
 
@@ -178,6 +188,63 @@ mod tests {
         assert_eq!(called, (0..100).collect::<Vec<_>>());
         assert!(at < now + 1000 * MS);
         assert!(budget.ask(at + COMES_WITHIN, 200));
+    }
+
+    #[test]
+    fn a_desk_leaves_alone_what_is_not_paid_for_and_says_what_the_rest_costs() {
+        let log = SharedLog::new(LogConfig::default());
+        for _ in 0..10 {
+            log.append(Envelope::from_json("t", "", &"1".repeat(100)).unwrap());
+        }
+        let mut desk = Desk::new(Protocol::Native, 0);
+        let mut next = |desk: &mut Desk, paid| {
+            let mut chunks = Vec::new();
+            let batch = desk.next_batch(&log, paid, &mut Vec::new(), &mut chunks);
+            let len: usize = chunks.iter().map(Bytes::len).sum();
+            (batch.unwrap(), len as u64)
+        };
+        // Who is not on the topic is served as ever.
+        assert!(!desk.is_paid_for(10));
+        let (batch, _) = next(&mut desk, false);
+        let all = Batch::Frames {
+            cursor: Some(10),
+            cost: 0,
+        };
+        assert_eq!(batch, all);
+        desk.park();
+        desk.repair(3, 5);
+        assert!(desk.is_paid_for(10));
+        desk.acknowledge(7);
+        let (batch, acknowledgement) = next(&mut desk, false);
+        assert!(acknowledgement > 0);
+        let control = Batch::Frames {
+            cursor: None,
+            cost: 0,
+        };
+        assert_eq!(batch, control);
+        let (batch, len) = next(&mut desk, true);
+        let repairs = Batch::Frames {
+            cursor: None,
+            cost: len,
+        };
+        assert_eq!(batch, repairs);
+        assert!(len > 200 && !desk.is_paid_for(10));
+        // Served around.
+        desk.unpark(8);
+        assert!(desk.is_paid_for(10));
+        let idle = Batch::Idle { follows_tip: false };
+        assert_eq!(next(&mut desk, false).0, idle);
+        let (batch, len) = next(&mut desk, true);
+        let rest = Batch::Frames {
+            cursor: Some(10),
+            cost: len,
+        };
+        assert_eq!(batch, rest);
+        assert!(!desk.is_paid_for(10));
+        // And so until it leaves the topic.
+        desk.order_topic(TopicOrder::Leave);
+        log.append(Envelope::from_json("t", "", "1").unwrap());
+        assert!(!desk.is_paid_for(11));
     }
 
     #[derive(Clone, Debug)]

@@ -51,6 +51,9 @@ pub struct HubLimits {
     pub drain_timeout: Duration,
     /// How many acknowledgements a second the hub takes over all spokes. Default 1,000.
     pub acks_per_s: u32,
+    /// How many bytes a second may go to repairs, and to spokes that the topic does not reach and that
+    /// are served directly meanwhile, over all of them; who waits longest comes first. Default 32 MiB.
+    pub repair_bytes_per_s: u64,
     /// How long events from spokes wait for the very first listener of a new hub. Default 1 s.
     pub first_listener_wait: Duration,
 }
@@ -73,6 +76,7 @@ impl Default for HubLimits {
             patience: Duration::from_secs(2),
             drain_timeout: Duration::from_secs(10),
             acks_per_s: 1000,
+            repair_bytes_per_s: 32 << 20,
             first_listener_wait: Duration::from_secs(1),
         }
     }
@@ -100,6 +104,7 @@ impl HubConfig {
         limits.targeted_events = limits.targeted_events.max(1);
         limits.pace_events = limits.pace_events.max(1);
         limits.pace_bytes = limits.pace_bytes.max(1);
+        limits.repair_bytes_per_s = limits.repair_bytes_per_s.max(1);
         limits.acks_per_s = limits.acks_per_s.max(1);
         limits.max_streams = limits.max_streams.max(1);
         bound([

@@ -34,6 +34,8 @@ pub(crate) struct Desk {
     protocol: Protocol,
     /// The next offset to write; `None` while the topic serves the spoke.
     cursor: Option<u64>,
+    /// The cursor runs only because the topic does not reach the spoke.
+    fallback: bool,
     /// Wanted ranges, oldest first.
     repairs: VecDeque<(u64, u64)>,
     targeted: VecDeque<Targeted>,
@@ -65,8 +67,9 @@ pub(crate) enum TopicOrder {
 /// What there was to write.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Batch {
-    /// Chunks were appended; when they are written, the cursor stands here (if it moves).
-    Frames { cursor: Option<u64> },
+    /// Chunks were appended; when they are written, the cursor stands here (if it moves). So many of their
+    /// bytes are to be paid for.
+    Frames { cursor: Option<u64>, cost: u64 },
     /// Nothing; wait for an order, and for the tip if the cursor follows it.
     Idle { follows_tip: bool },
 }
@@ -77,6 +80,7 @@ impl Desk {
         Self {
             protocol,
             cursor: Some(cursor),
+            fallback: false,
             repairs: VecDeque::new(),
             targeted: VecDeque::new(),
             unacked: VecDeque::new(),
@@ -96,15 +100,18 @@ impl Desk {
     /// Stops the cursor: the topic serves the spoke.
     pub(crate) fn park(&mut self) {
         self.cursor = None;
+        self.fallback = false;
     }
 
     /// Starts the cursor again where the spoke stands, if it is parked.
     pub(crate) fn unpark(&mut self, acked: u64) {
+        self.fallback |= self.cursor.is_none();
         self.cursor.get_or_insert(acked);
     }
 
     /// Serves the spoke directly from `from` on, because it asked for it.
     pub(crate) fn serve_from(&mut self, from: u64) {
+        self.fallback |= self.cursor.is_none();
         self.cursor = Some(self.cursor.map_or(from, |cursor| cursor.min(from)));
     }
 
@@ -137,7 +144,15 @@ impl Desk {
     }
 
     pub(crate) fn order_topic(&mut self, order: TopicOrder) {
+        // Without a topic there is nothing that it falls back from.
+        self.fallback &= !matches!(order, TopicOrder::Leave);
         self.topic = Some(order);
+    }
+
+    /// Whether something is to be written that the hub's budget for repairs has to have room for.
+    pub(crate) fn is_paid_for(&self, tip: u64) -> bool {
+        let falls_back = self.fallback && self.cursor.is_some_and(|cursor| cursor < tip);
+        !self.repairs.is_empty() || falls_back
     }
 
     /// Queues a targeted event, sent when the tip was `after`, if there is room.
@@ -194,21 +209,33 @@ impl Desk {
     }
 
     /// Gathers what is to be written next into `chunks`: control frames, repairs, and what the
-    /// cursor has before it, with targeted events in their places.
+    /// cursor has before it, with targeted events in their places. `paid` says whether the budget has room
+    /// for what [has to be paid for](Self::is_paid_for); it is left alone otherwise.
     pub(crate) fn next_batch(
         &mut self,
         log: &SharedLog,
+        paid: bool,
         entries: &mut Vec<(u64, Arc<Entry>)>,
         chunks: &mut Vec<Bytes>,
     ) -> Result<Batch, LinkError> {
         if self.protocol == Protocol::Native {
             self.put_control(chunks);
+        }
+        let before = bytes_of(chunks);
+        if paid && self.protocol == Protocol::Native {
             self.put_repairs(log, entries, chunks);
         }
+        let mut cost = bytes_of(chunks) - before;
         let mut moved = None;
         let mut at_tip = false;
-        if let Some(cursor) = self.cursor {
+        if let Some(cursor) = self.cursor
+            && (paid || !self.fallback || cursor >= log.tip())
+        {
+            let before = bytes_of(chunks);
             let (next, tip) = self.advance(cursor, log, entries, chunks)?;
+            if self.fallback {
+                cost += bytes_of(chunks) - before;
+            }
             at_tip = tip;
             self.cursor = Some(next);
             moved = (next != cursor).then_some(next);
@@ -219,7 +246,10 @@ impl Desk {
                 follows_tip: at_tip,
             });
         }
-        Ok(Batch::Frames { cursor: moved })
+        Ok(Batch::Frames {
+            cursor: moved,
+            cost,
+        })
     }
 
     /// Moves the cursor over a batch of events; says where it stands then and whether at the tip.
@@ -345,4 +375,8 @@ impl Desk {
             }
         }
     }
+}
+
+fn bytes_of(chunks: &[Bytes]) -> u64 {
+    chunks.iter().map(|chunk| chunk.len() as u64).sum()
 }

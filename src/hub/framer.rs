@@ -118,7 +118,6 @@ impl<Id: Copy + Ord + Debug> Framer<Id> {
         }
     }
 
-    #[cfg_attr(not(test), expect(dead_code, reason = "nobody asks for it yet"))]
     /// Sends `[from, to)` again, as far as it was sent. False: too much waits to be sent again already.
     pub(crate) fn send_again(&mut self, from: u64, to: u64) -> bool {
         let to = to.min(self.new.next);

@@ -26,12 +26,16 @@ use crate::{
     wire::{broadcast::OVERHEAD, native::GenerationKeys},
 };
 
+/// How many ranges may wait to be taken up by the framer.
+const AGAIN: usize = 1024;
+
 pub(super) struct GossipLink {
     topic: [u8; 32],
     keys: GenerationKeys,
     max_frame_bytes: u32,
     node: GossipNode<HubGate>,
     hurry: watch::Sender<bool>,
+    again: mpsc::Sender<(u64, u64)>,
     cancel: CancellationToken,
     task: AbortOnDropHandle<()>,
 }
@@ -59,6 +63,7 @@ impl GossipLink {
             hub.metrics.gossip.clone(),
         );
         let hurry = watch::Sender::new(true);
+        let (again, again_rx) = mpsc::channel(AGAIN);
         let cancel = hub.cancel.child_token();
         let limits = &hub.config.limits;
         let cursor = Cursor {
@@ -72,6 +77,7 @@ impl GossipLink {
                 Pace::new(limits.stall_after, limits.patience),
             ),
             hurry: hurry.subscribe(),
+            again: again_rx,
         };
         let span = info_span!("gossip_link", me = %hub.me.fmt_short());
         let task = task::spawn(cursor.run(events, cancel.clone()).instrument(span));
@@ -81,6 +87,7 @@ impl GossipLink {
             max_frame_bytes: max_frame_bytes as u32,
             node,
             hurry,
+            again,
             cancel,
             task: AbortOnDropHandle::new(task),
         }
@@ -108,6 +115,13 @@ impl GossipLink {
             .send_if_modified(|now| std::mem::replace(now, hurry) != hurry);
     }
 
+    /// Sends `[from, to)` again. What finds no place is wanted again.
+    pub(super) fn send_again(&self, from: u64, to: u64) {
+        if self.again.try_send((from, to)).is_err() {
+            debug!(from, to, "too much is to be sent again");
+        }
+    }
+
     /// Resolves when the link has ended without having been asked to.
     pub(super) async fn failed(link: &mut Option<Self>) {
         match link {
@@ -133,6 +147,7 @@ struct Cursor {
     sealer: Sealer,
     framer: Framer<SpokeId>,
     hurry: watch::Receiver<bool>,
+    again: mpsc::Receiver<(u64, u64)>,
 }
 
 impl Cursor {
@@ -141,6 +156,9 @@ impl Cursor {
         let mut tip = hub.log.watch_tip();
         loop {
             tip.mark_unchanged();
+            while let Ok((from, to)) = self.again.try_recv() {
+                self.send_again(from, to);
+            }
             let progress = hub.progress.notified();
             let acks = || hub.fast_acks(Some(Path::Gossip));
             let now = Instant::now().into_std();
@@ -162,6 +180,7 @@ impl Cursor {
                     let hurry = *self.hurry.borrow_and_update();
                     self.framer.set_hurry(hurry);
                 }
+                Some((from, to)) = self.again.recv() => self.send_again(from, to),
                 event = events.recv() => match event {
                     Some(event) => debug!(?event, "topic"),
                     // The driver is gone.
@@ -169,6 +188,12 @@ impl Cursor {
                 },
                 () = cancel.cancelled() => return,
             }
+        }
+    }
+
+    fn send_again(&mut self, from: u64, to: u64) {
+        if !self.framer.send_again(from, to) {
+            debug!(from, to, "too much is to be sent again");
         }
     }
 

@@ -182,13 +182,19 @@ impl Link {
         )
     }
 
+    /// See [`Desk::is_paid_for`].
+    pub(crate) fn is_paid_for(&self, tip: u64) -> bool {
+        self.desk().is_paid_for(tip)
+    }
+
     /// Gathers what is to be written next into `chunks`; see [`Desk::next_batch`].
     pub(crate) fn next_batch(
         &self,
         log: &SharedLog,
+        paid: bool,
         entries: &mut Vec<(u64, Arc<Entry>)>,
         chunks: &mut Vec<Bytes>,
     ) -> Result<Batch, LinkError> {
-        self.desk().next_batch(log, entries, chunks)
+        self.desk().next_batch(log, paid, entries, chunks)
     }
 }

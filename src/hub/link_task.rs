@@ -257,7 +257,8 @@ impl Inbound<'_> {
                     return misbehaved("wants events that do not exist");
                 }
                 self.hub.metrics.repair.wants.inc();
-                self.link.repair(from, to);
+                let id = self.link.id;
+                self.hub.note(Note::Want { id, from, to }).await;
                 Ok(())
             }
             ToHub::Want { from, to: None } => {
@@ -339,8 +340,10 @@ async fn write_loop(hub: &Inner, link: &Link, send: &mut SendStream) -> Result<(
     let mut chunks = Vec::new();
     loop {
         tip.mark_unchanged();
-        match link.next_batch(&hub.log, &mut entries, &mut chunks)? {
-            Batch::Frames { cursor } => {
+        let paid = !link.is_paid_for(hub.log.tip()) || hub.ask_budget(link.id);
+        match link.next_batch(&hub.log, paid, &mut entries, &mut chunks)? {
+            Batch::Frames { cursor, cost } => {
+                hub.spend(cost);
                 tokio::select! {
                     written = write_all(send, &mut chunks) => written?,
                     // Nothing after this is written, so a torn frame does no harm.

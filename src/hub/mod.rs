@@ -23,7 +23,7 @@ mod switchboard;
 
 use std::{
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -43,20 +43,22 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, warn};
 
+use self::{
+    budget::Budget,
+    config::HubConfig,
+    gossip_link::HubGate,
+    link::Link,
+    pace::Pace,
+    repairs::Payer,
+    roster::Roster,
+    shared_log::SharedLog,
+    switchboard::{CurrentTopic, NOTES, Note, Switchboard},
+};
 pub use self::{
     builder::HubBuilder,
     config::HubLimits,
     error::{BroadcastError, HubError, SendError, TryBroadcastError},
     spokes::{SpokeChange, SpokeInfo, SpokeWatch, WatchLagged},
-};
-use self::{
-    config::HubConfig,
-    gossip_link::HubGate,
-    link::Link,
-    pace::Pace,
-    roster::Roster,
-    shared_log::SharedLog,
-    switchboard::{CurrentTopic, NOTES, Note, Switchboard},
 };
 use crate::{
     admission::Admission,
@@ -103,6 +105,10 @@ pub(crate) struct Inner {
     notes: mpsc::Sender<Note>,
     topic: Mutex<CurrentTopic>,
     paces: Mutex<Paces>,
+    /// What repairs, and spokes that the topic does not reach, may take.
+    budget: Mutex<Budget<Payer<SpokeId>>>,
+    /// Wakes who calls those that wait for the budget.
+    budget_line: Notify,
     /// Wakes whoever waits for spokes to have more.
     progress: Notify,
     closing: AtomicBool,
@@ -194,6 +200,11 @@ impl Hub {
                 all: pace(),
                 clear: (0, 0),
             }),
+            budget: Mutex::new(Budget::new(
+                std::time::Instant::now(),
+                limits.repair_bytes_per_s,
+            )),
+            budget_line: Notify::new(),
             progress: Notify::new(),
             closing: AtomicBool::new(false),
             cancel: cancel.clone(),
@@ -576,6 +587,28 @@ impl Inner {
                 closed: closed.clone(),
             });
             self.progress.notify_waiters();
+        }
+    }
+
+    fn budget(&self) -> MutexGuard<'_, Budget<Payer<SpokeId>>> {
+        self.budget.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the budget has room for a batch. If not, the link is woken when it is its turn.
+    fn ask_budget(&self, id: SpokeId) -> bool {
+        let now = std::time::Instant::now();
+        let room = self.budget().ask(now, Payer::Spoke(id));
+        if !room {
+            self.metrics.repair.held.inc();
+            self.budget_line.notify_one();
+        }
+        room
+    }
+
+    fn spend(&self, bytes: u64) {
+        if bytes > 0 {
+            self.metrics.repair.bytes.inc_by(bytes);
+            self.budget().spend(bytes);
         }
     }
 

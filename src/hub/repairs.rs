@@ -16,8 +16,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::budget::Budget;
-use crate::{instant::after, wire::broadcast::arrives_within};
+use super::{budget::Budget, shared_log::SharedLog};
+use crate::{instant::after, log::Read, wire::broadcast::arrives_within};
 
 /// How long wants are gathered.
 const GATHER: Duration = Duration::from_millis(20);
@@ -31,6 +31,10 @@ const MANY_OF_LARGE: usize = 32;
 /// How often a range goes on the topic again before links have to bring it.
 const MAX_AGAIN: u8 = 3;
 
+/// So much goes on the topic again at once, so that new events find their way between.
+const PIECE_EVENTS: usize = 1024;
+const PIECE_BYTES: usize = 256 * 1024;
+
 /// How many ranges are remembered at once,
 const MAX_RUNS: usize = 1024;
 /// and how many wants of one spoke are gathered at once; an honest one has no more than 8 open.
@@ -41,8 +45,8 @@ const MAX_OF_ONE: u32 = 64;
 pub(crate) enum Answer<Id> {
     /// The range goes to this spoke, along its link.
     Direct { id: Id, from: u64, to: u64 },
-    /// The range goes on the topic again.
-    Again { from: u64, to: u64 },
+    /// This goes on the topic again.
+    Again(Piece),
 }
 
 /// Who asks the [`Budget`].
@@ -60,20 +64,22 @@ pub(crate) struct Piece {
     /// The first offset that the log still has.
     pub(crate) from: u64,
     pub(crate) to: u64,
+    /// Of the events in it.
     pub(crate) bytes: u64,
 }
 
-/// What became of wants so far.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
-pub(crate) struct RepairCounts {
-    /// Ranges that links were told to bring.
-    pub(crate) direct: u64,
-    /// Pieces that went on the topic again.
-    pub(crate) again: u64,
-    /// Bytes of the events in them.
-    pub(crate) again_bytes: u64,
-    /// Wants that were answered by what was on its way already.
-    pub(crate) held: u64,
+/// How much of `[from, to)` goes on the topic again at once; nothing, if the log has lost it.
+pub(crate) fn piece_of(log: &SharedLog, from: u64, to: u64) -> Option<Piece> {
+    let from = from.max(log.head());
+    let left = usize::try_from(to.checked_sub(from)?).unwrap_or(usize::MAX);
+    let mut entries = Vec::new();
+    // What was lost in this moment is so for good, and said to who wants it again.
+    let Read::Events = log.read(from, left.min(PIECE_EVENTS), PIECE_BYTES, &mut entries) else {
+        return None;
+    };
+    let bytes = entries.iter().map(|(_, entry)| entry.size() as u64).sum();
+    let to = from + entries.len() as u64;
+    Some(Piece { from, to, bytes })
 }
 
 /// See the [module](self).
@@ -93,7 +99,6 @@ pub(crate) struct Repairs<Id> {
     out: VecDeque<Answer<Id>>,
     /// When what is being gathered is answered.
     due: Option<Instant>,
-    counts: RepairCounts,
 }
 
 #[derive(Clone, Debug)]
@@ -125,12 +130,7 @@ impl<Id: Copy + Ord + Debug> Repairs<Id> {
             again: VecDeque::new(),
             out: VecDeque::new(),
             due: None,
-            counts: RepairCounts::default(),
         }
-    }
-
-    pub(crate) fn counts(&self) -> RepairCounts {
-        self.counts
     }
 
     /// Says whether there is a topic that delivers, and to how many spokes. Without one, everything is
@@ -152,6 +152,7 @@ impl<Id: Copy + Ord + Debug> Repairs<Id> {
     }
 
     /// A spoke wants `[from, to)`. `on_topic` says whether the topic serves it, `head` where the log begins.
+    /// Returns whether what is on its way already is (part of) the answer.
     pub(crate) fn want(
         &mut self,
         now: Instant,
@@ -159,18 +160,21 @@ impl<Id: Copy + Ord + Debug> Repairs<Id> {
         (from, to): (u64, u64),
         on_topic: bool,
         head: u64,
-    ) {
+    ) -> bool {
         if from >= to {
-            return;
+            return false;
         }
         if self.members.is_none() || !on_topic {
-            return self.direct(id, from, to);
+            self.direct(id, from, to);
+            return false;
         }
         if !self.has_place(id) {
-            for (from, to) in self.not_on_its_way(now, from, to) {
+            let direct = self.not_on_its_way(now, from, to);
+            let held = direct != [(from, to)];
+            for (from, to) in direct {
                 self.direct(id, from, to);
             }
-            return;
+            return held;
         }
         let lost = head.clamp(from, to);
         if from < lost {
@@ -197,11 +201,11 @@ impl<Id: Copy + Ord + Debug> Repairs<Id> {
         for (from, to) in direct {
             self.direct(id, from, to);
         }
-        self.counts.held += u64::from(held);
         if gathered {
             *self.gathered.entry(id).or_default() += 1;
             self.due.get_or_insert(after(now, GATHER));
         }
+        held
     }
 
     /// A spoke went: nothing is answered to it any more.
@@ -240,7 +244,6 @@ impl<Id: Copy + Ord + Debug> Repairs<Id> {
     }
 
     fn direct(&mut self, id: Id, from: u64, to: u64) {
-        self.counts.direct += 1;
         self.out.push_back(Answer::Direct { id, from, to });
     }
 
@@ -360,9 +363,8 @@ impl<Id: Copy + Ord + Debug> Repairs<Id> {
             // Links say what is lost, to whoever wants it again.
             self.forget(first, from);
             self.sent_again(now, from, to);
-            self.counts.again += 1;
-            self.counts.again_bytes += piece.bytes;
-            return Some(Answer::Again { from, to });
+            let bytes = piece.bytes;
+            return Some(Answer::Again(Piece { from, to, bytes }));
         }
         budget.leave(Payer::Topic);
         None

@@ -22,6 +22,7 @@ use super::{
     desk::TopicOrder,
     gossip_link::{GossipLink, HubGate},
     link::Link,
+    repairs::{Answer, Payer, Repairs, piece_of},
     spokes::SpokeChange,
 };
 use crate::{
@@ -44,6 +45,12 @@ pub(super) enum Note {
     OnTree(SpokeId),
     /// The spoke wants to be served directly.
     OffTree(SpokeId),
+    /// The spoke wants `[from, to)`, which exists.
+    Want {
+        id: SpokeId,
+        from: u64,
+        to: u64,
+    },
     FanOut(FanOut),
 }
 
@@ -91,6 +98,7 @@ pub(super) struct Switchboard {
     hub: Arc<Inner>,
     notes: mpsc::Receiver<Note>,
     planner: Planner<SpokeId>,
+    repairs: Repairs<SpokeId>,
     topic: Option<GossipLink>,
     /// How many spokes there were when acknowledgements were shared out.
     shared_among: usize,
@@ -115,6 +123,7 @@ impl Switchboard {
             hub,
             notes,
             planner,
+            repairs: Repairs::new(),
             topic: None,
             shared_among: 0,
             watched: BTreeMap::new(),
@@ -127,7 +136,8 @@ impl Switchboard {
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             self.carry_out();
-            let deadline = self.planner.deadline();
+            self.answer_wants();
+            let deadline = self.deadline();
             tokio::select! {
                 biased;
                 () = self.hub.cancel.cancelled() => break,
@@ -137,6 +147,7 @@ impl Switchboard {
                 },
                 _ = tick.tick() => self.tick(),
                 () = wait_until(deadline) => {}
+                () = self.hub.budget_line.notified() => {}
                 () = GossipLink::failed(&mut self.topic) => {
                     // The link ends with the hub too.
                     if self.hub.cancel.is_cancelled() {
@@ -160,10 +171,19 @@ impl Switchboard {
             }
             Note::Left(id) => {
                 self.planner.spoke_left(now, id);
+                self.repairs.left(id);
+                self.hub.budget().leave(Payer::Spoke(id));
                 self.watched.remove(&id);
             }
             Note::OnTree(id) => self.planner.on_tree(now, id),
             Note::OffTree(id) => self.planner.off_tree(now, id),
+            Note::Want { id, from, to } => {
+                let on_topic = self.planner.path(id) == Some(Path::Gossip);
+                let head = self.hub.log.head();
+                if self.repairs.want(now, id, (from, to), on_topic, head) {
+                    self.hub.metrics.repair.wants_held.inc();
+                }
+            }
             Note::FanOut(fan_out) => self.planner.set_fan_out(now, fan_out),
         }
     }
@@ -196,9 +216,53 @@ impl Switchboard {
                 }
             }
         }
+        let counts = self.planner.counts();
         if let Some(topic) = &self.topic {
-            topic.set_hurry(self.planner.counts().joining > 0);
+            topic.set_hurry(counts.joining > 0);
         }
+        let members = self.topic.is_some().then_some(counts.gossip);
+        self.repairs.set_topic(members);
+    }
+
+    fn answer_wants(&mut self) {
+        let now = Instant::now();
+        let hub = &self.hub;
+        // Who is called asks again, and pays then; the topic does so below.
+        while let Some(payer) = { hub.budget().poll(now) } {
+            if let Payer::Spoke(id) = payer
+                && let Some(link) = hub.roster.get(id)
+            {
+                link.wake.notify_one();
+            }
+        }
+        let piece = |from, to| piece_of(&hub.log, from, to);
+        while let Some(answer) = { self.repairs.poll(now, &mut hub.budget(), piece) } {
+            match answer {
+                Answer::Direct { id, from, to } => {
+                    hub.metrics.repair.direct.inc();
+                    if let Some(link) = hub.roster.get(id) {
+                        link.repair(from, to);
+                    }
+                }
+                Answer::Again(piece) => {
+                    debug!(?piece, "many want it");
+                    hub.metrics.repair.rebroadcasts.inc();
+                    hub.metrics.repair.rebroadcast_bytes.inc_by(piece.bytes);
+                    if let Some(topic) = &self.topic {
+                        topic.send_again(piece.from, piece.to);
+                    }
+                }
+            }
+        }
+    }
+
+    /// When something is due though nothing came in.
+    fn deadline(&self) -> Option<Instant> {
+        let budget = self.hub.budget().deadline();
+        [self.planner.deadline(), self.repairs.deadline(), budget]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     fn moved(&self, id: SpokeId) {

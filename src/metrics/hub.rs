@@ -101,6 +101,18 @@ pub struct TopicMetrics {
 pub struct RepairMetrics {
     /// Ranges that spokes wanted again.
     pub wants: Counter,
+    /// Wants to which something that is on its way on the topic was the answer.
+    pub wants_held: Counter,
+    /// Ranges that went to one spoke again, along its link.
+    pub direct: Counter,
+    /// Bytes that went along links again, or because the topic does not reach their spoke.
+    pub bytes: Counter,
+    /// Times that a link had to wait for the budget that these have.
+    pub held: Counter,
+    /// Pieces of the log that went on the topic again, since many spokes wanted them.
+    pub rebroadcasts: Counter,
+    /// Bytes of the events in them, once each.
+    pub rebroadcast_bytes: Counter,
     /// Times that a spoke asked to be served directly.
     pub wants_direct: Counter,
     /// Times that a spoke was served directly because the topic did not reach it.

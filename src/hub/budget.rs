@@ -197,7 +197,7 @@ mod tests {
             log.append(Envelope::from_json("t", "", &"1".repeat(100)).unwrap());
         }
         let mut desk = Desk::new(Protocol::Native, 0);
-        let mut next = |desk: &mut Desk, paid| {
+        let next = |desk: &mut Desk, paid| {
             let mut chunks = Vec::new();
             let batch = desk.next_batch(&log, paid, &mut Vec::new(), &mut chunks);
             let len: usize = chunks.iter().map(Bytes::len).sum();

@@ -1,0 +1,22 @@
+//! The contract while everything goes wrong: processes that are stopped and killed, packets that are lost, a hub that
+//! is cut off. What spokes printed is read by the checker, which knows nothing of the implementation.
+//!
+//! A quick version of each runs with all tests. The long ones take most of an hour, print their figures, and want a machine of
+//! their own:
+//!
+//! ```sh
+//! cargo test --release --test chaos -- --ignored --nocapture --test-threads 1
+//! ```
+//!
+//! Lost packets are made by nftables in a network namespace of the test's own, where that can be had (Linux, `nft`, and root or
+//! user namespaces), and otherwise only by a transport inside of the test.
+
+#[path = "../checker/mod.rs"]
+mod checker;
+#[path = "../common/mod.rs"]
+mod common;
+
+mod figures;
+mod heard;
+mod load;
+mod stopped;

@@ -12,10 +12,6 @@ impl Latencies {
             .push(u32::try_from(took.as_micros()).unwrap_or(u32::MAX));
     }
 
-    pub fn count(&self) -> usize {
-        self.0.len()
-    }
-
     /// The latency that this share of the deliveries does not exceed.
     pub fn quantile(&mut self, q: f64) -> Duration {
         let last = self.0.len().saturating_sub(1);

@@ -77,15 +77,12 @@ pub fn line(n: u64, size: usize) -> String {
 pub struct Load {
     task: JoinHandle<(ChildStdin, u64)>,
     stop: watch::Sender<bool>,
-    next: Arc<AtomicU64>,
 }
 
 impl Load {
     /// Writes events from number `first` on, until it is stopped or nobody reads any more.
     pub fn start(mut stdin: ChildStdin, first: u64, pace: Pace, clock: Clock) -> Self {
         let (stop, mut stopped) = watch::channel(false);
-        let next = Arc::new(AtomicU64::new(first));
-        let counter = next.clone();
         let task = tokio::spawn(async move {
             let mut tick = interval(pace.every);
             tick.set_missed_tick_behavior(MissedTickBehavior::Burst);
@@ -111,19 +108,13 @@ impl Load {
                     _ = stopped.wait_for(|stop| *stop) => break,
                 };
                 n += pace.batch;
-                counter.store(n, Ordering::Release);
                 if written.is_err() {
                     break;
                 }
             }
             (stdin, n)
         });
-        Self { task, stop, next }
-    }
-
-    /// The number of the next event.
-    pub fn next(&self) -> u64 {
-        self.next.load(Ordering::Acquire)
+        Self { task, stop }
     }
 
     /// Gives back the hub's stdin, and the number of the next event.

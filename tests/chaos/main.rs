@@ -19,4 +19,6 @@ mod common;
 mod figures;
 mod heard;
 mod load;
+mod loss;
+mod net;
 mod stopped;

@@ -183,8 +183,12 @@ async fn a_spoke_on_the_topic_that_is_stopped_catches_up_and_the_others_have_eve
     assert_contract(&run);
 }
 
+/// How many pairs of runs are compared, unless `CHAOS_PAIRS` says otherwise.
+const PAIRS: usize = 5;
+
 /// Interleaved with runs of the same load that lack the stopped spokes.
-async fn compare(spokes: usize, stopped: usize, pairs: usize) {
+async fn compare(spokes: usize, stopped: usize) {
+    let pairs = std::env::var("CHAOS_PAIRS").map_or(PAIRS, |n| n.parse().expect("a number"));
     let plan = Plan {
         others: spokes - stopped,
         stopped,
@@ -199,7 +203,7 @@ async fn compare(spokes: usize, stopped: usize, pairs: usize) {
         after: Duration::from_secs(3),
     };
     println!(
-        "{spokes} spokes on gossip, {stopped} stopped for {:?}; {:.0} events/s",
+        "\n{spokes} spokes on gossip, {stopped} stopped for {:?}; {:.0} events/s",
         plan.stop,
         plan.pace.events_per_s()
     );
@@ -228,11 +232,11 @@ async fn compare(spokes: usize, stopped: usize, pairs: usize) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "takes minutes; see the module"]
 async fn one_of_a_hundred_spokes_on_gossip_is_stopped_and_the_others_do_not_notice() {
-    compare(100, 1, 5).await;
+    compare(100, 1).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "takes minutes; see the module"]
 async fn ten_of_a_hundred_spokes_on_gossip_are_stopped_and_the_others_do_not_notice() {
-    compare(100, 10, 5).await;
+    compare(100, 10).await;
 }

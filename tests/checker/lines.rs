@@ -82,6 +82,16 @@ fn shorten(line: &[u8]) -> String {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Content(u64);
 
+/// The way that an event came.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Via {
+    #[default]
+    Direct,
+    Gossip,
+    Repair,
+}
+
 /// One line.
 #[derive(Clone, PartialEq, Debug)]
 pub(super) enum Line {
@@ -89,7 +99,7 @@ pub(super) enum Line {
     Event {
         position: Option<Position>,
         content: Content,
-        by_gossip: bool,
+        via: Via,
     },
     /// An event to this spoke alone.
     Targeted,
@@ -110,7 +120,7 @@ struct EventLine<'a> {
     id: String,
     #[serde(borrow)]
     payload: &'a RawValue,
-    via: Option<String>,
+    via: Option<Via>,
     #[serde(default)]
     targeted: bool,
 }
@@ -142,10 +152,6 @@ struct Lagged {
 
 fn read(line: &[u8]) -> Option<Line> {
     if let Ok(event) = serde_json::from_slice::<EventLine<'_>>(line) {
-        let known = |via: &str| ["direct", "gossip", "repair"].contains(&via);
-        if !event.via.as_deref().is_none_or(known) {
-            return None;
-        }
         if event.targeted {
             return event.position.is_none().then_some(Line::Targeted);
         }
@@ -154,7 +160,7 @@ fn read(line: &[u8]) -> Option<Line> {
         return Some(Line::Event {
             position: event.position,
             content: Content(hasher.finish()),
-            by_gossip: event.via.as_deref() == Some("gossip"),
+            via: event.via.unwrap_or_default(),
         });
     }
     if let Ok(MissedLine { missed }) = serde_json::from_slice(line) {

@@ -156,8 +156,9 @@ pub struct Report {
     /// Events that spokes said they missed or were too slow for, as far as the lines tell.
     pub missed: u64,
     pub lagged: u64,
-    /// Events that came by gossip.
+    /// Events that came by gossip, and as repairs.
     pub by_gossip: u64,
+    pub repaired: u64,
     /// Lines that a life wrote and the one after it wrote again.
     pub written_again: u64,
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::{
     Fault, Known, Report, Spoke,
-    lines::{Content, Life, Line, Position},
+    lines::{Content, Life, Line, Position, Via},
 };
 
 pub(super) struct Walk<'a> {
@@ -76,10 +76,11 @@ impl<'a> Walk<'a> {
                 Ok(Line::Event {
                     position,
                     content,
-                    by_gossip,
+                    via,
                 }) => match self.place(position, content) {
                     Some(at) => {
-                        self.report.by_gossip += u64::from(by_gossip);
+                        self.report.by_gossip += u64::from(via == Via::Gossip);
+                        self.report.repaired += u64::from(via == Via::Repair);
                         self.event(at, content);
                     }
                     None => self.fault(|who| Fault::Forged {

@@ -101,6 +101,10 @@ pub(super) struct NetworkArgs {
     /// [default: a new key each time]
     #[arg(long, value_name = "FILE")]
     pub(super) key: Option<PathBuf>,
+    /// Serves metrics as OpenMetrics text at http://ADDR/metrics, to whoever reaches that address, for
+    /// example 127.0.0.1:9100; with port 0 at a free one. stderr says where
+    #[arg(long, value_name = "ADDR")]
+    pub(super) metrics: Option<SocketAddr>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]

@@ -20,6 +20,7 @@ use super::{
     receipts::Receipts,
     request,
     say::say,
+    scrape,
     stop::Stop,
     ticket,
 };
@@ -33,6 +34,7 @@ const HOLD: Duration = Duration::from_secs(30);
 
 pub(super) async fn run(args: HubArgs, stop: Stop) -> Result<Exit, Failure> {
     let admission = admission(&args)?;
+    let metrics = scrape::bind(args.network.metrics).await?;
     let endpoint = network::bind(&args.network, args.bind).await?;
     let receipts = match &args.receipts {
         Some(path) => Some(Receipts::create(path).await?),
@@ -55,6 +57,9 @@ pub(super) async fn run(args: HubArgs, stop: Stop) -> Result<Exit, Failure> {
         .limits(limits)
         .spawn(endpoint)
         .context("the hub does not start")?;
+    let metrics = scrape::serve(metrics, hub.endpoint(), |all| {
+        all.register_all(hub.metrics())
+    })?;
     let on_full = OnFull::Hold { at_most: HOLD };
     let heard = hub.listen_with("*".into(), ListenOptions::default().on_full(on_full));
     let mut printing = tokio::spawn(print(heard));
@@ -83,6 +88,7 @@ pub(super) async fn run(args: HubArgs, stop: Stop) -> Result<Exit, Failure> {
     let tip = hub.tip();
     let drained = hub.shutdown_within(args.drain_timeout).await;
     watching.abort();
+    scrape::end(metrics).await;
     if timeout(PRINT_LIMIT, &mut printing).await.is_err() {
         say(format_args!(
             "stdout takes nothing; some events from spokes are not printed"

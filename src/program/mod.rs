@@ -16,6 +16,7 @@ mod output;
 mod receipts;
 mod request;
 mod say;
+mod scrape;
 mod spoke;
 mod stop;
 mod ticket;

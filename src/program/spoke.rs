@@ -23,6 +23,7 @@ use super::{
     output::Printer,
     request::{Request, line_limit},
     say::say,
+    scrape,
     stop::Stop,
 };
 
@@ -41,6 +42,7 @@ pub(super) async fn run(args: SpokeArgs, stop: Stop) -> Result<Exit, Failure> {
             "this is not a hub's ticket; copy the whole line that the hub printed after \"ticket:\"",
         )
     })?;
+    let metrics = scrape::bind(args.network.metrics).await?;
     let endpoint = network::bind(&args.network, None).await?;
     say(format_args!("this spoke is {}", endpoint.id()));
     let connecting = Spoke::builder()
@@ -61,7 +63,15 @@ pub(super) async fn run(args: SpokeArgs, stop: Stop) -> Result<Exit, Failure> {
         () = stop.requested() => return Ok(Exit::Ok),
     };
     let ended = match connected {
-        Ok(spoke) => serve(&spoke, &args, &stop).await,
+        Ok(spoke) => {
+            let metrics = scrape::serve(metrics, &endpoint, |all| {
+                all.register(spoke.metrics().clone());
+                all.register(spoke.gossip_metrics().clone());
+            })?;
+            let ended = serve(&spoke, &args, &stop).await;
+            scrape::end(metrics).await;
+            ended
+        }
         Err(failure) => Err(failure),
     };
     network::close(&endpoint).await;

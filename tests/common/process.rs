@@ -12,8 +12,9 @@ use std::{
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::{
-    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Lines},
+    io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines},
     process::{Child, ChildStdin, ChildStdout, Command},
+    sync::watch,
     task::JoinHandle,
     time::{sleep, timeout},
 };
@@ -33,6 +34,8 @@ pub struct Program {
     /// `None` if it goes to a file.
     pub stdout: Option<Lines<BufReader<ChildStdout>>>,
     pub stderr: JoinHandle<String>,
+    /// What stderr has so far.
+    said: watch::Receiver<String>,
     limit: Duration,
 }
 
@@ -58,15 +61,20 @@ impl Program {
             .kill_on_drop(true)
             .spawn()
             .expect("the program is built");
-        let mut stderr = child.stderr.take().expect("piped");
+        let mut stderr = BufReader::new(child.stderr.take().expect("piped"));
+        let (say, said) = watch::channel(String::new());
         Self {
             stdin: child.stdin.take(),
             stdout: child.stdout.take().map(|out| BufReader::new(out).lines()),
             stderr: tokio::spawn(async move {
-                let mut text = Vec::new();
-                let _ = stderr.read_to_end(&mut text).await;
-                String::from_utf8_lossy(&text).into_owned()
+                let mut line = Vec::new();
+                while let Ok(1..) = stderr.read_until(b'\n', &mut line).await {
+                    say.send_modify(|text| text.push_str(&String::from_utf8_lossy(&line)));
+                    line.clear();
+                }
+                say.borrow().clone()
             }),
+            said,
             child,
             limit: LIMIT,
         }
@@ -100,6 +108,18 @@ impl Program {
 
     pub async fn next_json(&mut self) -> Value {
         serde_json::from_str(&self.next_line().await).expect("a line of JSON")
+    }
+
+    /// The rest of the line of stderr that begins so, which must come.
+    pub async fn said(&mut self, prefix: &str) -> String {
+        let is_there = |text: &String| text.lines().any(|line| line.starts_with(prefix));
+        let text = timeout(self.limit, self.said.wait_for(is_there))
+            .await
+            .expect("a line in time")
+            .expect("a line before the end")
+            .clone();
+        let rest = text.lines().find_map(|line| line.strip_prefix(prefix));
+        rest.expect("it is there").to_owned()
     }
 
     /// Waits until it has ended.

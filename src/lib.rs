@@ -96,8 +96,8 @@ pub use self::{
     fan_out::{AutoFanOut, FanOut, ParseFanOutError, Path},
     gossip::{GOSSIP_ALPN, GossipConfig},
     hub::{
-        BroadcastError, Drained, Hub, HubBuilder, HubError, HubLimits, Receipt, Recipient,
-        SendError, SpokeChange, SpokeInfo, SpokeWatch, TryBroadcastError, WatchLagged,
+        Behind, BroadcastError, Drained, Hub, HubBuilder, HubError, HubLimits, Receipt, Recipient,
+        SendError, SendOptions, SpokeChange, SpokeInfo, SpokeWatch, TryBroadcastError, WatchLagged,
     },
     listen::{
         Event, Incoming, Lagged, ListenOptions, Listener, Missed, OnFull, Source, Typed,

@@ -132,11 +132,14 @@ mod tests {
     use crate::{
         event::Envelope,
         hub::{
+            config::Behind,
             desk::{Batch, Desk, TopicOrder},
+            mailbox::{Mailbox, MailboxLimits},
             shared_log::SharedLog,
         },
         log::LogConfig,
         protocol::Protocol,
+        spoke_id::SpokeId,
     };
 
     const MS: Duration = Duration::from_millis(1);
@@ -196,10 +199,19 @@ mod tests {
         for _ in 0..10 {
             log.append(Envelope::from_json("t", "", &"1".repeat(100)).unwrap());
         }
-        let mut desk = Desk::new(Protocol::Native, 0);
-        let next = |desk: &mut Desk, paid| {
+        let mut desk = Desk::new(Protocol::Native, 1, 0, Behind::Skip);
+        let spoke = SpokeId {
+            endpoint: iroh::SecretKey::from_bytes(&[7; 32]).public(),
+            number: 1,
+        };
+        let limits = MailboxLimits {
+            events: 1,
+            bytes: 1,
+        };
+        let mut mailbox = Mailbox::new(spoke, Protocol::Native, limits);
+        let mut next = |desk: &mut Desk, paid| {
             let mut chunks = Vec::new();
-            let batch = desk.next_batch(&log, paid, &mut Vec::new(), &mut chunks);
+            let batch = desk.next_batch(&mut mailbox, &log, paid, &mut Vec::new(), &mut chunks);
             let len: usize = chunks.iter().map(Bytes::len).sum();
             (batch.unwrap(), len as u64)
         };

@@ -11,6 +11,20 @@ use crate::{
     wire::{broadcast, native},
 };
 
+/// What becomes of a native spoke that falls behind the log.
+///
+/// The hub holds no queue for it in either case, only its place. A plain spoke is always closed.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+#[non_exhaustive]
+pub enum Behind {
+    /// Its listeners are told which events they missed, and it goes on with the oldest that is kept.
+    #[default]
+    Skip,
+    /// Its link is closed with [`CloseCode::FellBehind`](crate::CloseCode::FellBehind). It may come back,
+    /// and is then told what it missed.
+    Close,
+}
+
 /// The limits that a hub keeps towards its spokes.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
@@ -31,6 +45,17 @@ pub struct HubLimits {
     pub targeted_bytes: usize,
     /// The most targeted events that wait for one spoke. Default 1,024.
     pub targeted_events: usize,
+    /// How long a native spoke that is lost without a goodbye keeps its session: comes it back by then, it
+    /// is the same spoke, and nothing that was sent to it or by it is lost or repeated. Default 2 min.
+    pub session_lifetime: Duration,
+    /// The most spokes that are away at once and keep their sessions; who went first gives way. Default
+    /// 16,384.
+    pub away_spokes: usize,
+    /// The most bytes of targeted events that are kept for all spokes that are away, 256 bytes for each event
+    /// included; who went first gives way. Default 64 MiB.
+    pub away_bytes: usize,
+    /// What becomes of a native spoke that falls behind the log. Default: it is told what it missed.
+    pub behind: Behind,
     /// How long `send` waits for room in a spoke's queue. Default 5 s.
     pub send_wait: Duration,
     /// How many bytes of its own events a native spoke may have unacknowledged. Default 4 MiB; one
@@ -68,6 +93,10 @@ impl Default for HubLimits {
             frame_timeout: Duration::from_secs(30),
             targeted_bytes: 16 << 20,
             targeted_events: 1024,
+            session_lifetime: Duration::from_secs(120),
+            away_spokes: 16_384,
+            away_bytes: 64 << 20,
+            behind: Behind::Skip,
             send_wait: Duration::from_secs(5),
             publish_window: 4 << 20,
             pace_events: 8192,
@@ -111,6 +140,7 @@ impl HubConfig {
             &mut limits.hello_timeout,
             &mut limits.frame_timeout,
             &mut limits.send_wait,
+            &mut limits.session_lifetime,
             &mut limits.stall_after,
             &mut limits.patience,
             &mut limits.drain_timeout,

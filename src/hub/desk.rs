@@ -2,7 +2,7 @@
 //!
 //! A [`Desk`] is state, not a queue of frames: where the cursor stands, which ranges are wanted, up to
 //! where the spoke's own events are acknowledged. Orders change it; [`Desk::next_batch`] turns it into
-//! frames, as fast as the spoke takes them. Only targeted events queue, and they are bounded.
+//! frames, as fast as the spoke takes them. Targeted events are in the spoke's [`Mailbox`].
 //!
 //! Not for: waking the writer, or what a connection looks like.
 
@@ -11,14 +11,19 @@ use std::{collections::VecDeque, sync::Arc};
 use bytes::Bytes;
 use n0_error::e;
 
-use super::shared_log::{Entry, SharedLog};
+use super::{
+    config::Behind,
+    mailbox::Mailbox,
+    shared_log::{Entry, SharedLog},
+};
 use crate::{
-    event::Envelope,
     link_io::LinkError,
     log::Read,
-    position::Position,
     protocol::Protocol,
-    wire::native::{self, ToSpoke, Topic},
+    wire::{
+        compat,
+        native::{self, ToSpoke, Topic},
+    },
 };
 
 /// How much is gathered for one write, in bytes.
@@ -32,30 +37,22 @@ const MAX_REPAIRS: usize = 64;
 #[derive(Debug)]
 pub(crate) struct Desk {
     protocol: Protocol,
+    /// The number of the link that this is the desk of.
+    link: u64,
+    behind: Behind,
+    /// Where the cursor began, until it moves: that the log is beyond that already is not held against the
+    /// spoke.
+    begun_at: Option<u64>,
     /// The next offset to write; `None` while the topic serves the spoke.
     cursor: Option<u64>,
     /// The cursor runs only because the topic does not reach the spoke.
     fallback: bool,
     /// Wanted ranges, oldest first.
     repairs: VecDeque<(u64, u64)>,
-    targeted: VecDeque<Targeted>,
-    /// Targeted events that were written and are not acknowledged: sequence number and bytes.
-    unacked: VecDeque<(u64, usize)>,
-    /// Bytes of `targeted` and `unacked`.
-    targeted_bytes: usize,
-    next_seq: u64,
     /// The spoke's events up to this one are to be acknowledged.
     ack: Option<u64>,
     ack_every: Option<u32>,
     topic: Option<TopicOrder>,
-}
-
-#[derive(Debug)]
-struct Targeted {
-    seq: u64,
-    /// The tip when it was sent.
-    after: u64,
-    envelope: Envelope,
 }
 
 #[derive(Debug)]
@@ -76,25 +73,19 @@ pub(crate) enum Batch {
 
 impl Desk {
     /// The desk of a spoke that is served directly from `cursor` on.
-    pub(crate) fn new(protocol: Protocol, cursor: u64) -> Self {
+    pub(crate) fn new(protocol: Protocol, link: u64, cursor: u64, behind: Behind) -> Self {
         Self {
             protocol,
+            link,
+            behind,
+            begun_at: Some(cursor),
             cursor: Some(cursor),
             fallback: false,
             repairs: VecDeque::new(),
-            targeted: VecDeque::new(),
-            unacked: VecDeque::new(),
-            targeted_bytes: 0,
-            next_seq: 1,
             ack: None,
             ack_every: None,
             topic: None,
         }
-    }
-
-    /// The next offset to write; `None` while the topic serves the spoke.
-    pub(crate) fn cursor(&self) -> Option<u64> {
-        self.cursor
     }
 
     /// Stops the cursor: the topic serves the spoke.
@@ -105,8 +96,11 @@ impl Desk {
 
     /// Starts the cursor again where the spoke stands, if it is parked.
     pub(crate) fn unpark(&mut self, acked: u64) {
-        self.fallback |= self.cursor.is_none();
-        self.cursor.get_or_insert(acked);
+        if self.cursor.is_none() {
+            self.cursor = Some(acked);
+            self.begun_at = Some(acked);
+            self.fallback = true;
+        }
     }
 
     /// Serves the spoke directly from `from` on, because it asked for it.
@@ -155,64 +149,12 @@ impl Desk {
         !self.repairs.is_empty() || falls_back
     }
 
-    /// Queues a targeted event, sent when the tip was `after`, if there is room.
-    pub(crate) fn try_target(
-        &mut self,
-        envelope: &Envelope,
-        after: u64,
-        max_events: usize,
-        max_bytes: usize,
-    ) -> bool {
-        let bytes = envelope.size();
-        let events = self.targeted.len() + self.unacked.len();
-        let fits = events < max_events && self.targeted_bytes + bytes <= max_bytes;
-        if !fits && events > 0 {
-            return false;
-        }
-        let seq = self.next_seq;
-        self.next_seq += 1;
-        self.targeted_bytes += bytes;
-        self.targeted.push_back(Targeted {
-            seq,
-            after,
-            envelope: envelope.clone(),
-        });
-        true
-    }
-
-    /// The spoke has its targeted events up to `seq`. Says whether that makes room.
-    pub(crate) fn targeted_acked(&mut self, seq: u64) -> Result<bool, LinkError> {
-        let written = self
-            .targeted
-            .front()
-            .map_or(self.next_seq, |targeted| targeted.seq);
-        if seq >= written {
-            return Err(e!(LinkError::Misbehaved {
-                what: "acknowledged a targeted event that was not sent"
-            }));
-        }
-        let mut freed = false;
-        while let Some((first, bytes)) = self.unacked.front().copied() {
-            if first > seq {
-                break;
-            }
-            self.unacked.pop_front();
-            self.targeted_bytes -= bytes;
-            freed = true;
-        }
-        Ok(freed)
-    }
-
-    /// Whether every targeted event has reached the spoke.
-    pub(crate) fn has_all_targeted(&self) -> bool {
-        self.targeted.is_empty() && self.unacked.is_empty()
-    }
-
     /// Gathers what is to be written next into `chunks`: control frames, repairs, and what the
     /// cursor has before it, with targeted events in their places. `paid` says whether the budget has room
     /// for what [has to be paid for](Self::is_paid_for); it is left alone otherwise.
     pub(crate) fn next_batch(
         &mut self,
+        mailbox: &mut Mailbox,
         log: &SharedLog,
         paid: bool,
         entries: &mut Vec<(u64, Arc<Entry>)>,
@@ -223,7 +165,7 @@ impl Desk {
         }
         let before = bytes_of(chunks);
         if paid && self.protocol == Protocol::Native {
-            self.put_repairs(log, entries, chunks);
+            self.put_repairs(log, entries, chunks)?;
         }
         let mut cost = bytes_of(chunks) - before;
         let mut moved = None;
@@ -232,15 +174,20 @@ impl Desk {
             && (paid || !self.fallback || cursor >= log.tip())
         {
             let before = bytes_of(chunks);
-            let (next, tip) = self.advance(cursor, log, entries, chunks)?;
+            // A targeted event goes out where the cursor passes its place.
+            let stop = mailbox.stop(self.link, log.epoch());
+            let (next, tip) = self.advance(cursor, stop, log, entries, chunks)?;
             if self.fallback {
                 cost += bytes_of(chunks) - before;
             }
             at_tip = tip;
             self.cursor = Some(next);
+            if next != cursor {
+                self.begun_at = None;
+            }
             moved = (next != cursor).then_some(next);
         }
-        self.put_targeted(log, chunks);
+        self.put_targeted(mailbox, log, chunks);
         if chunks.is_empty() {
             return Ok(Batch::Idle {
                 follows_tip: at_tip,
@@ -256,12 +203,11 @@ impl Desk {
     fn advance(
         &self,
         cursor: u64,
+        stop: Option<u64>,
         log: &SharedLog,
         entries: &mut Vec<(u64, Arc<Entry>)>,
         chunks: &mut Vec<Bytes>,
     ) -> Result<(u64, bool), LinkError> {
-        // A targeted event goes out where the cursor passes its place.
-        let stop = self.targeted.front().map(|targeted| targeted.after);
         let room = match stop {
             Some(stop) => stop.saturating_sub(cursor).min(BATCH_EVENTS as u64) as usize,
             None => BATCH_EVENTS,
@@ -284,20 +230,32 @@ impl Desk {
             }
             Read::AtTip => Ok((cursor, true)),
             Read::Beyond { .. } => Ok((cursor, true)),
-            Read::Trimmed { head } => match self.protocol {
-                Protocol::Native => {
-                    ToSpoke::Missed {
-                        from: cursor,
-                        to: head,
-                    }
-                    .encode(chunks);
-                    Ok((head, false))
-                }
-                Protocol::Compat => Err(e!(LinkError::FellBehind {
-                    events: head - cursor
-                })),
-            },
+            Read::Trimmed { head } => {
+                self.skip(cursor, head, chunks)?;
+                Ok((head, false))
+            }
         }
+    }
+
+    /// Tells the spoke that the log no longer has `[from, to)`, if it may be behind at all.
+    fn skip(&self, from: u64, to: u64, chunks: &mut Vec<Bytes>) -> Result<(), LinkError> {
+        let may_skip = match self.protocol {
+            Protocol::Native => self.behind == Behind::Skip || self.begun_at == Some(from),
+            Protocol::Compat => false,
+        };
+        if !may_skip {
+            let events = to.saturating_sub(from);
+            return Err(e!(LinkError::FellBehind { events }));
+        }
+        ToSpoke::Missed { from, to }.encode(chunks);
+        Ok(())
+    }
+
+    /// How far the spoke is behind the log, if its link is to end for that.
+    pub(crate) fn fell_behind(&self, head: u64) -> Option<u64> {
+        let may_skip = self.protocol == Protocol::Native && self.behind == Behind::Skip;
+        let cursor = self.cursor.filter(|cursor| !may_skip && *cursor < head)?;
+        (self.begun_at != Some(cursor)).then(|| head - cursor)
     }
 
     fn put_control(&mut self, chunks: &mut Vec<Bytes>) {
@@ -320,9 +278,9 @@ impl Desk {
         log: &SharedLog,
         entries: &mut Vec<(u64, Arc<Entry>)>,
         chunks: &mut Vec<Bytes>,
-    ) {
+    ) -> Result<(), LinkError> {
         let Some((from, to)) = self.repairs.pop_front() else {
-            return;
+            return Ok(());
         };
         let room = (to - from).min(BATCH_EVENTS as u64) as usize;
         entries.clear();
@@ -337,7 +295,7 @@ impl Desk {
             }
             Read::Trimmed { head } => {
                 let to = head.min(to);
-                ToSpoke::Missed { from, to }.encode(chunks);
+                self.skip(from, to, chunks)?;
                 to
             }
             // Nothing there yet; the topic or the cursor brings it.
@@ -346,32 +304,23 @@ impl Desk {
         if next < to {
             self.repairs.push_front((next, to));
         }
+        Ok(())
     }
 
     /// Writes the targeted events whose place the cursor has reached; all of them if the topic
     /// serves the spoke, whose inbox then keeps the order.
-    fn put_targeted(&mut self, log: &SharedLog, chunks: &mut Vec<Bytes>) {
+    fn put_targeted(&self, mailbox: &mut Mailbox, log: &SharedLog, chunks: &mut Vec<Bytes>) {
         let mut bytes = 0;
-        while let Some(targeted) = self.targeted.front() {
-            let due = self.cursor.is_none_or(|cursor| cursor >= targeted.after);
-            if !due || bytes >= BATCH_BYTES {
-                return;
-            }
-            let Some(targeted) = self.targeted.pop_front() else {
+        while bytes < BATCH_BYTES {
+            let Some(due) = mailbox.next(self.link, log.epoch(), self.cursor) else {
                 return;
             };
-            bytes += targeted.envelope.size();
+            bytes += due.envelope.size();
             match self.protocol {
                 Protocol::Native => {
-                    let after = Position::new(log.epoch(), targeted.after);
-                    let body = targeted.envelope.body();
-                    native::put_targeted(chunks, targeted.seq, after, body);
-                    self.unacked.push_back((targeted.seq, body.len()));
+                    native::put_targeted(chunks, due.seq, due.after, due.envelope.body());
                 }
-                Protocol::Compat => {
-                    chunks.push(crate::wire::compat::encode(&targeted.envelope));
-                    self.targeted_bytes -= targeted.envelope.size();
-                }
+                Protocol::Compat => chunks.push(compat::encode(&due.envelope)),
             }
         }
     }

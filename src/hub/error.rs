@@ -50,11 +50,11 @@ pub enum TryBroadcastError {
     },
 }
 
-/// An event was not sent to a spoke.
+/// An event was not queued for a spoke.
 #[stack_error(derive, add_meta)]
 #[non_exhaustive]
 pub enum SendError {
-    /// There is no such spoke (any more).
+    /// There is no such spoke (any more), connected or away.
     #[error("there is no such spoke")]
     NoSuchSpoke {},
     /// Its queue is full, and it took nothing within the limit.

@@ -1,7 +1,7 @@
-//! One spoke as the hub sees it: its connection, what it has, and what is to be written to it.
+//! One stream to one spoke: its connection, what it has, and what is to be written to it.
 //!
 //! A [`Link`] is a [`Desk`] and the connection that it is for. Whoever gives the desk an order wakes
-//! the link's writer.
+//! the link's writer. What outlives the link is in its [`Session`].
 
 use std::sync::{
     Arc, Mutex, MutexGuard, PoisonError,
@@ -14,24 +14,26 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    config::Behind,
     desk::{Batch, Desk, TopicOrder},
+    roster::Given,
+    session::Session,
     shared_log::{Entry, SharedLog},
 };
-use crate::{
-    event::Envelope, fan_out::Path, link_io::LinkError, protocol::Protocol, spoke_id::SpokeId,
-};
+use crate::{fan_out::Path, link_io::LinkError, protocol::Protocol, spoke_id::SpokeId};
 
 #[derive(Debug)]
 pub(crate) struct Link {
     pub(crate) id: SpokeId,
     pub(crate) protocol: Protocol,
-    /// Whether the spoke can gossip.
-    pub(crate) gossip_capable: bool,
+    /// Which of all links of the hub this is; a later one has a higher number.
+    pub(crate) number: u64,
+    pub(crate) session: Arc<Session>,
+    /// Whether the spoke can be on the topic.
+    gossips: AtomicBool,
     pub(crate) connection: Connection,
     desk: Mutex<Desk>,
-    pub(crate) wake: Notify,
-    /// Wakes whoever waits for room in the queue of targeted events.
-    pub(crate) room: Notify,
+    pub(crate) wake: Arc<Notify>,
     /// Native: everything below was released by the spoke. Compat: was written to its stream.
     acked: AtomicU64,
     /// The path that serves the spoke, as last announced.
@@ -44,32 +46,62 @@ pub(crate) struct Link {
     pub(crate) cancel: CancellationToken,
     /// The link ended without a goodbye before the spoke was known to have everything.
     pub(crate) cut_off: AtomicBool,
+    /// A newer link of the same spoke took over.
+    fenced: AtomicBool,
 }
 
 impl Link {
     pub(crate) fn new(
-        id: SpokeId,
-        protocol: Protocol,
-        gossip_capable: bool,
+        given: Given,
         connection: Connection,
         cursor: u64,
+        behind: Behind,
         cancel: CancellationToken,
     ) -> Self {
+        let Given {
+            session,
+            number,
+            gossips,
+        } = given;
+        let protocol = session.protocol;
         Self {
-            id,
+            id: session.id,
             protocol,
-            gossip_capable,
+            number,
+            session,
+            gossips: AtomicBool::new(gossips),
             connection,
-            desk: Mutex::new(Desk::new(protocol, cursor)),
-            wake: Notify::new(),
-            room: Notify::new(),
+            desk: Mutex::new(Desk::new(protocol, number, cursor, behind)),
+            wake: Arc::default(),
             acked: AtomicU64::new(cursor),
             path: Mutex::new(Path::Direct),
             fast: AtomicBool::new(true),
             drain: CancellationToken::new(),
             cancel,
             cut_off: AtomicBool::new(false),
+            fenced: AtomicBool::new(false),
         }
+    }
+
+    /// Whether the spoke can be on the topic.
+    pub(crate) fn gossips(&self) -> bool {
+        self.gossips.load(Ordering::Acquire)
+    }
+
+    /// The spoke can be on the topic from now on.
+    pub(crate) fn promote(&self) {
+        self.gossips.store(true, Ordering::Release);
+    }
+
+    /// Ends the link, since a newer one of the same spoke took over.
+    pub(crate) fn fence(&self) {
+        self.fenced.store(true, Ordering::Release);
+        self.cancel.cancel();
+    }
+
+    /// Whether a newer link took over.
+    pub(crate) fn is_fenced(&self) -> bool {
+        self.fenced.load(Ordering::Acquire)
     }
 
     fn desk(&self) -> MutexGuard<'_, Desk> {
@@ -87,9 +119,9 @@ impl Link {
         self.acked.load(Ordering::Acquire)
     }
 
-    /// The next offset to write; `None` while the topic serves the spoke.
-    pub(crate) fn cursor(&self) -> Option<u64> {
-        self.desk().cursor()
+    /// How far the spoke is behind the log, if its link is to end for that; see [`Desk::fell_behind`].
+    pub(crate) fn fell_behind(&self, head: u64) -> Option<u64> {
+        self.desk().fell_behind(head)
     }
 
     pub(crate) fn path(&self) -> Path {
@@ -104,6 +136,7 @@ impl Link {
 
     /// Everything below `offset` reached the spoke. Says whether that is news.
     pub(crate) fn set_acked(&self, offset: u64) -> bool {
+        self.session.set_acked(offset);
         self.acked.fetch_max(offset, Ordering::AcqRel) < offset
     }
 
@@ -140,28 +173,18 @@ impl Link {
         self.order(|desk| desk.order_topic(order));
     }
 
-    /// Queues a targeted event if there is room.
-    pub(crate) fn try_target(
-        &self,
-        envelope: &Envelope,
-        after: u64,
-        max_events: usize,
-        max_bytes: usize,
-    ) -> bool {
-        self.order(|desk| desk.try_target(envelope, after, max_events, max_bytes))
-    }
-
     /// The spoke has its targeted events up to `seq`.
     pub(crate) fn targeted_acked(&self, seq: u64) -> Result<(), LinkError> {
-        if self.desk().targeted_acked(seq)? {
-            self.room.notify_waiters();
+        let number = self.number;
+        if self.session.mailbox(|mailbox| mailbox.acked(number, seq))? {
+            self.session.has_room();
         }
         Ok(())
     }
 
     /// Whether everything up to `tip` has reached the spoke, and everything targeted.
     pub(crate) fn has_all(&self, tip: u64) -> bool {
-        self.acked() >= tip && self.desk().has_all_targeted()
+        self.acked() >= tip && self.session.mailbox(|mailbox| mailbox.is_empty())
     }
 
     /// Whether the spoke is known to have everything up to `tip` though its link breaks off now. What
@@ -195,6 +218,8 @@ impl Link {
         entries: &mut Vec<(u64, Arc<Entry>)>,
         chunks: &mut Vec<Bytes>,
     ) -> Result<Batch, LinkError> {
-        self.desk().next_batch(log, paid, entries, chunks)
+        let mut desk = self.desk();
+        self.session
+            .mailbox(|mailbox| desk.next_batch(mailbox, log, paid, entries, chunks))
     }
 }

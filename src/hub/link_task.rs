@@ -8,7 +8,9 @@ use n0_error::e;
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{Instrument, debug, info_span};
 
-use super::{Inner, desk::Batch, link::Link, switchboard::Note};
+use super::{
+    Inner, desk::Batch, link::Link, roster::Asked, session::see_through, switchboard::Note,
+};
 use crate::{
     close::{CloseCode, Closed},
     event::Envelope,
@@ -81,7 +83,14 @@ async fn welcome(
             })
         })?;
     if protocol == Protocol::Compat {
-        let link = hub.join(protocol, false, connection, hub.log.tip()).await?;
+        let asked = Asked {
+            endpoint: connection.remote_id(),
+            protocol,
+            can_gossip: false,
+            session: None,
+            start: hub.log.tip(),
+        };
+        let link = hub.join(asked, connection).await?;
         return Ok((link, Some(first)));
     }
     let Some(ToHub::Hello(hello)) = ToHub::decode(first)? else {
@@ -103,14 +112,20 @@ async fn welcome(
     let Resume {
         start, continues, ..
     } = begin.resume;
-    let can_gossip = hello.features & FEATURE_GOSSIP != 0;
-    let link = hub.join(protocol, can_gossip, connection, start).await?;
+    let asked = Asked {
+        endpoint: connection.remote_id(),
+        protocol,
+        can_gossip: hello.features & FEATURE_GOSSIP != 0,
+        session: hello.session.map(|key| (key, hello.targeted)),
+        start,
+    };
+    let link = hub.join(asked, connection).await?;
+    let published = link.session.heard();
     let welcome = ToSpoke::Welcome(Welcome {
         version: native::VERSION,
         features: FEATURE_GOSSIP,
-        // No session outlives its link yet.
-        session: rand::random(),
-        published: 0,
+        session: link.session.key,
+        published,
         epoch: begin.epoch,
         tip: begin.tip,
         start,
@@ -154,7 +169,9 @@ async fn serve(
     };
     let error = tokio::select! {
         error = both => error,
-        () = link.cancel.cancelled() => LinkError::gone(if link.is_served(hub.log.tip()) {
+        () = link.cancel.cancelled() => LinkError::gone(if link.is_fenced() {
+            Closed::by_us(CloseCode::Fenced, "a newer link of the same spoke took over")
+        } else if link.is_served(hub.log.tip()) {
             Closed::by_us(CloseCode::Goodbye, "the hub ended")
         } else {
             Closed::by_us(CloseCode::TimedOut, "the hub ended before this spoke had everything")
@@ -167,7 +184,7 @@ async fn serve(
 }
 
 async fn read(
-    hub: &Inner,
+    hub: &Arc<Inner>,
     link: &Link,
     first: Option<Bytes>,
     reader: &mut FrameReader,
@@ -175,7 +192,7 @@ async fn read(
     let mut inbound = Inbound {
         hub,
         link,
-        last_seq: 0,
+        last_seq: link.session.heard(),
         assembly: Assembly::default(),
     };
     let result = async {
@@ -198,9 +215,9 @@ async fn read(
 
 /// What arrives from one spoke.
 struct Inbound<'a> {
-    hub: &'a Inner,
+    hub: &'a Arc<Inner>,
     link: &'a Link,
-    /// The last of the spoke's events that was taken whole.
+    /// The last of the spoke's events that came whole, on this link or before.
     last_seq: u64,
     assembly: Assembly,
 }
@@ -213,7 +230,7 @@ impl Inbound<'_> {
             Protocol::Compat => {
                 let envelope = compat::decode(&frame)?;
                 self.check_size(envelope.size())?;
-                self.deliver(envelope).await;
+                self.deliver(envelope, || ()).await;
                 Ok(())
             }
             Protocol::Native => match ToHub::decode(frame)? {
@@ -267,7 +284,9 @@ impl Inbound<'_> {
                 }
                 self.hub.metrics.repair.wants_direct.inc();
                 self.link.serve_from(from);
-                self.hub.note(Note::OffTree(self.link.id)).await;
+                self.hub
+                    .note(Note::OffTree(self.link.id, self.link.number))
+                    .await;
                 Ok(())
             }
             ToHub::Served { topic, from } => {
@@ -278,14 +297,20 @@ impl Inbound<'_> {
                     // Said of a topic that has ended meanwhile.
                     return Ok(());
                 }
-                self.hub.note(Note::OnTree(self.link.id)).await;
+                self.hub
+                    .note(Note::OnTree(self.link.id, self.link.number))
+                    .await;
                 Ok(())
             }
         }
     }
 
-    /// Takes a part of the spoke's next event.
+    /// Takes a part of the spoke's next event; or of one that was taken already, which the spoke was not
+    /// told.
     async fn publish(&mut self, seq: u64, of: PartOf, body: Bytes) -> Result<(), LinkError> {
+        if (1..=self.last_seq).contains(&seq) {
+            return self.repeated(of);
+        }
         if seq != self.last_seq.wrapping_add(1) {
             return Err(e!(LinkError::Misbehaved {
                 what: "its events are not numbered one by one"
@@ -305,8 +330,36 @@ impl Inbound<'_> {
         self.check_size(body.len())?;
         let envelope = Envelope::from_body(body)?;
         self.last_seq = seq;
-        self.deliver(envelope).await;
-        self.link.acknowledge(seq);
+        let session = &self.link.session;
+        // A delivery that an earlier link began goes on, and may be that of this very event.
+        let turn = session.hearing().await;
+        if self.link.is_fenced() {
+            // The spoke sends it again on its newer link.
+            return Ok(());
+        }
+        if seq <= session.heard() {
+            drop(turn);
+            return self.repeated(of);
+        }
+        if seq != session.heard() + 1 {
+            let closed = Closed::by_us(CloseCode::Internal, "an event was not heard to its end");
+            return Err(LinkError::gone(closed));
+        }
+        let heard = session.clone();
+        self.deliver(envelope, move || {
+            heard.has_heard(seq);
+            drop(turn);
+        })
+        .await;
+        self.link.acknowledge(session.heard());
+        Ok(())
+    }
+
+    fn repeated(&self, of: PartOf) -> Result<(), LinkError> {
+        if of.part + 1 == of.parts {
+            self.hub.metrics.events.events_repeated.inc();
+            self.link.acknowledge(self.link.session.heard());
+        }
         Ok(())
     }
 
@@ -320,10 +373,17 @@ impl Inbound<'_> {
         Ok(())
     }
 
-    async fn deliver(&self, envelope: Envelope) {
+    /// Hands an event to the listeners, then does what is to be done `after` that; both are seen through
+    /// whatever becomes of the link.
+    async fn deliver(&self, envelope: Envelope, after: impl FnOnce() + Send + 'static) {
         self.hub.metrics.events.events_received.inc();
         let event = Event::new(envelope, Source::Spoke(self.link.id));
-        self.hub.listeners.dispatch(Incoming::Event(event)).await;
+        let hub = self.hub.clone();
+        let delivery = async move {
+            hub.listeners.dispatch(Incoming::Event(event)).await;
+            after();
+        };
+        see_through(self.hub, Box::pin(delivery)).await;
     }
 }
 
@@ -349,7 +409,9 @@ async fn write_loop(hub: &Inner, link: &Link, send: &mut SendStream) -> Result<(
                     // Nothing after this is written, so a torn frame does no harm.
                     error = fallen_behind(hub, link) => return Err(error),
                 }
-                link.room.notify_waiters();
+                if link.protocol == Protocol::Compat {
+                    link.session.has_room();
+                }
                 // A plain spoke cannot acknowledge; what its stream took is what is known.
                 if let (Protocol::Compat, Some(cursor)) = (link.protocol, cursor)
                     && link.set_acked(cursor)
@@ -375,19 +437,13 @@ async fn write_loop(hub: &Inner, link: &Link, send: &mut SendStream) -> Result<(
     }
 }
 
-/// Resolves when the log has gone past a plain spoke that does not take what is written to it; a
-/// native one is told what it missed once it takes something again.
+/// Resolves when the log has gone past a spoke that does not take what is written to it, if that ends its
+/// link; others are told what they missed once they take something again.
 async fn fallen_behind(hub: &Inner, link: &Link) -> LinkError {
-    let (Protocol::Compat, Some(cursor)) = (link.protocol, link.cursor()) else {
-        return std::future::pending().await;
-    };
     let mut tip = hub.log.watch_tip();
     loop {
-        let head = hub.log.head();
-        if head > cursor {
-            return e!(LinkError::FellBehind {
-                events: head - cursor
-            });
+        if let Some(events) = link.fell_behind(hub.log.head()) {
+            return e!(LinkError::FellBehind { events });
         }
         if tip.changed().await.is_err() {
             return std::future::pending().await;

@@ -50,7 +50,7 @@ pub(crate) struct Mailbox {
     waiting: VecDeque<Kept>,
     /// Bytes of all that is here.
     bytes: usize,
-    /// Why the session has ended, if it has.
+    /// The session has ended.
     ended: bool,
 }
 
@@ -75,6 +75,8 @@ pub(crate) struct Due {
 pub(crate) enum NoRoom {
     /// There is no room now.
     Full,
+    /// The spoke is away, and it was not said that it may be.
+    Away,
     /// The session has ended.
     Ended,
 }
@@ -98,6 +100,11 @@ impl Mailbox {
 
     fn len(&self) -> usize {
         self.kept.len() + self.overtaking.len() + self.waiting.len()
+    }
+
+    /// Whether the session has ended.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.ended
     }
 
     /// Whether every event has reached the spoke, as far as its protocol can tell.

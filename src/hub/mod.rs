@@ -18,6 +18,8 @@ mod mailbox;
 mod pace;
 mod repairs;
 mod roster;
+mod send;
+mod session;
 mod sessions;
 mod shared_log;
 mod spokes;
@@ -50,16 +52,20 @@ use self::{
     config::HubConfig,
     gossip_link::HubGate,
     link::Link,
+    mailbox::MailboxLimits,
     pace::Pace,
     repairs::Payer,
-    roster::Roster,
+    roster::{Asked, Roster},
+    session::Session,
+    sessions::SessionLimits,
     shared_log::SharedLog,
     switchboard::{CurrentTopic, NOTES, Note, Switchboard},
 };
 pub use self::{
     builder::HubBuilder,
-    config::HubLimits,
+    config::{Behind, HubLimits},
     error::{BroadcastError, HubError, SendError, TryBroadcastError},
+    send::{Recipient, SendOptions},
     spokes::{SpokeChange, SpokeInfo, SpokeWatch, WatchLagged},
 };
 use crate::{
@@ -145,33 +151,11 @@ impl Receipt {
     }
 }
 
-/// To whom [`Hub::send`] sends: one spoke, or all spokes of one endpoint.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-#[non_exhaustive]
-pub enum Recipient {
-    /// One spoke.
-    Spoke(SpokeId),
-    /// Every spoke of this endpoint.
-    Endpoint(EndpointId),
-}
-
-impl From<SpokeId> for Recipient {
-    fn from(id: SpokeId) -> Self {
-        Self::Spoke(id)
-    }
-}
-
-impl From<EndpointId> for Recipient {
-    fn from(id: EndpointId) -> Self {
-        Self::Endpoint(id)
-    }
-}
-
 /// How a hub ended.
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct Drained {
-    /// Spokes that were there when the hub began to end, and did not have everything within the limit
+    /// Spokes that were connected when the hub began to end, and did not have everything within the limit
     /// or were lost before they had.
     pub behind: Vec<SpokeInfo>,
 }
@@ -188,13 +172,27 @@ impl Hub {
         let (notes, notes_rx) = mpsc::channel(NOTES);
         let limits = &config.limits;
         let pace = || Pace::new(limits.stall_after, limits.patience);
+        let metrics = HubMetrics::default();
+        let roster = Roster::new(
+            SessionLimits {
+                connected: limits.max_spokes,
+                away: limits.away_spokes,
+                away_bytes: limits.away_bytes,
+                lifetime: limits.session_lifetime,
+            },
+            MailboxLimits {
+                events: limits.targeted_events,
+                bytes: limits.targeted_bytes,
+            },
+            metrics.clone(),
+        );
         let inner = Arc::new(Inner {
             me: endpoint.id(),
             endpoint,
             log: SharedLog::new(config.log),
-            roster: Roster::new(),
+            roster,
             listeners: Listeners::new(limits.first_listener_wait),
-            metrics: HubMetrics::default(),
+            metrics,
             notes,
             topic: Mutex::default(),
             paces: Mutex::new(Paces {
@@ -301,52 +299,21 @@ impl Hub {
         Ok(inner.append(event))
     }
 
-    /// Sends an event to one spoke, or to all spokes of one endpoint. They see it after every
-    /// broadcast before it.
-    ///
-    /// Resolves when the event is queued; waits for room in the spoke's queue for
-    /// [`HubLimits::send_wait`] at most.
-    ///
-    /// # Errors
-    ///
-    /// If there is no such spoke, it takes nothing, the event is too large, or the hub is shut down.
-    /// With several spokes, the first error is returned and the other spokes may have got the event.
-    pub async fn send(&self, to: impl Into<Recipient>, event: Envelope) -> Result<(), SendError> {
-        let inner = &*self.inner;
-        inner
-            .check(&event)
-            .map_err(|source| e!(SendError::Refused, source))?;
-        let links = match to.into() {
-            Recipient::Spoke(id) => inner.roster.get(id).into_iter().collect(),
-            Recipient::Endpoint(id) => inner.roster.of_endpoint(id),
-        };
-        if links.is_empty() {
-            return Err(e!(SendError::NoSuchSpoke));
-        }
-        let deadline = Instant::now() + inner.config.limits.send_wait;
-        let mut result = Ok(());
-        for link in links {
-            result = result.and(inner.target(&link, &event, deadline).await);
-        }
-        result
-    }
-
     /// Listens to the events that spokes send, with the default options.
     pub fn listen(&self, pattern: impl Into<Pattern>) -> Listener {
         self.listen_with(pattern.into(), ListenOptions::default())
     }
 
-    /// The spokes as they are now.
+    /// The spokes as they are now, those that are away included.
     pub fn spokes(&self) -> Vec<SpokeInfo> {
-        self.inner
-            .roster
-            .all()
+        let everyone = self.inner.roster.everyone();
+        let infos = everyone
             .iter()
-            .map(|link| info(link))
-            .collect()
+            .map(|(session, link)| info(session, link.as_deref()));
+        infos.collect()
     }
 
-    /// How many spokes there are.
+    /// How many spokes are connected.
     pub fn spoke_count(&self) -> usize {
         self.inner.roster.len()
     }
@@ -409,23 +376,39 @@ const CLOSE_LIMIT: Duration = Duration::from_secs(3);
 /// How long tasks may take to end once they are told to.
 const JOIN_LIMIT: Duration = Duration::from_secs(10);
 
-fn info(link: &Link) -> SpokeInfo {
-    let paths = link.connection.paths();
-    let selected = paths.iter().find(|path| path.is_selected());
+/// Whether a spoke whose link ended so may go on with another. One that said goodbye or was sent away for
+/// what it did may not.
+fn may_come_back(closed: &Closed) -> bool {
+    match closed {
+        Closed::Lost { .. } => true,
+        Closed::ByPeer { code, .. } => *code != CloseCode::Goodbye,
+        Closed::ByUs { code, .. } => matches!(
+            code,
+            CloseCode::TimedOut | CloseCode::FellBehind | CloseCode::Internal
+        ),
+    }
+}
+
+fn info(session: &Session, link: Option<&Link>) -> SpokeInfo {
+    let paths = link.map(|link| link.connection.paths());
+    let selected = paths
+        .as_ref()
+        .and_then(|paths| paths.iter().find(|path| path.is_selected()));
     SpokeInfo {
-        id: link.id,
+        id: session.id,
         addr: selected.as_ref().map(|path| path.remote_addr().clone()),
-        protocol: link.protocol,
-        gossip_capable: link.gossip_capable,
-        path: link.path(),
+        protocol: session.protocol,
+        gossip_capable: link.is_some_and(Link::gossips),
+        path: link.map_or(Path::Direct, Link::path),
         rtt: selected.as_ref().map(|path| path.rtt()),
-        acked: link.acked(),
+        acked: link.map_or_else(|| session.acked(), Link::acked),
+        away: link.is_none(),
     }
 }
 
 impl Inner {
     fn check(&self, event: &Envelope) -> Result<(), BroadcastError> {
-        if self.closing.load(Ordering::Acquire) || self.cancel.is_cancelled() {
+        if self.is_ending() {
             return Err(e!(BroadcastError::Closed));
         }
         let limit = self.config.limits.max_event_bytes;
@@ -495,34 +478,6 @@ impl Inner {
             .collect()
     }
 
-    async fn target(
-        &self,
-        link: &Link,
-        event: &Envelope,
-        deadline: Instant,
-    ) -> Result<(), SendError> {
-        let limits = &self.config.limits;
-        loop {
-            let room = link.room.notified();
-            tokio::pin!(room);
-            room.as_mut().enable();
-            let after = self.log.tip();
-            if link.try_target(event, after, limits.targeted_events, limits.targeted_bytes) {
-                if link.cancel.is_cancelled() {
-                    return Err(e!(SendError::NoSuchSpoke));
-                }
-                self.metrics.events.events_targeted.inc();
-                return Ok(());
-            }
-            tokio::select! {
-                waited = timeout_at(deadline, room) => if waited.is_err() {
-                    return Err(e!(SendError::Stalled { spoke: link.id }));
-                },
-                () = link.cancel.cancelled() => return Err(e!(SendError::NoSuchSpoke)),
-            }
-        }
-    }
-
     async fn note(&self, note: Note) {
         // The switchboard never waits on a link, so this is short; it ends with the hub.
         tokio::select! {
@@ -535,61 +490,39 @@ impl Inner {
         switchboard::ack_every_ms(self.roster.len(), self.config.limits.acks_per_s)
     }
 
-    /// Makes a stream a spoke.
-    async fn join(
-        &self,
-        protocol: Protocol,
-        can_gossip: bool,
-        connection: Connection,
-        cursor: u64,
-    ) -> Result<Arc<Link>, LinkError> {
-        let endpoint = connection.remote_id();
-        // One node of the topic has one id, so of one endpoint's spokes only one can be on it.
-        let gossips = self
-            .roster
-            .of_endpoint(endpoint)
-            .iter()
-            .any(|link| link.gossip_capable);
-        let gossip_capable = can_gossip && !gossips;
+    /// Makes a stream a spoke, or the new link of one that comes back.
+    async fn join(&self, asked: Asked, connection: Connection) -> Result<Arc<Link>, LinkError> {
         let cancel = self.cancel.child_token();
-        let make = |id| Link::new(id, protocol, gossip_capable, connection, cursor, cancel);
-        let link = self
-            .roster
-            .add(endpoint, self.config.limits.max_spokes, make)
-            .ok_or_else(|| {
-                e!(LinkError::TooMany {
-                    what: "the hub takes no more spokes"
-                })
-            })?;
+        let behind = self.config.limits.behind;
+        let make = |given| Link::new(given, connection, asked.start, behind, cancel);
+        let (link, promoted) = self.roster.join(asked, make)?;
         let all_fast = switchboard::all_are_fast(self.roster.len());
         link.fast.store(all_fast, Ordering::Release);
-        self.metrics.spokes.connected.set(self.roster.len() as i64);
-        self.metrics.spokes.joined.inc();
-        let id = link.id;
-        self.note(Note::Joined { id, gossip_capable }).await;
-        self.roster.announce(SpokeChange::Joined { id, protocol });
+        for id in [Some(link.id), promoted].into_iter().flatten() {
+            self.note(Note::Spoke(id)).await;
+        }
         Ok(link)
     }
 
     async fn leave(&self, link: &Link, closed: &Closed) {
         let broke_off = match closed {
             Closed::ByPeer { .. } => false,
-            Closed::ByUs { code, .. } => *code != CloseCode::Goodbye,
+            Closed::ByUs { code, .. } => !matches!(code, CloseCode::Goodbye | CloseCode::Fenced),
             Closed::Lost { .. } => true,
         };
         if broke_off && !link.is_served(self.log.tip()) {
             link.cut_off.store(true, Ordering::Release);
         }
         link.cancel.cancel();
-        if self.roster.remove(link.id) {
-            self.metrics.spokes.connected.set(self.roster.len() as i64);
-            self.note(Note::Left(link.id)).await;
-            self.roster.announce(SpokeChange::Left {
-                id: link.id,
-                closed: closed.clone(),
-            });
-            self.progress.notify_waiters();
+        let may_come_back = !self.is_ending() && may_come_back(closed);
+        for id in self.roster.leave(link, closed, may_come_back) {
+            self.note(Note::Spoke(id)).await;
         }
+        self.progress.notify_waiters();
+    }
+
+    fn is_ending(&self) -> bool {
+        self.closing.load(Ordering::Acquire) || self.cancel.is_cancelled()
     }
 
     fn budget(&self) -> MutexGuard<'_, Budget<Payer<SpokeId>>> {
@@ -650,7 +583,7 @@ impl Inner {
         for link in &links {
             let ended = timeout_at(deadline, link.cancel.cancelled()).await;
             if ended.is_err() || link.cut_off.load(Ordering::Acquire) {
-                drained.behind.push(info(link));
+                drained.behind.push(info(&link.session, Some(link)));
             }
         }
         for info in &drained.behind {

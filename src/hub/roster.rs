@@ -1,15 +1,33 @@
-//! Which spokes there are, and who watches them come and go.
+//! The spokes of the hub, connected and away, with their links; and who watches them come and go.
 
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Instant,
 };
 
 use iroh::EndpointId;
+use n0_error::e;
 use tokio::sync::broadcast;
 
-use super::{link::Link, spokes::SpokeChange};
-use crate::spoke_id::SpokeId;
+use super::{
+    link::Link,
+    mailbox::{MailboxLimits, NoRoom},
+    session::Session,
+    sessions::{SessionLimits, Sessions},
+    spokes::SpokeChange,
+};
+use crate::{
+    close::{CloseCode, Closed},
+    delivery::{Loss, SendReceipt},
+    event::Envelope,
+    link_io::LinkError,
+    metrics::HubMetrics,
+    position::Position,
+    protocol::Protocol,
+    spoke_id::SpokeId,
+    wire::native::SessionId,
+};
 
 /// How many changes a watch may be behind before it is told that it lagged.
 const WATCH_CAPACITY: usize = 1024;
@@ -18,20 +36,56 @@ const WATCH_CAPACITY: usize = 1024;
 pub(super) struct Roster {
     inner: Mutex<Inner>,
     changes: broadcast::Sender<SpokeChange>,
+    mailbox_limits: MailboxLimits,
+    metrics: HubMetrics,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Inner {
-    links: BTreeMap<SpokeId, Arc<Link>>,
-    last_number: u64,
-    closed: bool,
+    sessions: Sessions,
+    members: BTreeMap<SpokeId, Member>,
+}
+
+#[derive(Debug)]
+struct Member {
+    session: Arc<Session>,
+    /// `Err` while the spoke is away: how its last link ended.
+    link: Result<Arc<Link>, Closed>,
+}
+
+/// What a stream asks for that is to become a spoke.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Asked {
+    pub(super) endpoint: EndpointId,
+    pub(super) protocol: Protocol,
+    pub(super) can_gossip: bool,
+    /// The session to go on with, and the last targeted event that the spoke has taken.
+    pub(super) session: Option<(SessionId, u64)>,
+    /// Where its broadcasts begin.
+    pub(super) start: u64,
+}
+
+/// What a new link is given.
+pub(super) struct Given {
+    pub(super) session: Arc<Session>,
+    pub(super) number: u64,
+    pub(super) gossips: bool,
 }
 
 impl Roster {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(
+        limits: SessionLimits,
+        mailbox_limits: MailboxLimits,
+        metrics: HubMetrics,
+    ) -> Self {
         Self {
-            inner: Mutex::default(),
+            inner: Mutex::new(Inner {
+                sessions: Sessions::new(limits),
+                members: BTreeMap::new(),
+            }),
             changes: broadcast::Sender::new(WATCH_CAPACITY),
+            mailbox_limits,
+            metrics,
         }
     }
 
@@ -39,63 +93,227 @@ impl Roster {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds the link that `make` builds for the next id; `None` if the roster is full or closed.
-    pub(super) fn add(
+    /// Makes the link that `make` builds the one of its spoke: of a new spoke, or of the one that comes
+    /// back. A link that the spoke has had until now is fenced off. All in one step.
+    ///
+    /// Says whose place on the topic changed beside its own.
+    pub(super) fn join(
         &self,
-        endpoint: EndpointId,
-        max_spokes: usize,
-        make: impl FnOnce(SpokeId) -> Link,
-    ) -> Option<Arc<Link>> {
+        asked: Asked,
+        make: impl FnOnce(Given) -> Link,
+    ) -> Result<(Arc<Link>, Option<SpokeId>), LinkError> {
         let mut inner = self.inner();
-        if inner.closed || inner.links.len() >= max_spokes {
-            return None;
+        let inner = &mut *inner;
+        let back = asked.session.and_then(|(key, taken)| {
+            let id = inner.sessions.find(asked.endpoint, &key)?;
+            Some((inner.members.get(&id)?.session.clone(), taken))
+        });
+        if let Some((session, taken)) = &back {
+            session.mailbox(|mailbox| mailbox.check_taken(*taken))?;
         }
-        inner.last_number += 1;
-        let id = SpokeId {
-            endpoint,
-            number: inner.last_number,
+        let key: SessionId = rand::random();
+        let can_come_back = asked.protocol == Protocol::Native;
+        let joined = inner
+            .sessions
+            .join(
+                asked.endpoint,
+                back.as_ref().map(|(session, _)| session.id),
+                can_come_back.then_some(key),
+                asked.can_gossip,
+            )
+            .ok_or_else(|| {
+                e!(LinkError::TooMany {
+                    what: "the hub takes no more spokes"
+                })
+            })?;
+        let id = joined.id;
+        let (session, taken) = back.unwrap_or_else(|| {
+            let limits = self.mailbox_limits;
+            let session = Session::new(id, asked.protocol, key, limits, asked.start);
+            (Arc::new(session), 0)
+        });
+        let link = Arc::new(make(Given {
+            session: session.clone(),
+            number: joined.link,
+            gossips: joined.gossips,
+        }));
+        session.attach(joined.link, taken, link.wake.clone());
+        let member = Member {
+            session,
+            link: Ok(link.clone()),
         };
-        let link = Arc::new(make(id));
-        inner.links.insert(id, link.clone());
-        Some(link)
+        let before = inner.members.insert(id, member);
+        if let Some(Ok(fenced)) = before.map(|member| member.link) {
+            self.metrics.spokes.fenced.inc();
+            fenced.fence();
+            let reason = "a newer link of the same spoke took over";
+            self.announce(SpokeChange::Away {
+                id,
+                closed: Closed::by_us(CloseCode::Fenced, reason),
+            });
+        }
+        if joined.returned {
+            self.metrics.spokes.returned.inc();
+            self.announce(SpokeChange::Returned { id });
+        } else {
+            self.metrics.spokes.joined.inc();
+            let protocol = asked.protocol;
+            self.announce(SpokeChange::Joined { id, protocol });
+        }
+        inner.promote(joined.promoted);
+        self.gauge(inner);
+        Ok((link, joined.promoted))
     }
 
-    /// Removes a link; says whether it was there.
-    pub(super) fn remove(&self, id: SpokeId) -> bool {
-        self.inner().links.remove(&id).is_some()
+    /// A link has ended. Its spoke is away, if it may come back, or gone.
+    ///
+    /// Says which spokes' places changed: of this one, unless another link has taken over, and of one that
+    /// has the place on the topic now.
+    pub(super) fn leave(&self, link: &Link, closed: &Closed, may_come_back: bool) -> Vec<SpokeId> {
+        let mut inner = self.inner();
+        let inner = &mut *inner;
+        let id = link.id;
+        let current = inner.members.get(&id).filter(|member| {
+            let current = member.link.as_ref();
+            current.is_ok_and(|current| current.number == link.number)
+        });
+        let keep = current
+            .filter(|_| may_come_back)
+            .map(|member| member.session.detach());
+        let left = inner.sessions.leave(Instant::now(), id, link.number, keep);
+        if !left.was_current {
+            return Vec::new();
+        }
+        if may_come_back && link.protocol == Protocol::Native {
+            if let Some(member) = inner.members.get_mut(&id) {
+                member.link = Err(closed.clone());
+            }
+            let closed = closed.clone();
+            self.announce(SpokeChange::Away { id, closed });
+        } else {
+            self.forget(inner, id, Some(closed), &Loss::Closed(closed.clone()));
+        }
+        self.evict(inner, left.evicted);
+        inner.promote(left.promoted);
+        self.gauge(inner);
+        [Some(id), left.promoted].into_iter().flatten().collect()
     }
 
+    /// Queues an event for a spoke that is away, perhaps; others may be given up for that.
+    pub(super) fn push_away(
+        &self,
+        session: &Session,
+        event: &Envelope,
+        tip: Position,
+        overtake: bool,
+    ) -> Result<SendReceipt, NoRoom> {
+        let mut inner = self.inner();
+        let inner = &mut *inner;
+        let before = session.mailbox(|mailbox| mailbox.cost());
+        let receipt = session.push(event, tip, overtake, true)?;
+        let cost = session.mailbox(|mailbox| mailbox.cost());
+        let evicted = inner
+            .sessions
+            .keep_more(session.id, cost.saturating_sub(before));
+        self.evict(inner, evicted);
+        self.gauge(inner);
+        Ok(receipt)
+    }
+
+    /// Forgets who has been away for too long.
+    pub(super) fn expire(&self, now: Instant) {
+        let mut inner = self.inner();
+        let inner = &mut *inner;
+        let expired = inner.sessions.expire(now);
+        self.metrics.spokes.expired.inc_by(expired.len() as u64);
+        for id in expired {
+            self.forget(inner, id, None, &Loss::Expired);
+        }
+        self.gauge(inner);
+    }
+
+    /// Lets no more links in, and forgets who is away: the hub ends.
+    pub(super) fn close(&self) {
+        let mut inner = self.inner();
+        let inner = &mut *inner;
+        inner.sessions.close();
+        for id in inner.sessions.give_up_away() {
+            self.forget(inner, id, None, &Loss::ShutDown);
+        }
+        self.gauge(inner);
+    }
+
+    fn evict(&self, inner: &mut Inner, evicted: Vec<SpokeId>) {
+        self.metrics.spokes.evicted.inc_by(evicted.len() as u64);
+        for id in evicted {
+            self.forget(inner, id, None, &Loss::Evicted);
+        }
+    }
+
+    /// Ends the session of a spoke that is gone for good.
+    fn forget(&self, inner: &mut Inner, id: SpokeId, closed: Option<&Closed>, reason: &Loss) {
+        let Some(member) = inner.members.remove(&id) else {
+            return;
+        };
+        let (lost, unknown) = member.session.end(reason);
+        self.metrics.events.targeted_lost.inc_by(lost as u64);
+        self.metrics.events.targeted_unknown.inc_by(unknown as u64);
+        let closed = match (closed, member.link) {
+            (Some(closed), _) => closed.clone(),
+            (None, Err(closed)) => closed,
+            (None, Ok(_)) => Closed::by_us(CloseCode::Unspecified, reason.to_string()),
+        };
+        self.announce(SpokeChange::Left { id, closed });
+    }
+
+    fn gauge(&self, inner: &Inner) {
+        self.metrics
+            .spokes
+            .connected
+            .set(inner.sessions.connected() as i64);
+        self.metrics.spokes.away.set(inner.sessions.away() as i64);
+    }
+
+    /// The link of a spoke, if it is connected.
     pub(super) fn get(&self, id: SpokeId) -> Option<Arc<Link>> {
-        self.inner().links.get(&id).cloned()
+        self.inner().members.get(&id)?.link.as_ref().ok().cloned()
     }
 
-    pub(super) fn of_endpoint(&self, endpoint: EndpointId) -> Vec<Arc<Link>> {
-        let first = SpokeId {
-            endpoint,
-            number: 0,
-        };
-        let last = SpokeId {
-            endpoint,
-            number: u64::MAX,
-        };
+    pub(super) fn session(&self, id: SpokeId) -> Option<Arc<Session>> {
+        Some(self.inner().members.get(&id)?.session.clone())
+    }
+
+    /// The spokes of an endpoint, connected or away.
+    pub(super) fn sessions_of(&self, endpoint: EndpointId) -> Vec<Arc<Session>> {
+        let id = |number| SpokeId { endpoint, number };
         self.inner()
-            .links
-            .range(first..=last)
-            .map(|(_, link)| link.clone())
+            .members
+            .range(id(0)..=id(u64::MAX))
+            .map(|(_, member)| member.session.clone())
             .collect()
     }
 
+    /// All spokes that are connected.
     pub(super) fn all(&self) -> Vec<Arc<Link>> {
-        self.inner().links.values().cloned().collect()
+        let inner = self.inner();
+        let links = inner.members.values();
+        links
+            .filter_map(|member| member.link.as_ref().ok().cloned())
+            .collect()
     }
 
+    /// All spokes, with the links of those that are connected.
+    pub(super) fn everyone(&self) -> Vec<(Arc<Session>, Option<Arc<Link>>)> {
+        let inner = self.inner();
+        let members = inner.members.values();
+        members
+            .map(|member| (member.session.clone(), member.link.as_ref().ok().cloned()))
+            .collect()
+    }
+
+    /// How many spokes are connected.
     pub(super) fn len(&self) -> usize {
-        self.inner().links.len()
-    }
-
-    /// Lets no more spokes in.
-    pub(super) fn close(&self) {
-        self.inner().closed = true;
+        self.inner().sessions.connected()
     }
 
     pub(super) fn announce(&self, change: SpokeChange) {
@@ -105,5 +323,16 @@ impl Roster {
 
     pub(super) fn watch(&self) -> broadcast::Receiver<SpokeChange> {
         self.changes.subscribe()
+    }
+}
+
+impl Inner {
+    /// A spoke has the place of its endpoint on the topic.
+    fn promote(&self, id: Option<SpokeId>) {
+        if let Some(member) = id.and_then(|id| self.members.get(&id))
+            && let Ok(link) = &member.link
+        {
+            link.promote();
+        }
     }
 }

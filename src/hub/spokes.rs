@@ -17,7 +17,7 @@ pub struct SpokeInfo {
     pub addr: Option<TransportAddr>,
     /// The protocol of its stream.
     pub protocol: Protocol,
-    /// Whether broadcasts can take the topic to it: it speaks the native protocol, is willing to
+    /// Whether broadcasts can take the topic to it while it is connected: it speaks the native protocol, is willing to
     /// gossip, and is the one spoke of its endpoint that does.
     pub gossip_capable: bool,
     /// The path that broadcasts take to it.
@@ -27,6 +27,9 @@ pub struct SpokeInfo {
     /// Every broadcast below this offset has reached it: it acknowledged them, or (compat) its stream
     /// took them.
     pub acked: u64,
+    /// It was lost without a goodbye and may come back: nothing can reach it now, and what is sent to it
+    /// is kept.
+    pub away: bool,
 }
 
 /// A spoke came or went, or its broadcasts take another path.
@@ -40,11 +43,24 @@ pub enum SpokeChange {
         /// The protocol of its stream.
         protocol: Protocol,
     },
-    /// It is gone.
-    Left {
+    /// It was lost without a goodbye. It may come back within
+    /// [`HubLimits::session_lifetime`](super::HubLimits::session_lifetime).
+    Away {
         /// Which one.
         id: SpokeId,
         /// How its link ended.
+        closed: Closed,
+    },
+    /// It came back, and goes on where it was; it is served directly at first.
+    Returned {
+        /// Which one.
+        id: SpokeId,
+    },
+    /// It is gone for good.
+    Left {
+        /// Which one.
+        id: SpokeId,
+        /// How its last link ended.
         closed: Closed,
     },
     /// Its broadcasts take another path from now on.

@@ -36,15 +36,12 @@ use crate::{
 /// Something happened that may change how spokes are served.
 #[derive(Clone, PartialEq, Debug)]
 pub(super) enum Note {
-    Joined {
-        id: SpokeId,
-        gossip_capable: bool,
-    },
-    Left(SpokeId),
-    /// The spoke says that the topic serves it.
-    OnTree(SpokeId),
+    /// It came, went, changed its link, or can be on the topic now: the roster tells.
+    Spoke(SpokeId),
+    /// The spoke says, on the link with this number, that the topic serves it.
+    OnTree(SpokeId, u64),
     /// The spoke wants to be served directly.
-    OffTree(SpokeId),
+    OffTree(SpokeId, u64),
     /// The spoke wants `[from, to)`, which exists.
     Want {
         id: SpokeId,
@@ -99,6 +96,9 @@ pub(super) struct Switchboard {
     notes: mpsc::Receiver<Note>,
     planner: Planner<SpokeId>,
     repairs: Repairs<SpokeId>,
+    /// The links that the planner knows of, and whether it may put them on the topic. What it decides is
+    /// for these, whatever has become of them.
+    links: BTreeMap<SpokeId, (Arc<Link>, bool)>,
     topic: Option<GossipLink>,
     /// How many spokes there were when acknowledgements were shared out.
     shared_among: usize,
@@ -124,6 +124,7 @@ impl Switchboard {
             notes,
             planner,
             repairs: Repairs::new(),
+            links: BTreeMap::new(),
             topic: None,
             shared_among: 0,
             watched: BTreeMap::new(),
@@ -161,22 +162,16 @@ impl Switchboard {
             }
         }
         self.stop_topic();
+        self.hub.roster.close();
     }
 
     fn note(&mut self, note: Note) {
         let now = Instant::now();
         match note {
-            Note::Joined { id, gossip_capable } => {
-                self.planner.spoke_joined(now, id, gossip_capable);
-            }
-            Note::Left(id) => {
-                self.planner.spoke_left(now, id);
-                self.repairs.left(id);
-                self.hub.budget().leave(Payer::Spoke(id));
-                self.watched.remove(&id);
-            }
-            Note::OnTree(id) => self.planner.on_tree(now, id),
-            Note::OffTree(id) => self.planner.off_tree(now, id),
+            Note::Spoke(id) => self.spoke(now, id),
+            Note::OnTree(id, link) if self.is_current(id, link) => self.planner.on_tree(now, id),
+            Note::OffTree(id, link) if self.is_current(id, link) => self.planner.off_tree(now, id),
+            Note::OnTree(..) | Note::OffTree(..) => {}
             Note::Want { id, from, to } => {
                 let on_topic = self.planner.path(id) == Some(Path::Gossip);
                 let head = self.hub.log.head();
@@ -188,6 +183,36 @@ impl Switchboard {
         }
     }
 
+    /// Looks at what has become of a spoke.
+    fn spoke(&mut self, now: Instant, id: SpokeId) {
+        let Some(link) = self.hub.roster.get(id) else {
+            if self.links.remove(&id).is_some() {
+                self.planner.spoke_left(now, id);
+                self.repairs.left(id);
+                self.hub.budget().leave(Payer::Spoke(id));
+                self.watched.remove(&id);
+            }
+            return;
+        };
+        let gossips = link.gossips();
+        let number = link.number;
+        let before = self.links.insert(id, (link, gossips));
+        if before.is_none_or(|(link, gossiped)| link.number != number || gossiped != gossips) {
+            self.planner.spoke_joined(now, id, gossips);
+            self.repairs.left(id);
+            self.watched.remove(&id);
+        }
+    }
+
+    fn is_current(&self, id: SpokeId, number: u64) -> bool {
+        self.link(id).is_some_and(|link| link.number == number)
+    }
+
+    /// The link that the planner decides about.
+    fn link(&self, id: SpokeId) -> Option<&Arc<Link>> {
+        self.links.get(&id).map(|(link, _)| link)
+    }
+
     fn carry_out(&mut self) {
         while let Some(decision) = self.planner.poll(Instant::now()) {
             debug!(?decision, "fan-out");
@@ -196,20 +221,20 @@ impl Switchboard {
                 Decision::StopTopic => self.stop_topic(),
                 Decision::TellJoin { id, peers, via_hub } => self.tell_join(id, &peers, via_hub),
                 Decision::TellLeave { id } => {
-                    if let Some(link) = self.hub.roster.get(id) {
+                    if let Some(link) = self.link(id) {
                         link.order_topic(TopicOrder::Leave);
                     }
                     self.moved(id);
                 }
                 Decision::Park { id } => {
-                    if let Some(link) = self.hub.roster.get(id) {
+                    if let Some(link) = self.link(id) {
                         link.park();
                     }
                     self.moved(id);
                 }
                 Decision::Unpark { id } => {
                     self.watched.remove(&id);
-                    if let Some(link) = self.hub.roster.get(id) {
+                    if let Some(link) = self.link(id) {
                         link.unpark();
                     }
                     self.moved(id);
@@ -267,7 +292,7 @@ impl Switchboard {
 
     fn moved(&self, id: SpokeId) {
         let path = self.planner.path(id).unwrap_or(Path::Direct);
-        if let Some(link) = self.hub.roster.get(id)
+        if let Some(link) = self.link(id)
             && link.set_path(path)
         {
             self.hub.roster.announce(SpokeChange::Moved { id, path });
@@ -293,12 +318,12 @@ impl Switchboard {
     }
 
     fn tell_join(&self, id: SpokeId, peers: &[SpokeId], via_hub: bool) {
-        let (Some(topic), Some(link)) = (&self.topic, self.hub.roster.get(id)) else {
+        let (Some(topic), Some(link)) = (&self.topic, self.link(id)) else {
             return;
         };
         let mut addrs: Vec<_> = peers
             .iter()
-            .filter_map(|peer| self.hub.roster.get(*peer))
+            .filter_map(|peer| self.link(*peer))
             .map(|peer| peer.remote_addr())
             .collect();
         if via_hub || addrs.is_empty() {
@@ -324,6 +349,7 @@ impl Switchboard {
         let links = self.hub.roster.all();
         self.share_out_acks(&links);
         self.find_stuck(now, &links);
+        self.hub.roster.expire(now);
     }
 
     /// Tells spokes how often to acknowledge, when their number has changed much.

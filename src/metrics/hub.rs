@@ -38,8 +38,14 @@ pub struct EventMetrics {
     pub broadcast_bytes: Counter,
     /// Targeted events that were queued for a spoke.
     pub events_targeted: Counter,
-    /// Events that came from spokes.
+    /// Targeted events that were not delivered when their spoke was gone for good.
+    pub targeted_lost: Counter,
+    /// Targeted events that may have been delivered when their spoke was gone for good.
+    pub targeted_unknown: Counter,
+    /// Events that came from spokes, each once.
     pub events_received: Counter,
+    /// Events that spokes sent again, not knowing that they had been taken.
+    pub events_repeated: Counter,
     /// Times that a broadcast had to wait for the spokes.
     pub broadcasts_held: Counter,
 }
@@ -51,8 +57,18 @@ pub struct EventMetrics {
 pub struct RosterMetrics {
     /// Spokes that are connected.
     pub connected: Gauge,
-    /// Spokes that were welcomed.
+    /// Spokes that are away: lost without a goodbye, they may come back.
+    pub away: Gauge,
+    /// Spokes that were welcomed, those that came back not counted again.
     pub joined: Counter,
+    /// Times that a spoke came back, or changed its link.
+    pub returned: Counter,
+    /// Links that were closed because a newer one of the same spoke took over.
+    pub fenced: Counter,
+    /// Spokes that were away for too long.
+    pub expired: Counter,
+    /// Spokes that were away and were given up, to bound what is kept for such.
+    pub evicted: Counter,
 }
 
 /// Whom a hub turned away.

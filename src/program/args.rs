@@ -34,7 +34,8 @@ pub(super) struct HubArgs {
     #[arg(long, value_name = "FILE")]
     pub(super) allow_file: Option<PathBuf>,
     /// What a line of stdin is: a text, which is broadcast as {"type":"line","payload":"the text"},
-    /// or {"type":…,"payload":…,"id"?:…,"to"?:ENDPOINT_ID}, which goes to one endpoint if it says so
+    /// or {"type":…,"payload":…,"id"?:…,"to"?:ENDPOINT_ID,"overtake"?:true}, which goes to one endpoint if it
+    /// says so, behind every broadcast before it unless it overtakes
     #[arg(long, value_enum, default_value_t = InputFormat::Lines)]
     pub(super) input: InputFormat,
     /// Reads stdin once so many spokes are there; with `--fan-out gossip`, once those that can gossip

@@ -26,7 +26,8 @@ Exit codes:
   4    the hub was not reached
   5    the hub is gone without a goodbye
   6    lines of stdin were skipped, each with an error on stderr
-  7    some spokes did not get everything before the hub ended; they are named on stderr
+  7    some spokes did not get everything before the hub ended, or an event for one spoke is not known to
+       have been delivered; stderr names them
   130  interrupted twice (143: terminated twice); nothing was waited for";
 
 impl From<Exit> for ExitCode {

@@ -1,10 +1,12 @@
 //! Feeds lines of stdin to a hub, no faster than its mesh takes them.
 
 use anyhow::Context;
-use iroh_hub::{Hub, SendError};
+use iroh_hub::{Hub, SendError, SendOptions};
 use tokio::io::AsyncBufRead;
 
-use super::{args::InputFormat, input::Lines, receipts::Receipts, request::Request, say::say};
+use super::{
+    args::InputFormat, input::Lines, receipts::Receipts, request::Request, say::say, sent::Sent,
+};
 
 /// Feeds every line, and counts in `skipped` those that it could not. Returns at the end of the input
 /// or of the receipts.
@@ -13,14 +15,17 @@ pub(super) async fn feed<R: AsyncBufRead + Unpin>(
     mut lines: Lines<R>,
     format: InputFormat,
     receipts: Option<&Receipts>,
+    sent: &Sent,
     skipped: &mut u64,
 ) -> anyhow::Result<()> {
     loop {
         let Some(line) = lines.next().await.context("stdin cannot be read")? else {
             return Ok(());
         };
-        let taken = match Request::read(&line, format) {
-            Ok(request) => take(hub, request, receipts).await,
+        let request = Request::read(&line, format);
+        let number = lines.number();
+        let taken = match request {
+            Ok(request) => take(hub, request, number, receipts, sent).await,
             Err(error) => Err(error),
         };
         match taken {
@@ -28,7 +33,6 @@ pub(super) async fn feed<R: AsyncBufRead + Unpin>(
             Ok(false) => return Ok(()),
             Err(error) => {
                 *skipped += 1;
-                let number = lines.number();
                 say(format_args!(
                     "error: line {number} of stdin is skipped: {error:#}"
                 ));
@@ -38,13 +42,27 @@ pub(super) async fn feed<R: AsyncBufRead + Unpin>(
 }
 
 /// Says `false` if there is no point in going on.
-async fn take(hub: &Hub, request: Request, receipts: Option<&Receipts>) -> anyhow::Result<bool> {
-    let Request { event, to } = request;
+async fn take(
+    hub: &Hub,
+    request: Request,
+    number: u64,
+    receipts: Option<&Receipts>,
+    sent: &Sent,
+) -> anyhow::Result<bool> {
+    let Request {
+        event,
+        to,
+        overtake,
+    } = request;
     if let Some(to) = to {
-        match hub.send(to, event).await {
-            Ok(()) => return Ok(true),
+        let options = SendOptions::default().overtake(overtake);
+        match hub.send_with(to, event, options).await {
+            Ok(receipt) => {
+                sent.add(number, to, receipt).await;
+                return Ok(true);
+            }
             Err(SendError::NoSuchSpoke { .. }) => {
-                anyhow::bail!("no spoke of {to} is connected")
+                anyhow::bail!("no spoke of {to} is connected, or was until just now")
             }
             Err(error) => return Err(error.into()),
         }

@@ -21,6 +21,7 @@ use super::{
     request,
     say::say,
     scrape,
+    sent::Sent,
     stop::Stop,
     ticket,
 };
@@ -65,13 +66,22 @@ pub(super) async fn run(args: HubArgs, stop: Stop) -> Result<Exit, Failure> {
     let mut printing = tokio::spawn(print(heard));
     let watching = tokio::spawn(tell_losses(hub.watch_spokes()));
 
+    let sent = Sent::new();
     let mut skipped = 0;
     let served = async {
         announce(&hub, args.ticket.as_deref())?;
         let on_tree = matches!(args.fan_out, FanOut::Gossip);
         gather(&hub, args.wait_for, on_tree).await;
         let lines = input::stdin(line_limit).await;
-        feed(&hub, lines, args.input, receipts.as_ref(), &mut skipped).await?;
+        feed(
+            &hub,
+            lines,
+            args.input,
+            receipts.as_ref(),
+            &sent,
+            &mut skipped,
+        )
+        .await?;
         if !args.exit_on_eof && !receipts_failed(receipts.as_ref()) {
             stop.requested().await;
         }
@@ -111,9 +121,10 @@ pub(super) async fn run(args: HubArgs, stop: Stop) -> Result<Exit, Failure> {
             ));
         }
     }
+    let lost = sent.finish().await;
     served?;
     written?;
-    Ok(if !drained.behind.is_empty() {
+    Ok(if !drained.behind.is_empty() || lost > 0 {
         Exit::Behind
     } else if skipped > 0 {
         say(format_args!("{skipped} lines of stdin were skipped"));
@@ -208,6 +219,10 @@ fn tell_closed(error: &io::Error) {
 async fn tell_losses(mut watch: SpokeWatch) {
     while let Some(change) = watch.next().await {
         match change {
+            Ok(SpokeChange::Away { id, closed }) => {
+                say(format_args!("spoke {id} is away: {closed}"));
+            }
+            Ok(SpokeChange::Returned { id }) => say(format_args!("spoke {id} is back")),
             Ok(SpokeChange::Left { id, closed }) if !closed.is_goodbye() => {
                 say(format_args!("spoke {id} is lost: {closed}"));
             }

@@ -17,6 +17,7 @@ mod receipts;
 mod request;
 mod say;
 mod scrape;
+mod sent;
 mod spoke;
 mod stop;
 mod ticket;

@@ -23,6 +23,8 @@ pub(super) fn line_limit(max_event_bytes: usize) -> usize {
 pub(super) struct Request {
     pub(super) event: Envelope,
     pub(super) to: Option<EndpointId>,
+    /// It need not wait for the broadcasts before it.
+    pub(super) overtake: bool,
 }
 
 impl Request {
@@ -37,6 +39,7 @@ impl Request {
             InputFormat::Lines => Ok(Self {
                 event: Envelope::new(LINE, &text)?,
                 to: None,
+                overtake: false,
             }),
             InputFormat::Json => Self::from_json(text),
         }
@@ -57,9 +60,13 @@ impl Request {
             Some(to) => Some(to.parse().context("\"to\" is not an endpoint id")?),
             None => None,
         };
+        if fields.overtake && to.is_none() {
+            bail!("\"overtake\" is for an event to one endpoint; add \"to\"");
+        }
         Ok(Self {
             event: Envelope::from_json(&fields.event_type, id, fields.payload.get())?,
             to,
+            overtake: fields.overtake,
         })
     }
 }
@@ -77,6 +84,8 @@ struct Fields<'a> {
     id: Option<Cow<'a, str>>,
     #[serde(borrow, default)]
     to: Option<Cow<'a, str>>,
+    #[serde(default)]
+    overtake: bool,
     #[serde(default, rename = "position")]
     _position: IgnoredAny,
     #[serde(default, rename = "via")]
@@ -119,6 +128,9 @@ mod tests {
         assert_eq!(request.to, Some(to));
         assert_eq!(request.event.id(), "7");
         assert_eq!(request.event.payload_json(), "null");
+        assert!(!request.overtake);
+        let text = format!(r#"{{"to":"{to}","payload":0,"type":"t","overtake":true}}"#);
+        assert!(json(&text).unwrap().overtake);
     }
 
     #[test]
@@ -140,6 +152,10 @@ mod tests {
             ("{\"type\":\"\",\"payload\":1}", "type"),
             ("{\"type\":\"t\",\"payload\":1,\"too\":\"x\"}", "too"),
             ("{\"type\":\"t\",\"payload\":1,\"to\":\"x\"}", "endpoint id"),
+            (
+                "{\"type\":\"t\",\"payload\":1,\"overtake\":true}",
+                "one endpoint",
+            ),
         ] {
             let error = format!("{:#}", json(text).unwrap_err());
             assert!(error.contains(says), "{text}: {error}");

@@ -1,0 +1,180 @@
+//! What is kept of one spoke through all links of its session.
+
+use std::{
+    pin::Pin,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    task::Poll,
+};
+
+use tokio::sync::{Notify, OwnedMutexGuard};
+
+use super::{
+    Inner,
+    mailbox::{Mailbox, MailboxLimits, NoRoom},
+};
+use crate::{
+    delivery::{Loss, SendReceipt},
+    event::Envelope,
+    position::Position,
+    protocol::Protocol,
+    spoke_id::SpokeId,
+    wire::native::SessionId,
+};
+
+#[derive(Debug)]
+pub(crate) struct Session {
+    pub(crate) id: SpokeId,
+    pub(crate) protocol: Protocol,
+    /// What the spoke shows to come back. Plain spokes are not told theirs.
+    pub(crate) key: SessionId,
+    outgoing: Mutex<Outgoing>,
+    /// Wakes whoever waits for room in the mailbox.
+    room: Notify,
+    /// Held while an event of the spoke is handed to the listeners.
+    hearing: Arc<tokio::sync::Mutex<()>>,
+    /// The last of the spoke's events that the listeners have.
+    heard: AtomicU64,
+    /// Every broadcast below is known to have reached the spoke, or to be missed.
+    acked: AtomicU64,
+}
+
+#[derive(Debug)]
+struct Outgoing {
+    mailbox: Mailbox,
+    /// Wakes the writer of the link.
+    wake: Option<Arc<Notify>>,
+}
+
+impl Session {
+    pub(crate) fn new(
+        id: SpokeId,
+        protocol: Protocol,
+        key: SessionId,
+        limits: MailboxLimits,
+        acked: u64,
+    ) -> Self {
+        Self {
+            id,
+            protocol,
+            key,
+            outgoing: Mutex::new(Outgoing {
+                mailbox: Mailbox::new(id, protocol, limits),
+                wake: None,
+            }),
+            room: Notify::new(),
+            hearing: Arc::default(),
+            heard: AtomicU64::new(0),
+            acked: AtomicU64::new(acked),
+        }
+    }
+
+    fn outgoing(&self) -> MutexGuard<'_, Outgoing> {
+        self.outgoing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Looks at the mailbox, or takes from it. Nothing else may be locked inside.
+    pub(crate) fn mailbox<T>(&self, look: impl FnOnce(&mut Mailbox) -> T) -> T {
+        look(&mut self.outgoing().mailbox)
+    }
+
+    /// From now on, the link with this number serves the spoke, which has taken its events up to `taken`.
+    pub(crate) fn attach(&self, link: u64, taken: u64, wake: Arc<Notify>) {
+        let mut outgoing = self.outgoing();
+        outgoing.mailbox.attach(link, taken);
+        outgoing.wake = Some(wake);
+    }
+
+    /// The spoke is away. Says what is kept for it, in bytes.
+    pub(crate) fn detach(&self) -> usize {
+        let mut outgoing = self.outgoing();
+        outgoing.mailbox.detach();
+        outgoing.wake = None;
+        outgoing.mailbox.cost()
+    }
+
+    /// Queues an event for the spoke, which must have a link that is woken, or `may_be_away`: what is kept
+    /// for those that are has a bound of its own.
+    pub(crate) fn push(
+        &self,
+        event: &Envelope,
+        tip: Position,
+        overtake: bool,
+        may_be_away: bool,
+    ) -> Result<SendReceipt, NoRoom> {
+        let mut outgoing = self.outgoing();
+        if outgoing.wake.is_none() && !may_be_away && !outgoing.mailbox.has_ended() {
+            return Err(NoRoom::Away);
+        }
+        let receipt = outgoing.mailbox.push(event, tip, overtake)?;
+        if let Some(wake) = &outgoing.wake {
+            wake.notify_one();
+        }
+        Ok(receipt)
+    }
+
+    /// Wakes whoever waits for room, as there is some, or will never be.
+    pub(crate) fn has_room(&self) {
+        self.room.notify_waiters();
+    }
+
+    pub(crate) fn room(&self) -> &Notify {
+        &self.room
+    }
+
+    /// The session has ended. Says how many events were not delivered, and how many may have been.
+    pub(crate) fn end(&self, reason: &Loss) -> (usize, usize) {
+        let mut outgoing = self.outgoing();
+        outgoing.wake = None;
+        let ended = outgoing.mailbox.end(reason);
+        drop(outgoing);
+        self.has_room();
+        ended
+    }
+
+    /// The last of the spoke's events that the listeners have.
+    pub(crate) fn heard(&self) -> u64 {
+        self.heard.load(Ordering::Acquire)
+    }
+
+    /// Waits for the turn to hand an event of the spoke to the listeners.
+    pub(crate) async fn hearing(&self) -> OwnedMutexGuard<()> {
+        self.hearing.clone().lock_owned().await
+    }
+
+    /// The listeners have the spoke's event number `seq`.
+    pub(crate) fn has_heard(&self, seq: u64) {
+        self.heard.store(seq, Ordering::Release);
+    }
+
+    pub(crate) fn acked(&self) -> u64 {
+        self.acked.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn set_acked(&self, offset: u64) {
+        self.acked.fetch_max(offset, Ordering::AcqRel);
+    }
+}
+
+/// Runs a delivery to its end, though whoever waits for it goes away: half of the listeners having an
+/// event is of no use to anyone. Only the end of the hub cuts it short.
+pub(super) async fn see_through(
+    hub: &Arc<Inner>,
+    mut delivery: Pin<Box<dyn Future<Output = ()> + Send>>,
+) {
+    // Mostly there is nothing to wait for.
+    let done = std::future::poll_fn(|cx| Poll::Ready(delivery.as_mut().poll(cx).is_ready())).await;
+    if done {
+        return;
+    }
+    let cancel = hub.cancel.clone();
+    let task = hub.tasks.spawn(async move {
+        tokio::select! {
+            () = delivery => {}
+            () = cancel.cancelled() => {}
+        }
+    });
+    let _ = task.await;
+}

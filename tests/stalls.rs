@@ -157,7 +157,11 @@ async fn expect_all_or_missed(listener: &mut Listener, end: u64) -> u64 {
 async fn a_native_spoke_that_stalls_is_told_what_it_missed_and_goes_on_in_order() {
     let limits = hub_limits(|limits| limits.stall_after = Duration::from_secs(3));
     let hub = hub(small_log(limits, 2000)).await;
-    let stalls = spoke(&hub, Spoke::builder()).await;
+    let limits = spoke_limits(|limits| {
+        limits.max_event_bytes = 64 << 10;
+        limits.max_buffered_bytes = 1 << 20;
+    });
+    let stalls = spoke(&hub, Spoke::builder().limits(limits)).await;
     let hold = OnFull::Hold { at_most: LIMIT };
     let options = ListenOptions::default().capacity(1).on_full(hold);
     let mut held = iroh_hub::EventTarget::listen_with(&stalls, "n".into(), options);
@@ -228,9 +232,10 @@ async fn a_spoke_begins_where_it_asks_to() {
     let earliest = spoke(&hub, from(From::Earliest)).await;
     let kept = spoke(&hub, from(From::Position(position(&hub, 70)))).await;
     let gone = spoke(&hub, from(From::Position(position(&hub, 20)))).await;
-    let other = Position::new(iroh_hub::Epoch::from_u64(1), 99);
-    let other = spoke(&hub, from(From::Position(other))).await;
-    let beyond = spoke(&hub, from(From::Position(position(&hub, 5000)))).await;
+    let elsewhere = Position::new(iroh_hub::Epoch::from_u64(1), 99);
+    let other = spoke(&hub, from(From::Position(elsewhere))).await;
+    let future = position(&hub, 5000);
+    let beyond = spoke(&hub, from(From::Position(future))).await;
     hub.broadcast(numbered(100)).await.expect("open");
 
     expect_numbers(&mut tip.listen("n"), 100, 1).await;
@@ -245,15 +250,32 @@ async fn a_spoke_begins_where_it_asks_to() {
         }
         other => panic!("not a hole: {other:?}"),
     }
-    for spoke in [&earliest, &other, &beyond] {
+    let mut listener = earliest.listen("n");
+    let first = match soon("an item", listener.recv()).await {
+        Some(Incoming::Event(event)) => number(&event),
+        // The oldest went while the spoke came.
+        Some(Incoming::Missed(missed)) => missed.to.offset - 1,
+        other => panic!("{other:?}"),
+    };
+    assert!((50..=51).contains(&first), "{first}");
+    expect_numbers(&mut listener, first + 1, 100 - first).await;
+    // A position that this log has never had joins up with nothing, and that is said.
+    for (spoke, asked, begins) in [(&other, elsewhere, 50..=51), (&beyond, future, 100..=100)] {
         let mut listener = spoke.listen("n");
-        let first = match soon("an item", listener.recv()).await {
-            Some(Incoming::Event(event)) => number(&event),
-            // The oldest went while the spoke came.
-            Some(Incoming::Missed(missed)) => missed.to.offset - 1,
-            other => panic!("{other:?}"),
+        let mut from = asked;
+        let first = loop {
+            match soon("a hole", listener.recv()).await {
+                Some(Incoming::Missed(missed)) => {
+                    assert_eq!(missed.from, from);
+                    from = missed.to;
+                }
+                Some(Incoming::Event(event)) => break event,
+                other => panic!("{other:?}"),
+            }
         };
-        assert!((50..=51).contains(&first), "{first}");
+        assert_eq!(first.position, Some(from));
+        let first = number(&first);
+        assert!(begins.contains(&first), "{first}");
         expect_numbers(&mut listener, first + 1, 100 - first).await;
     }
     assert_eq!(tip.position(), Some(hub.tip()));

@@ -341,7 +341,7 @@ mod tests {
         mailbox.check_taken(2).unwrap();
         mailbox.attach(2, 2);
         assert_eq!(number(mailbox.next(1, EPOCH, Some(0))), None);
-        assert_eq!(mailbox.acked(1, 3).unwrap(), false);
+        assert!(!mailbox.acked(1, 3).unwrap());
         assert!(mailbox.acked(2, 3).is_err(), "not written on this link");
         assert_eq!(number(mailbox.next(2, EPOCH, Some(0))), Some((3, 3)));
         assert_eq!(number(mailbox.next(2, EPOCH, Some(0))), Some((4, 4)));

@@ -28,6 +28,7 @@ pub mod code {
     pub const TIMED_OUT: u64 = 5;
     pub const TOO_MANY: u64 = 6;
     pub const FELL_BEHIND: u64 = 7;
+    pub const FENCED: u64 = 8;
     pub const VERSION: u64 = 9;
     pub const NOT_A_MEMBER: u64 = 10;
     pub const MISBEHAVED: u64 = 12;
@@ -71,6 +72,18 @@ pub fn body(event_type: &[u8], id: &[u8], payload: &[u8]) -> Vec<u8> {
     out
 }
 
+/// The number that an event of [`numbered`](super::numbered) carries, from its body.
+pub fn number_in(body: &[u8]) -> u64 {
+    let mut reading = Reading(body);
+    for _ in ["type", "id"] {
+        let len = reading.number();
+        reading.0 = reading.0.get(len as usize..).expect("so many bytes");
+    }
+    let _len = reading.number();
+    let digits = std::str::from_utf8(reading.0).expect("digits");
+    digits.parse().expect("a number")
+}
+
 /// A hello: version, features, no session, no targeted events, from the tip.
 pub fn hello(version: u64) -> Vec<u8> {
     native(0, &[version, 0, 0, 0, 0], b"")
@@ -79,6 +92,112 @@ pub fn hello(version: u64) -> Vec<u8> {
 /// A hello that begins with the oldest event.
 pub fn hello_from_earliest() -> Vec<u8> {
     native(0, &[1, 0, 0, 0, 1], b"")
+}
+
+/// A hello that goes on with a session, from the tip: `targeted` is the last targeted event that was taken.
+pub fn hello_again(session: [u8; 16], targeted: u64) -> Vec<u8> {
+    let mut out = vec![0, 1, 0, 1];
+    out.extend(session);
+    out.extend(varint(targeted));
+    out.push(0);
+    frame(out)
+}
+
+/// Reads what the protocol's description says, and fails the test at anything else.
+#[derive(Debug)]
+pub struct Reading<'a>(pub &'a [u8]);
+
+impl Reading<'_> {
+    pub fn byte(&mut self) -> u8 {
+        let (first, rest) = self.0.split_first().expect("a byte");
+        self.0 = rest;
+        *first
+    }
+
+    pub fn bytes<const N: usize>(&mut self) -> [u8; N] {
+        let (first, rest) = self.0.split_first_chunk().expect("so many bytes");
+        self.0 = rest;
+        *first
+    }
+
+    pub fn number(&mut self) -> u64 {
+        let mut n = 0;
+        for shift in (0..64).step_by(7) {
+            let byte = self.byte();
+            n |= u64::from(byte & 0x7f) << shift;
+            if byte < 0x80 {
+                break;
+            }
+        }
+        n
+    }
+}
+
+/// A welcome, as far as tests look into it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Welcomed {
+    pub session: [u8; 16],
+    pub published: u64,
+    pub epoch: u64,
+    pub tip: u64,
+    pub start: u64,
+    pub continues: bool,
+}
+
+impl Welcomed {
+    pub fn read(frame: &[u8]) -> Self {
+        let mut reading = Reading(frame);
+        assert_eq!(reading.byte(), 0, "the first frame is a welcome");
+        assert_eq!(reading.number(), 1, "of version 1");
+        let _features = reading.number();
+        let session = reading.bytes();
+        let [published, epoch, tip, start] = [(); 4].map(|()| reading.number());
+        let continues = reading.byte() == 1;
+        Self {
+            session,
+            published,
+            epoch,
+            tip,
+            start,
+            continues,
+        }
+    }
+}
+
+/// A frame of the hub, as far as tests look into it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Heard {
+    /// A whole broadcast: its offset and its body.
+    Event(u64, Vec<u8>),
+    /// A whole targeted event: its number, the offset that it waits for, and its body.
+    Targeted(u64, u64, Vec<u8>),
+    Missed(u64, u64),
+    Ack(u64),
+    AckNow(u64),
+    /// A kind, and what tests do not look into.
+    Other(u8),
+}
+
+impl Heard {
+    pub fn read(frame: &[u8]) -> Self {
+        let mut reading = Reading(frame);
+        let whole = |mut reading: Reading<'_>| {
+            assert_eq!((reading.number(), reading.number()), (0, 1), "of one part");
+            reading.0.to_vec()
+        };
+        match reading.byte() {
+            1 | 2 => Self::Event(reading.number(), whole(reading)),
+            3 => {
+                let seq = reading.number();
+                let _epoch = reading.number();
+                Self::Targeted(seq, reading.number(), whole(reading))
+            }
+            6 => Self::Missed(reading.number(), reading.number()),
+            7 => Self::Ack(reading.number()),
+            10 => Self::AckNow(reading.number()),
+            kind => Self::Other(kind),
+        }
+    }
 }
 
 pub fn publish(seq: u64, part: u64, parts: u64, body: &[u8]) -> Vec<u8> {
@@ -171,9 +290,31 @@ impl RawStream {
 
     /// Says hello and takes the welcome.
     pub async fn greet(&mut self) {
-        self.write(hello(1)).await;
-        let welcome = self.frame().await.expect("a welcome");
-        assert_eq!(welcome.first(), Some(&0), "the first frame is a welcome");
+        self.greet_with(hello(1)).await;
+    }
+
+    /// Says this hello and takes the welcome.
+    pub async fn greet_with(&mut self, hello: Vec<u8>) -> Welcomed {
+        self.write(hello).await;
+        Welcomed::read(&self.frame().await.expect("a welcome"))
+    }
+
+    /// The next frame of a hub, but for those that tests do not look into.
+    pub async fn heard(&mut self) -> Heard {
+        loop {
+            let heard = Heard::read(&self.frame().await.expect("a frame"));
+            if !matches!(heard, Heard::Other(_)) {
+                return heard;
+            }
+        }
+    }
+
+    /// The next frame of a hub, which is a targeted event: its number, and the number that it carries.
+    pub async fn targeted(&mut self) -> (u64, u64) {
+        match self.heard().await {
+            Heard::Targeted(seq, _, body) => (seq, number_in(&body)),
+            other => panic!("not a targeted event: {other:?}"),
+        }
     }
 
     /// The codes with which the other side reset and stopped the stream.

@@ -28,9 +28,14 @@
 //!
 //! A process that has several hubs or spokes tells them apart by labels of its own
 //! ([`Registry::sub_registry_with_label`](iroh_metrics::Registry::sub_registry_with_label)).
+//!
+#![doc = include_str!("../docs/metrics.md")]
 
+pub(crate) mod events;
 mod hub;
 mod spoke;
+#[cfg(test)]
+mod table;
 
 pub use self::{
     hub::{

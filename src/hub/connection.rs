@@ -5,13 +5,14 @@ use std::{sync::Arc, time::Duration};
 use iroh::endpoint::Connection;
 use n0_future::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
-use tracing::{Instrument, debug, info, info_span, warn};
+use tracing::{Instrument, debug, info_span, warn};
 
 use super::{Inner, link_task};
 use crate::{
     admission::{Candidate, Decision},
     close::{CloseCode, Closed},
     link_io::short_reason,
+    metrics::events,
     protocol::Protocol,
 };
 
@@ -30,7 +31,7 @@ async fn serve(hub: Arc<Inner>, connection: Connection, protocol: Protocol) {
     };
     if let Decision::Refuse { reason } = hub.config.admission.decide(candidate).await {
         hub.metrics.admission.refused.inc();
-        info!(%reason, "refused");
+        debug!(target: events::REFUSED, remote = %connection.remote_id().fmt_short(), %protocol, %reason);
         close(&connection, CloseCode::Refused, &reason);
         return;
     }

@@ -10,6 +10,7 @@ use std::{collections::VecDeque, sync::Arc};
 
 use bytes::Bytes;
 use n0_error::e;
+use tracing::debug;
 
 use super::{
     config::Behind,
@@ -19,6 +20,7 @@ use super::{
 use crate::{
     link_io::LinkError,
     log::Read,
+    metrics::events,
     protocol::Protocol,
     wire::{
         compat,
@@ -53,6 +55,8 @@ pub(crate) struct Desk {
     ack: Option<u64>,
     ack_every: Option<u32>,
     topic: Option<TopicOrder>,
+    /// How many broadcasts the spoke was told it missed, not counted yet.
+    missed: u64,
 }
 
 #[derive(Debug)]
@@ -85,6 +89,7 @@ impl Desk {
             ack: None,
             ack_every: None,
             topic: None,
+            missed: 0,
         }
     }
 
@@ -201,7 +206,7 @@ impl Desk {
 
     /// Moves the cursor over a batch of events; says where it stands then and whether at the tip.
     fn advance(
-        &self,
+        &mut self,
         cursor: u64,
         stop: Option<u64>,
         log: &SharedLog,
@@ -238,7 +243,7 @@ impl Desk {
     }
 
     /// Tells the spoke that the log no longer has `[from, to)`, if it may be behind at all.
-    fn skip(&self, from: u64, to: u64, chunks: &mut Vec<Bytes>) -> Result<(), LinkError> {
+    fn skip(&mut self, from: u64, to: u64, chunks: &mut Vec<Bytes>) -> Result<(), LinkError> {
         let may_skip = match self.protocol {
             Protocol::Native => self.behind == Behind::Skip || self.begun_at == Some(from),
             Protocol::Compat => false,
@@ -248,7 +253,14 @@ impl Desk {
             return Err(e!(LinkError::FellBehind { events }));
         }
         ToSpoke::Missed { from, to }.encode(chunks);
+        debug!(target: events::MISSED, from, to);
+        self.missed += to.saturating_sub(from);
         Ok(())
+    }
+
+    /// How many broadcasts the spoke was told it missed since this was asked last.
+    pub(crate) fn take_missed(&mut self) -> u64 {
+        std::mem::take(&mut self.missed)
     }
 
     /// How far the spoke is behind the log, if its link is to end for that.

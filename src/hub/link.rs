@@ -210,6 +210,11 @@ impl Link {
         self.desk().is_paid_for(tip)
     }
 
+    /// See [`Desk::take_missed`].
+    pub(crate) fn take_missed(&self) -> u64 {
+        self.desk().take_missed()
+    }
+
     /// Gathers what is to be written next into `chunks`; see [`Desk::next_batch`].
     pub(crate) fn next_batch(
         &self,

@@ -404,6 +404,7 @@ async fn write_loop(hub: &Inner, link: &Link, send: &mut SendStream) -> Result<(
         match link.next_batch(&hub.log, paid, &mut entries, &mut chunks)? {
             Batch::Frames { cursor, cost } => {
                 hub.spend(cost);
+                hub.metrics.repair.events_missed.inc_by(link.take_missed());
                 tokio::select! {
                     written = write_all(send, &mut chunks) => written?,
                     // Nothing after this is written, so a torn frame does no harm.

@@ -317,6 +317,7 @@ impl Roster {
     }
 
     pub(super) fn announce(&self, change: SpokeChange) {
+        change.trace();
         // Nobody may be watching.
         let _ = self.changes.send(change);
     }

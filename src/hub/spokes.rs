@@ -4,8 +4,15 @@ use std::time::Duration;
 
 use iroh::TransportAddr;
 use tokio::sync::broadcast::{self, error::RecvError};
+use tracing::debug;
 
-use crate::{close::Closed, fan_out::Path, protocol::Protocol, spoke_id::SpokeId};
+use crate::{
+    close::{CloseCode, Closed},
+    fan_out::Path,
+    metrics::events,
+    protocol::Protocol,
+    spoke_id::SpokeId,
+};
 
 /// One spoke, as the hub sees it now.
 #[derive(Clone, Debug)]
@@ -70,6 +77,28 @@ pub enum SpokeChange {
         /// The new path.
         path: Path,
     },
+}
+
+impl SpokeChange {
+    pub(super) fn trace(&self) {
+        match self {
+            Self::Joined { id, protocol } => {
+                debug!(target: events::JOINED, spoke = %id.fmt_short(), %protocol);
+            }
+            Self::Away { id, closed } => {
+                let code = closed.code().map(CloseCode::to_u64);
+                debug!(target: events::AWAY, spoke = %id.fmt_short(), code, %closed);
+            }
+            Self::Returned { id } => debug!(target: events::RETURNED, spoke = %id.fmt_short()),
+            Self::Left { id, closed } => {
+                let code = closed.code().map(CloseCode::to_u64);
+                debug!(target: events::LEFT, spoke = %id.fmt_short(), code, %closed);
+            }
+            Self::Moved { id, path } => {
+                debug!(target: events::MOVED, spoke = %id.fmt_short(), ?path);
+            }
+        }
+    }
 }
 
 /// Watches spokes come and go. Made by [`Hub::watch_spokes`](super::Hub::watch_spokes).

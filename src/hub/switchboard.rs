@@ -15,7 +15,7 @@ use tokio::{
     sync::mpsc,
     time::{MissedTickBehavior, interval, sleep_until},
 };
-use tracing::{debug, info, warn};
+use tracing::{debug, warn};
 
 use super::{
     Inner,
@@ -28,6 +28,7 @@ use super::{
 use crate::{
     fan_out::{Decision, FanOut, Path, Planner, PlannerConfig},
     gossip::GossipNode,
+    metrics::events,
     protocol::Protocol,
     spoke_id::SpokeId,
     wire::native::Topic,
@@ -155,6 +156,7 @@ impl Switchboard {
                         break;
                     }
                     warn!("the topic failed; everyone is served directly");
+                    debug!(target: events::TOPIC_FAILED, spokes = self.hub.roster.len());
                     self.hub.metrics.topic.failed.inc();
                     self.stop_topic();
                     self.planner.topic_failed(Instant::now());
@@ -300,7 +302,7 @@ impl Switchboard {
     }
 
     fn start_topic(&mut self) {
-        info!("the topic begins");
+        debug!(target: events::TOPIC_STARTED, spokes = self.hub.roster.len());
         self.hub.metrics.topic.started.inc();
         let topic = GossipLink::start(&self.hub);
         self.hub
@@ -312,7 +314,7 @@ impl Switchboard {
     fn stop_topic(&mut self) {
         self.hub.set_topic(None);
         if let Some(topic) = self.topic.take() {
-            info!("the topic ends");
+            debug!(target: events::TOPIC_ENDED, spokes = self.hub.roster.len());
             self.hub.tasks.spawn(topic.stop());
         }
     }

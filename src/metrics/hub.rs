@@ -89,7 +89,7 @@ pub struct AdmissionMetrics {
 pub struct DirectMetrics {
     /// Streams and connections that were closed for an error of the peer.
     pub links_failed: Counter,
-    /// Frames that came.
+    /// Frames that came over direct links.
     pub frames_received: Counter,
     /// Frames of a kind that this version does not know, which were skipped.
     pub frames_unknown: Counter,
@@ -102,11 +102,11 @@ pub struct DirectMetrics {
 #[metrics(name = "iroh_hub_topic")]
 #[non_exhaustive]
 pub struct TopicMetrics {
-    /// Frames and beacons that were broadcast on it.
+    /// Frames and beacons that were broadcast on the topic.
     pub frames_sent: Counter,
-    /// Times that it was begun.
+    /// Times that the topic was begun.
     pub started: Counter,
-    /// Times that it failed and everyone was served directly.
+    /// Times that the topic failed and everyone was served directly.
     pub failed: Counter,
 }
 
@@ -123,16 +123,18 @@ pub struct RepairMetrics {
     pub direct: Counter,
     /// Bytes that went along links again, or because the topic does not reach their spoke.
     pub bytes: Counter,
-    /// Times that a link had to wait for the budget that these have.
+    /// Times that a link had to wait for the budget of repairs.
     pub held: Counter,
     /// Pieces of the log that went on the topic again, since many spokes wanted them.
     pub rebroadcasts: Counter,
-    /// Bytes of the events in them, once each.
+    /// Bytes of the events that went on the topic again, once each.
     pub rebroadcast_bytes: Counter,
     /// Times that a spoke asked to be served directly.
     pub wants_direct: Counter,
     /// Times that a spoke was served directly because the topic did not reach it.
     pub served_around: Counter,
+    /// Broadcasts that the log no longer had when they were due to a spoke, which was told so.
+    pub events_missed: Counter,
     /// Broadcasts that spokes gave up by themselves, over their own limits.
     pub events_given_up: Counter,
 }

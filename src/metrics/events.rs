@@ -1,0 +1,41 @@
+//! The targets of the tracing events that say how a hub's or a spoke's state changes.
+//!
+//! They are meant to be counted, stored and matched, unlike the lines for people beside them, whose
+//! words may change: a target each, fields and no text, all at level debug. docs/metrics.md lists them.
+
+macro_rules! events {
+    ($($(#[doc = $words:literal])+ $name:ident = $path:literal [$($field:literal)*];)+) => {
+        $($(#[doc = $words])+
+        pub(crate) const $name: &str = concat!("iroh_hub::_events::", $path);)+
+
+        /// Target, fields, and what it means.
+        #[cfg(test)]
+        pub(super) const ALL: &[(&str, &[&str], &str)] = &[
+            $(($name, &[$($field),*], concat!($($words),+)),)+
+        ];
+    };
+}
+
+events! {
+    /// A hub refused a connection.
+    REFUSED = "admission::refused" ["remote" "protocol" "reason"];
+    /// A hub welcomed a spoke.
+    JOINED = "spoke::joined" ["spoke" "protocol"];
+    /// A spoke was lost without a goodbye, and may come back; how its link ended: the number of the close
+    /// code, if it has one, and words.
+    AWAY = "spoke::away" ["spoke" "code" "closed"];
+    /// A spoke came back.
+    RETURNED = "spoke::returned" ["spoke"];
+    /// A spoke is gone for good, and how its last link ended.
+    LEFT = "spoke::left" ["spoke" "code" "closed"];
+    /// A spoke's broadcasts take another path.
+    MOVED = "spoke::moved" ["spoke" "path"];
+    /// The spoke in whose span this is was told of broadcasts that the log no longer had when they were due.
+    MISSED = "spoke::missed" ["from" "to"];
+    /// A topic began, at a hub that has so many spokes.
+    TOPIC_STARTED = "topic::started" ["spokes"];
+    /// A topic failed; everyone is served directly until there is another.
+    TOPIC_FAILED = "topic::failed" ["spokes"];
+    /// A topic ended, because it failed or was no longer of use.
+    TOPIC_ENDED = "topic::ended" ["spokes"];
+}

@@ -88,6 +88,10 @@ pub mod metrics;
 #[doc(hidden)]
 pub mod bench_support;
 
+#[cfg(feature = "cli")]
+#[doc(hidden)]
+pub mod sim;
+
 pub use self::{
     admission::{Admission, Candidate, Decision},
     close::{CloseCode, Closed},

@@ -133,6 +133,12 @@ impl Desk {
         }
     }
 
+    /// Whether a repair is due: the next batch has one.
+    #[cfg(feature = "cli")]
+    pub(crate) fn repairs_wait(&self) -> bool {
+        !self.repairs.is_empty()
+    }
+
     /// The hub has the spoke's events up to `seq`.
     pub(crate) fn acknowledge(&mut self, seq: u64) {
         self.ack = Some(seq);

@@ -8,22 +8,22 @@ mod budget;
 mod builder;
 mod config;
 mod connection;
-mod desk;
+pub(crate) mod desk;
 mod error;
-mod framer;
-mod gossip_link;
+pub(crate) mod framer;
+pub(crate) mod gossip_link;
 mod link;
 mod link_task;
-mod mailbox;
-mod pace;
-mod repairs;
+pub(crate) mod mailbox;
+pub(crate) mod pace;
+pub(crate) mod repairs;
 mod roster;
 mod send;
-mod session;
-mod sessions;
-mod shared_log;
+pub(crate) mod session;
+pub(crate) mod sessions;
+pub(crate) mod shared_log;
 mod spokes;
-mod switchboard;
+pub(crate) mod switchboard;
 
 use std::{
     sync::{

@@ -17,7 +17,7 @@ const MOST_STOPPED: u32 = 10;
 const REGAIN: u32 = 20;
 
 #[derive(Debug)]
-pub(super) struct Pace<Id> {
+pub(crate) struct Pace<Id> {
     stall_after: Duration,
     patience: Duration,
     spokes: BTreeMap<Id, Progress>,
@@ -33,7 +33,7 @@ struct Progress {
 }
 
 impl<Id: Copy + Ord> Pace<Id> {
-    pub(super) fn new(stall_after: Duration, patience: Duration) -> Self {
+    pub(crate) fn new(stall_after: Duration, patience: Duration) -> Self {
         Self {
             stall_after,
             patience,
@@ -46,7 +46,7 @@ impl<Id: Copy + Ord> Pace<Id> {
     ///
     /// `spokes` are all that count, each with what it has acknowledged; `behind` is the offset below
     /// which a spoke is behind.
-    pub(super) fn floor(
+    pub(crate) fn floor(
         &mut self,
         now: Instant,
         behind: u64,

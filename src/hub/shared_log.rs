@@ -77,6 +77,12 @@ impl SharedLog {
         Self::of(Log::new(config))
     }
 
+    /// A log of this epoch, which must not be used twice.
+    #[cfg(feature = "cli")]
+    pub(crate) fn with_epoch(config: LogConfig, epoch: Epoch) -> Self {
+        Self::of(Log::with_epoch(config, epoch))
+    }
+
     fn of(log: Log<Arc<Entry>>) -> Self {
         Self {
             epoch: log.epoch(),

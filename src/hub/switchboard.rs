@@ -74,7 +74,7 @@ const FAST: usize = 8;
 const FAST_EVERY: Duration = Duration::from_millis(20);
 
 /// How often one spoke of `spokes` may acknowledge, in milliseconds, if it is not a fast one.
-pub(super) fn ack_every_ms(spokes: usize, acks_per_s: u32) -> u32 {
+pub(crate) fn ack_every_ms(spokes: usize, acks_per_s: u32) -> u32 {
     let fast_ms = FAST_EVERY.as_millis() as u64;
     let budget = u64::from(acks_per_s);
     let spokes_n = spokes as u64;
@@ -88,7 +88,7 @@ pub(super) fn ack_every_ms(spokes: usize, acks_per_s: u32) -> u32 {
 }
 
 /// Whether every spoke of so many acknowledges fast.
-pub(super) fn all_are_fast(spokes: usize) -> bool {
+pub(crate) fn all_are_fast(spokes: usize) -> bool {
     spokes <= ALL_FAST
 }
 

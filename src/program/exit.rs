@@ -14,6 +14,7 @@ pub(super) enum Exit {
     HubGone = 5,
     LinesSkipped = 6,
     Behind = 7,
+    ContractBroken = 8,
 }
 
 /// What `--help` says about them.
@@ -28,6 +29,7 @@ Exit codes:
   6    lines of stdin were skipped, each with an error on stderr
   7    some spokes did not get everything before the hub ended, or an event for one spoke is not known to
        have been delivered; stderr names them
+  8    simulate: the contract was broken
   130  interrupted twice (143: terminated twice); nothing was waited for";
 
 impl From<Exit> for ExitCode {

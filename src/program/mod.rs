@@ -18,6 +18,7 @@ mod request;
 mod say;
 mod scrape;
 mod sent;
+mod simulate;
 mod spoke;
 mod stop;
 mod ticket;
@@ -47,6 +48,7 @@ enum Command {
     Hub(args::HubArgs),
     Spoke(args::SpokeArgs),
     Compare(compare::CompareArgs),
+    Simulate(simulate::SimulateArgs),
     /// The hub's process of `compare`.
     #[command(hide = true)]
     CompareHub,
@@ -92,6 +94,8 @@ fn run(command: Command) -> Result<Exit, Failure> {
                     () = stop.requested() => Err(anyhow!("interrupted").into()),
                 }
             }
+            // One thread, this one, for as long as it takes.
+            Command::Simulate(args) => simulate::run(&args),
             // These end with their parent, however that ends.
             Command::CompareHub => done(compare::hub_child().await),
             Command::CompareSpokes => done(compare::spokes_child().await),

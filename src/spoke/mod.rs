@@ -8,7 +8,7 @@ mod builder;
 mod compat;
 mod config;
 mod error;
-mod member;
+pub(crate) mod member;
 mod native;
 mod outbox;
 pub(crate) mod reception;

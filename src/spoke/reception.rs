@@ -296,10 +296,6 @@ impl Reception {
         Ok(())
     }
 
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "a spoke does not reconnect yet")
-    )]
     /// The link is lost, or an attempt to make one failed; the next one begins after a while.
     pub(crate) fn lost(&mut self, now: Instant, closed: &Closed, attempt: u32, after: Duration) {
         self.cut(now);

@@ -20,7 +20,7 @@ mod sides;
 mod stats;
 mod table;
 mod tally;
-mod usage;
+pub(super) mod usage;
 mod worker;
 
 use std::{

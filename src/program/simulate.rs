@@ -1,0 +1,198 @@
+//! `simulate`: the core among simulated nodes, in virtual time. What it does is [`iroh_hub::sim`]'s business.
+
+mod faults;
+mod show;
+
+use std::{io::IsTerminal, time::Instant};
+
+use anyhow::Context;
+use bytesize::ByteSize;
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+use iroh_hub::{
+    FanOut,
+    sim::{self, Churn, Links, Options, Partition, Progress, Restart, Stall},
+};
+
+use self::faults::{millis, partition, restart, seconds, share, stall};
+use super::{
+    compare::usage::Usage,
+    exit::{self, Exit, Failure},
+    say,
+};
+
+/// Runs a hub and its spokes in virtual time over a network with faults, and checks every event that
+/// every spoke lets out.
+///
+/// It runs the code that ships, on one thread. The same options print the same lines, byte for byte, on any
+/// machine; time and memory that the run took are said on stderr. Faults are timed from the first event, which is
+/// broadcast when the mesh stands.
+#[derive(Debug, Args)]
+#[command(after_help = exit::HELP)]
+pub(super) struct SimulateArgs {
+    /// Fixes every random choice
+    #[arg(long, value_name = "S", default_value_t = 1)]
+    seed: u64,
+    /// How many spokes there are
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    spokes: u32,
+    /// How many of them take no part in gossip
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    direct_spokes: u32,
+    /// How broadcasts reach the spokes
+    #[arg(long, value_name = "auto|direct|gossip", default_value = "auto")]
+    fan_out: FanOut,
+    /// How many events are broadcast
+    #[arg(long, value_name = "K", default_value_t = 1000)]
+    events: u64,
+    /// How many events a second
+    #[arg(long, value_name = "E", default_value_t = 100.0, value_parser = rate)]
+    rate: f64,
+    /// How many events at once; the rate stays the same
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
+    burst: u64,
+    /// The bytes of an event's payload
+    #[arg(long, value_name = "B", default_value = "100")]
+    size: ByteSize,
+    /// How many events the hub's log keeps
+    #[arg(long, value_name = "N", default_value_t = 131_072)]
+    log_events: usize,
+    /// How many milliseconds a packet is under way
+    #[arg(long, value_name = "MS", default_value = "20", value_parser = millis)]
+    delay: std::time::Duration,
+    /// Up to how many milliseconds longer, drawn for each packet
+    #[arg(long, value_name = "MS", default_value = "5", value_parser = millis)]
+    jitter: std::time::Duration,
+    /// The share of packets (on direct links, sent again) and of gossip messages (gone for good) that is
+    /// lost, as 0.05 or 5%
+    #[arg(long, value_name = "P", default_value = "0", value_parser = share)]
+    loss: f64,
+    /// The share of gossip messages that come twice
+    #[arg(long, value_name = "P", default_value = "0", value_parser = share)]
+    duplicate: f64,
+    /// The share of gossip messages that later ones overtake
+    #[arg(long, value_name = "P", default_value = "0", value_parser = share)]
+    reorder: f64,
+    /// What each node can send in a second, for example 10MB [default: unlimited]
+    #[arg(long, value_name = "BYTES")]
+    bandwidth: Option<ByteSize>,
+    /// The share of the spokes that is replaced by new ones every second, while events are broadcast
+    #[arg(long, value_name = "P", default_value = "0", value_parser = share)]
+    churn: f64,
+    /// The share of those that go without a goodbye
+    #[arg(long, value_name = "P", default_value = "50%", value_parser = share)]
+    crash: f64,
+    /// Cuts a share of the spokes off from the hub and the rest: seconds until then, seconds it lasts; may be
+    /// given several times, but partitions do not overlap
+    #[arg(long, value_name = "AT:FOR:SHARE", value_parser = partition)]
+    partition: Vec<Partition>,
+    /// Stops so many spokes for a while; may be given several times
+    #[arg(long, value_name = "AT:FOR:SPOKES", value_parser = stall)]
+    stall: Vec<Stall>,
+    /// Kills the hub, and starts it again after a while; with `durable` it has its log then. May be given
+    /// several times
+    #[arg(long, value_name = "AT:FOR[:durable]", value_parser = restart)]
+    hub_restart: Vec<Restart>,
+    /// The how-manieth frame with events never leaves the hub
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    lose_root_frame: Option<u64>,
+    /// How many seconds after the last event spokes have to get what they lack
+    #[arg(long, value_name = "S", default_value = "180", value_parser = seconds)]
+    settle: std::time::Duration,
+    /// Prints one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+fn rate(text: &str) -> Result<f64, String> {
+    let rate: f64 = text
+        .parse()
+        .map_err(|_| "this is not a number".to_owned())?;
+    if !(0.001..=1e6).contains(&rate) {
+        return Err("give between 0.001 and 1000000 events a second".to_owned());
+    }
+    Ok(rate)
+}
+
+impl SimulateArgs {
+    fn options(&self) -> Options {
+        Options {
+            seed: self.seed,
+            spokes: self.spokes,
+            direct_spokes: self.direct_spokes,
+            fan_out: self.fan_out.clone(),
+            events: self.events,
+            rate: self.rate,
+            burst: self.burst,
+            size: usize::try_from(self.size.as_u64())
+                .unwrap_or(usize::MAX)
+                .min(16 << 20),
+            links: Links {
+                delay: self.delay,
+                jitter: self.jitter,
+                loss: self.loss,
+                duplicate: self.duplicate,
+                reorder: self.reorder,
+                bandwidth: self.bandwidth.map(|bandwidth| bandwidth.as_u64()),
+            },
+            churn: Churn {
+                per_s: self.churn,
+                crash: self.crash,
+            },
+            partitions: self.partition.clone(),
+            stalls: self.stall.clone(),
+            restarts: self.hub_restart.clone(),
+            lose_root_frame: self.lose_root_frame,
+            log_events: self.log_events,
+            settle: self.settle,
+            ..Options::default()
+        }
+    }
+}
+
+/// Runs to the end on the calling thread.
+pub(super) fn run(args: &SimulateArgs) -> Result<Exit, Failure> {
+    let (bar, begun) = (Bar::new(args.events), Instant::now());
+    let report = sim::run(args.options(), |progress| bar.at(progress));
+    bar.0.finish_and_clear();
+    let words = if args.json {
+        serde_json::to_string(&report).context("the report is not JSON")?
+    } else {
+        show::table(&report)
+    };
+    println!("{words}");
+    let peak = Usage::now(0).peak_bytes.map(ByteSize::b);
+    let peak = peak.map_or_else(String::new, |peak| format!(", peak memory {peak}"));
+    let took = begun.elapsed();
+    say(format_args!("took {took:.1?}{peak}"));
+    Ok(if report.is_kept() {
+        Exit::Ok
+    } else {
+        Exit::ContractBroken
+    })
+}
+
+/// How far the run is; on a terminal only.
+struct Bar(ProgressBar);
+
+impl Bar {
+    fn new(events: u64) -> Self {
+        if !std::io::stderr().is_terminal() {
+            return Self(ProgressBar::hidden());
+        }
+        let bar = ProgressBar::new(events);
+        if let Ok(style) = ProgressStyle::with_template("{wide_bar} {pos}/{len} events  {msg}") {
+            bar.set_style(style);
+        }
+        Self(bar)
+    }
+
+    fn at(&self, progress: Progress) {
+        self.0.set_position(progress.broadcast);
+        let Progress {
+            linked, seconds, ..
+        } = progress;
+        self.0
+            .set_message(format!("{linked} spokes  {seconds:.0} s"));
+    }
+}

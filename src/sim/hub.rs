@@ -1,0 +1,586 @@
+//! The hub: the shipped planner, framer and desks over the shipped log, with links and a topic made of events.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use bytes::Bytes;
+use iroh::EndpointAddr;
+use rand::RngExt;
+
+use super::{
+    clock::Nanos,
+    ctx::{Ctx, Event},
+    gate::SharedCheck,
+    mesh::{Ends, Mesh},
+    net::{HUB, NodeId},
+    tally::Class,
+};
+use crate::{
+    event::Envelope,
+    fan_out::{Decision, FanOut, Path, Planner, PlannerConfig},
+    gossip::GossipConfig,
+    hub::{
+        HubLimits,
+        desk::{Batch, Desk, TopicOrder},
+        framer::{Content, Framer},
+        gossip_link::HubGate,
+        pace::Pace,
+        shared_log::{Entry, SharedLog},
+        switchboard::{ack_every_ms, all_are_fast},
+    },
+    log::{LogConfig, resume::Ask},
+    position::{Epoch, Position},
+    protocol::Protocol,
+    seal::{Context, Opener, Sealer},
+    wire::{
+        broadcast::OVERHEAD,
+        framing::Deframer,
+        native::{self, FEATURE_GOSSIP, Hello, Start, ToHub, ToSpoke, Welcome},
+    },
+};
+
+/// How much may be on its way to a spoke that has not read it.
+const WINDOW: usize = 1_250_000;
+
+/// How often the hub looks after its spokes.
+const TICK: Nanos = 200_000_000;
+
+/// How often a publisher that is held back tries again.
+pub(super) const HELD: Nanos = 20_000_000;
+
+/// A link to a spoke.
+struct Link {
+    number: u64,
+    desk: Desk,
+    deframer: Deframer,
+    acked: u64,
+    fast: bool,
+    path: Path,
+    /// Sent and not read.
+    unread: usize,
+    /// A batch is being put on the wire.
+    busy: bool,
+    last_arrival: Nanos,
+}
+
+struct Topic {
+    id: [u8; 32],
+    sealer: Sealer,
+    framer: Framer<NodeId>,
+    mesh: Mesh<HubGate<SharedCheck>>,
+    max_frame_bytes: usize,
+}
+
+pub(super) struct Hub {
+    log: Arc<SharedLog>,
+    limits: HubLimits,
+    planner: Planner<NodeId>,
+    topic: Option<Topic>,
+    links: BTreeMap<NodeId, Link>,
+    /// Links whose cursor waits for the tip.
+    following: BTreeSet<NodeId>,
+    pace: Pace<NodeId>,
+    tick_at: Nanos,
+    shared_among: usize,
+    bytes_before: u64,
+    lose_root_frame: Option<u64>,
+    pub(super) wake_at: Nanos,
+    entries: Vec<(u64, Arc<Entry>)>,
+}
+
+impl Hub {
+    pub(super) fn new(
+        ctx: &mut Ctx,
+        fan_out: FanOut,
+        log: Arc<SharedLog>,
+        lose_root_frame: Option<u64>,
+    ) -> Self {
+        let limits = HubLimits::default();
+        Self {
+            log,
+            planner: Planner::new(fan_out, PlannerConfig::default(), ctx.seed()),
+            topic: None,
+            links: BTreeMap::new(),
+            following: BTreeSet::new(),
+            pace: Pace::new(limits.stall_after, limits.patience),
+            limits,
+            tick_at: ctx.clock.nanos() + TICK,
+            shared_among: 0,
+            bytes_before: 0,
+            lose_root_frame,
+            wake_at: Nanos::MAX,
+            entries: Vec::new(),
+        }
+    }
+
+    /// An empty log of an epoch that the run draws.
+    pub(super) fn log(ctx: &mut Ctx, events: usize) -> Arc<SharedLog> {
+        let config = LogConfig::default().with_max_events(events);
+        let epoch = Epoch::from_u64(ctx.seed());
+        Arc::new(SharedLog::with_epoch(config, epoch))
+    }
+
+    pub(super) fn tip(&self) -> Position {
+        Position::new(self.log.epoch(), self.log.tip())
+    }
+
+    pub(super) fn shared_log(&self) -> Arc<SharedLog> {
+        self.log.clone()
+    }
+
+    /// How many spokes are linked, are on their way to the topic, and are on it.
+    pub(super) fn counts(&self) -> (usize, usize, usize) {
+        let counts = self.planner.counts();
+        (self.links.len(), counts.joining, counts.gossip)
+    }
+
+    pub(super) fn mesh(&mut self) -> Option<&mut dyn Ends> {
+        self.topic
+            .as_mut()
+            .map(|topic| &mut topic.mesh as &mut dyn Ends)
+    }
+
+    /// Broadcasts an event, unless the spokes are too far behind.
+    pub(super) fn broadcast(&mut self, ctx: &mut Ctx, event: &Envelope) -> bool {
+        let tip = self.log.tip();
+        let behind = self
+            .log
+            .back_by(tip, self.limits.pace_events, self.limits.pace_bytes);
+        let fast = self.links.iter().filter(|(_, link)| link.fast);
+        let fast = fast.map(|(id, link)| (*id, link.acked));
+        let floor = self.pace.floor(ctx.clock.now(), behind, fast);
+        if floor.is_some_and(|floor| floor < behind) {
+            return false;
+        }
+        let position = self.log.append(event.clone());
+        ctx.oracle
+            .broadcast(position, event.body(), ctx.clock.nanos());
+        ctx.oracle.trimmed(position.epoch, self.log.head());
+        for id in std::mem::take(&mut self.following) {
+            self.pump(ctx, id);
+        }
+        true
+    }
+
+    /// A spoke says hello.
+    fn hello(&mut self, ctx: &mut Ctx, spoke: NodeId, number: u64, hello: &Hello) {
+        let ask = match hello.start {
+            Start::Tip => Ask::Tip,
+            Start::Earliest => Ask::Earliest,
+            Start::At(position) => Ask::At(position),
+        };
+        let begin = self.log.resume(ask);
+        let resume = begin.resume;
+        if let Some(old) = self.links.remove(&spoke) {
+            self.planner.spoke_left(ctx.clock.now(), spoke);
+            self.following.remove(&spoke);
+            drop(old);
+        }
+        if hello.start == Start::Tip {
+            ctx.oracle
+                .begins(spoke, Position::new(begin.epoch, resume.start));
+        }
+        ctx.tally.links += 1;
+        let gossip_capable = hello.features & FEATURE_GOSSIP != 0;
+        let mut link = Link {
+            number,
+            desk: Desk::new(Protocol::Native, resume.start),
+            deframer: Deframer::new(native::MAX_FRAME),
+            acked: resume.start,
+            fast: all_are_fast(self.links.len() + 1),
+            path: Path::Direct,
+            unread: 0,
+            busy: false,
+            last_arrival: 0,
+        };
+        let welcome = ToSpoke::Welcome(Welcome {
+            version: native::VERSION,
+            features: FEATURE_GOSSIP,
+            session: ctx.session(),
+            published: 0,
+            epoch: begin.epoch,
+            tip: begin.tip,
+            start: resume.start,
+            continues: resume.continues,
+            max_event_bytes: self.limits.max_event_bytes as u64,
+            ack_every_ms: ack_every_ms(self.links.len() + 1, self.limits.acks_per_s),
+            publish_window: self.limits.publish_window,
+        });
+        let mut chunks = Vec::new();
+        welcome.encode(&mut chunks);
+        write(ctx, spoke, &mut link, chunks, false);
+        self.links.insert(spoke, link);
+        self.planner
+            .spoke_joined(ctx.clock.now(), spoke, gossip_capable);
+        self.pump(ctx, spoke);
+    }
+
+    /// Bytes came along a link.
+    pub(super) fn bytes(&mut self, ctx: &mut Ctx, spoke: NodeId, number: u64, chunks: Vec<Bytes>) {
+        let mut frames = Vec::new();
+        let mut fresh = Deframer::new(native::MAX_FRAME);
+        let known = self
+            .links
+            .get_mut(&spoke)
+            .filter(|link| link.number == number);
+        let linked = known.is_some();
+        let deframer = known.map_or(&mut fresh, |link| &mut link.deframer);
+        for chunk in chunks {
+            deframer.push(chunk);
+            while let Ok(Some(frame)) = deframer.next() {
+                frames.push(frame);
+            }
+        }
+        for frame in frames {
+            match ToHub::decode(frame) {
+                Ok(Some(ToHub::Hello(hello))) if !linked => {
+                    let newer = |link: &Link| link.number > number;
+                    if !self.links.get(&spoke).is_some_and(newer) {
+                        self.hello(ctx, spoke, number, &hello);
+                    }
+                }
+                Ok(Some(frame)) if linked => self.frame(ctx, spoke, frame),
+                Ok(_) => {}
+                Err(_) => ctx.tally.misbehaved += 1,
+            }
+        }
+    }
+
+    fn frame(&mut self, ctx: &mut Ctx, spoke: NodeId, frame: ToHub) {
+        let now = ctx.clock.now();
+        let tip = self.log.tip();
+        let Some(link) = self.links.get_mut(&spoke) else {
+            return;
+        };
+        match frame {
+            ToHub::Ack { offset, .. } => {
+                if offset > tip {
+                    ctx.tally.misbehaved += 1;
+                    return;
+                }
+                link.acked = link.acked.max(offset);
+            }
+            ToHub::Want { from, to: Some(to) } => {
+                if from > to || to > tip {
+                    ctx.tally.misbehaved += 1;
+                    return;
+                }
+                link.desk.repair(from, to);
+            }
+            ToHub::Want { from, to: None } => {
+                if from > tip {
+                    ctx.tally.misbehaved += 1;
+                    return;
+                }
+                link.desk.serve_from(from);
+                self.planner.off_tree(now, spoke);
+            }
+            ToHub::Served { topic, .. } => {
+                if self.topic.as_ref().is_some_and(|now| now.id == topic) {
+                    self.planner.on_tree(now, spoke);
+                }
+            }
+            ToHub::Hello(_) => ctx.tally.misbehaved += 1,
+            ToHub::Missed { .. } | ToHub::Publish { .. } => {}
+        }
+        self.pump(ctx, spoke);
+    }
+
+    /// A spoke has read so many bytes.
+    pub(super) fn read(&mut self, ctx: &mut Ctx, spoke: NodeId, number: u64, bytes: usize) {
+        if let Some(link) = self.links.get_mut(&spoke)
+            && link.number == number
+        {
+            let was_full = link.unread >= WINDOW;
+            link.unread = link.unread.saturating_sub(bytes);
+            if was_full {
+                self.pump(ctx, spoke);
+            }
+        }
+    }
+
+    /// A batch has been put on the wire.
+    pub(super) fn wrote(&mut self, ctx: &mut Ctx, spoke: NodeId, number: u64) {
+        if let Some(link) = self.links.get_mut(&spoke)
+            && link.number == number
+        {
+            link.busy = false;
+            self.pump(ctx, spoke);
+        }
+    }
+
+    /// A link has ended.
+    pub(super) fn link_ends(&mut self, ctx: &mut Ctx, spoke: NodeId, number: u64) {
+        if self
+            .links
+            .get(&spoke)
+            .is_some_and(|link| link.number == number)
+        {
+            self.links.remove(&spoke);
+            self.following.remove(&spoke);
+            self.planner.spoke_left(ctx.clock.now(), spoke);
+        }
+    }
+
+    /// The links there are.
+    pub(super) fn links(&self) -> Vec<(NodeId, u64)> {
+        self.links
+            .iter()
+            .map(|(id, link)| (*id, link.number))
+            .collect()
+    }
+
+    /// Writes what a link has to say.
+    fn pump(&mut self, ctx: &mut Ctx, spoke: NodeId) {
+        let Some(link) = self.links.get_mut(&spoke) else {
+            return;
+        };
+        while !link.busy && link.unread < WINDOW {
+            let mut chunks = Vec::new();
+            let repairs = link.desk.repairs_wait();
+            match link
+                .desk
+                .next_batch(&self.log, &mut self.entries, &mut chunks)
+            {
+                Ok(Batch::Frames { .. }) => write(ctx, spoke, link, chunks, repairs),
+                Ok(Batch::Idle { follows_tip }) => {
+                    if follows_tip {
+                        self.following.insert(spoke);
+                    }
+                    return;
+                }
+                Err(_) => {
+                    ctx.tally.misbehaved += 1;
+                    return;
+                }
+            }
+        }
+    }
+
+    pub(super) fn tick(&mut self, ctx: &mut Ctx) {
+        if let Some(topic) = &mut self.topic {
+            topic.mesh.tick(ctx);
+        }
+        if ctx.clock.nanos() >= self.tick_at {
+            self.tick_at = ctx.clock.nanos() + TICK;
+            let bytes = self.log.bytes_appended();
+            let per_s = (bytes - self.bytes_before) * 5;
+            self.bytes_before = bytes;
+            self.planner.traffic(ctx.clock.now(), per_s);
+            self.share_out_acks(ctx);
+        }
+    }
+
+    fn share_out_acks(&mut self, ctx: &mut Ctx) {
+        let spokes = self.links.len();
+        if spokes.abs_diff(self.shared_among) * 5 <= self.shared_among {
+            return;
+        }
+        self.shared_among = spokes;
+        let every = ack_every_ms(spokes, self.limits.acks_per_s);
+        let share = 8.0 / spokes as f64;
+        let all = all_are_fast(spokes);
+        let ids: Vec<NodeId> = self.links.keys().copied().collect();
+        for id in ids {
+            let fast = all || ctx.rng.random_bool(share.min(1.0));
+            if let Some(link) = self.links.get_mut(&id) {
+                link.fast = fast;
+                link.desk.set_ack_every(if fast {
+                    20.max(if all { every } else { 0 })
+                } else {
+                    every
+                });
+            }
+            self.pump(ctx, id);
+        }
+    }
+
+    /// When to [`tick`](Self::tick).
+    pub(super) fn deadline(&self, ctx: &Ctx) -> Option<Nanos> {
+        let planner = self.planner.deadline().map(|at| ctx.clock.when(at));
+        let topic = self.topic.as_ref().map(|topic| {
+            let framer = ctx.clock.when(topic.framer.deadline());
+            topic
+                .mesh
+                .deadline(ctx)
+                .map_or(framer, |mesh| mesh.min(framer))
+        });
+        [planner, topic, Some(self.tick_at)]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    /// Does all that is to be done now.
+    pub(super) fn settle(&mut self, ctx: &mut Ctx) {
+        let now = ctx.clock.now();
+        while let Some(decision) = self.planner.poll(now) {
+            self.carry_out(ctx, decision);
+        }
+        let joining = self.planner.counts().joining > 0;
+        let (links, log) = (&self.links, &self.log);
+        let Some(topic) = &mut self.topic else {
+            return;
+        };
+        topic.framer.set_hurry(joining);
+        let acks = || {
+            let on_topic = |link: &Link| link.fast && link.path == Path::Gossip;
+            let fast = links.iter().filter(move |(_, link)| on_topic(link));
+            fast.map(|(id, link)| (*id, link.acked)).collect::<Vec<_>>()
+        };
+        while let Some(content) = topic.framer.poll(now, log, acks) {
+            topic.send(ctx, &content, self.lose_root_frame);
+        }
+        topic.mesh.work_off(ctx, |_, _| {});
+    }
+
+    fn carry_out(&mut self, ctx: &mut Ctx, decision: Decision<NodeId>) {
+        let id = match decision {
+            Decision::StartTopic => {
+                self.topic = Some(Topic::start(ctx, &self.log, &self.limits));
+                return;
+            }
+            Decision::StopTopic => {
+                if let Some(mut topic) = self.topic.take() {
+                    topic.mesh.leave(ctx);
+                }
+                return;
+            }
+            Decision::TellJoin { id, peers, via_hub } => {
+                self.tell_join(ctx, id, &peers, via_hub);
+                id
+            }
+            Decision::TellLeave { id } => {
+                self.desk(id, |desk| desk.order_topic(TopicOrder::Leave));
+                id
+            }
+            Decision::Park { id } => {
+                self.desk(id, Desk::park);
+                self.following.remove(&id);
+                id
+            }
+            Decision::Unpark { id } => {
+                let acked = self.links.get(&id).map_or(0, |link| link.acked);
+                self.desk(id, |desk| desk.unpark(acked));
+                id
+            }
+        };
+        let path = self.planner.path(id).unwrap_or(Path::Direct);
+        if let Some(link) = self.links.get_mut(&id) {
+            link.path = path;
+        }
+        self.pump(ctx, id);
+    }
+
+    fn desk(&mut self, id: NodeId, order: impl FnOnce(&mut Desk)) {
+        if let Some(link) = self.links.get_mut(&id) {
+            order(&mut link.desk);
+        }
+    }
+
+    fn tell_join(&mut self, ctx: &mut Ctx, id: NodeId, peers: &[NodeId], via_hub: bool) {
+        let Some(topic) = &self.topic else {
+            return;
+        };
+        let mut addrs: Vec<EndpointAddr> = peers
+            .iter()
+            .filter(|peer| self.links.contains_key(peer))
+            .map(|peer| EndpointAddr::new(ctx.endpoint_id(*peer)))
+            .collect();
+        if via_hub || addrs.is_empty() {
+            addrs.push(EndpointAddr::new(ctx.hub_id));
+        }
+        let counts = self.planner.counts();
+        let order = TopicOrder::Join(Box::new(native::Topic {
+            topic: topic.id,
+            keys: topic.sealer.keys(),
+            peers: addrs,
+            max_frame_bytes: topic.max_frame_bytes as u32,
+            members: u32::try_from(counts.gossip + counts.joining).unwrap_or(u32::MAX),
+        }));
+        self.desk(id, |desk| desk.order_topic(order));
+    }
+}
+
+impl Topic {
+    fn start(ctx: &mut Ctx, log: &SharedLog, limits: &HubLimits) -> Self {
+        let (id, number, check) = ctx.new_topic();
+        let context = Context::new(ctx.hub_id, id);
+        let sealer = Sealer::with_rng(context.clone(), log.epoch(), 0, &mut ctx.rng);
+        let mut opener = Opener::new(context, log.epoch());
+        if opener.add(&sealer.keys()).is_err() {
+            ctx.tally.misbehaved += 1;
+        }
+        let config = GossipConfig::default();
+        let max_frame_bytes = config.max_frame_size;
+        let pace = Pace::new(limits.stall_after, limits.patience);
+        let now = ctx.clock.now();
+        Self {
+            id,
+            sealer,
+            framer: Framer::new(now, log.tip(), max_frame_bytes - OVERHEAD, pace),
+            mesh: Mesh::new(ctx, HUB, number, config, HubGate::new(opener, check)),
+            max_frame_bytes,
+        }
+    }
+
+    fn send(&mut self, ctx: &mut Ctx, content: &Content, lose: Option<u64>) {
+        let Content {
+            first,
+            count,
+            of,
+            again,
+            ..
+        } = *content;
+        let Ok(frame) = self.sealer.seal(first, count, of, &content.body) else {
+            return;
+        };
+        let class = match (count, again) {
+            (0, _) => Class::Beacon,
+            (_, true) => Class::Again,
+            (_, false) => Class::Events,
+        };
+        ctx.tally.frame(*blake3::hash(&frame).as_bytes(), class);
+        if class == Class::Events && lose == Some(ctx.tally.frames_events) {
+            return;
+        }
+        self.mesh.broadcast(ctx, frame);
+    }
+}
+
+/// Puts chunks on the wire to a spoke.
+fn write(ctx: &mut Ctx, spoke: NodeId, link: &mut Link, chunks: Vec<Bytes>, repairs: bool) {
+    let size: usize = chunks.iter().map(Bytes::len).sum();
+    let traffic = if repairs {
+        &mut ctx.tally.hub_repairs
+    } else {
+        &mut ctx.tally.hub_direct
+    };
+    traffic.add(size);
+    link.unread += size;
+    let done = ctx.transmit(HUB, size);
+    let at = ctx
+        .net
+        .stream(HUB, spoke, done, size, &mut link.last_arrival);
+    let number = link.number;
+    ctx.events.push(
+        at,
+        Event::ToSpoke {
+            spoke,
+            link: number,
+            chunks,
+        },
+    );
+    if done > ctx.clock.nanos() {
+        link.busy = true;
+        ctx.events.push(
+            done,
+            Event::LinkWrote {
+                spoke,
+                link: number,
+            },
+        );
+    }
+}

@@ -1,0 +1,394 @@
+//! A spoke: the shipped reception and gossip core, with a link and connections made of events.
+
+use std::{collections::VecDeque, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use iroh::EndpointAddr;
+
+use super::{
+    clock::Nanos,
+    ctx::{Ctx, Event},
+    gate::SharedCheck,
+    mesh::Mesh,
+    net::{HUB, NodeId},
+    options::Breakage,
+};
+use crate::{
+    close::{CloseCode, Closed},
+    gossip::GossipConfig,
+    listen::Incoming,
+    metrics::SpokeMetrics,
+    position::{Epoch, Position},
+    seal::{Context, Opener},
+    spoke::{
+        SpokeStatus,
+        member::SpokeGate,
+        reception::{Order, Reception, ReceptionConfig},
+    },
+    wire::{
+        broadcast::MAX_FRAME_SIZE,
+        framing::Deframer,
+        native::{self, Start, ToHub, ToSpoke, Topic},
+    },
+};
+
+/// The link that there is now, or is being made.
+struct Link {
+    number: u64,
+    welcomed: bool,
+    deframer: Deframer,
+    /// When the last bytes that were sent arrive.
+    last_arrival: Nanos,
+}
+
+pub(super) struct Spoke {
+    pub(super) id: NodeId,
+    reception: Reception,
+    link: Option<Link>,
+    pub(super) mesh: Option<Mesh<SpokeGate<SharedCheck>>>,
+    /// Attempts since the last link that was welcomed.
+    attempt: u32,
+    /// When it is to be woken, if at all.
+    pub(super) wake_at: Nanos,
+    /// Does nothing until then; what comes meanwhile waits.
+    pub(super) stalled_until: Option<Nanos>,
+    pub(super) held: VecDeque<Event>,
+    let_out: u64,
+    swapped: Option<Incoming>,
+}
+
+impl Spoke {
+    pub(super) fn new(
+        ctx: &mut Ctx,
+        id: NodeId,
+        gossip: bool,
+        metrics: &Arc<SpokeMetrics>,
+    ) -> Self {
+        let config = ReceptionConfig {
+            hub: ctx.hub_id,
+            start: Start::Tip,
+            gossip,
+            max_event_bytes: 16 << 20,
+            max_buffered_bytes: 64 << 20,
+            seed: ctx.seed(),
+        };
+        Self {
+            id,
+            reception: Reception::new(config, metrics.clone(), ctx.clock.now()),
+            link: None,
+            mesh: None,
+            attempt: 0,
+            wake_at: Nanos::MAX,
+            stalled_until: None,
+            held: VecDeque::new(),
+            let_out: 0,
+            swapped: None,
+        }
+    }
+
+    /// Tries to reach the hub.
+    pub(super) fn connect(&mut self, ctx: &mut Ctx) {
+        let number = ctx.number();
+        self.link = Some(Link {
+            number,
+            welcomed: false,
+            deframer: Deframer::new(native::MAX_FRAME),
+            last_arrival: 0,
+        });
+        let takes = ctx.net.handshake(3);
+        let at = ctx.clock.nanos() + takes;
+        let hello = self.reception.hello();
+        let mut chunks = Vec::new();
+        ToHub::Hello(hello).encode(&mut chunks);
+        if let Some(link) = &mut self.link {
+            let size: usize = chunks.iter().map(Bytes::len).sum();
+            ctx.tally.to_hub.add(size);
+            link.last_arrival = ctx
+                .net
+                .stream(self.id, HUB, at, size, &mut link.last_arrival);
+            let arrives = link.last_arrival;
+            ctx.events.push(
+                arrives,
+                Event::ToHub {
+                    spoke: self.id,
+                    link: number,
+                    chunks,
+                },
+            );
+        }
+        let limit = ctx.clock.nanos() + ctx.connect_limit;
+        ctx.events.push(
+            limit,
+            Event::ConnectLimit {
+                spoke: self.id,
+                link: number,
+            },
+        );
+    }
+
+    /// An attempt to reach the hub has taken too long.
+    pub(super) fn connect_limit(&mut self, ctx: &mut Ctx, number: u64) {
+        let waits = |link: &Link| link.number == number && !link.welcomed;
+        if self.link.as_ref().is_some_and(waits) {
+            self.lost(ctx, number);
+        }
+    }
+
+    /// The link is gone; another one is made after a while.
+    pub(super) fn lost(&mut self, ctx: &mut Ctx, number: u64) {
+        if self.link.as_ref().is_none_or(|link| link.number != number) {
+            return;
+        }
+        self.link = None;
+        self.attempt += 1;
+        let after = backoff(ctx, self.attempt);
+        let closed = Closed::by_us(CloseCode::TimedOut, "the hub does not answer");
+        self.reception
+            .lost(ctx.clock.now(), &closed, self.attempt, after);
+        let at = ctx.clock.nanos() + super::clock::nanos(after);
+        ctx.events.push(at, Event::Connect { spoke: self.id });
+    }
+
+    pub(super) fn link(&self) -> Option<u64> {
+        self.link.as_ref().map(|link| link.number)
+    }
+
+    /// Bytes came along the link.
+    pub(super) fn bytes(&mut self, ctx: &mut Ctx, number: u64, chunks: Vec<Bytes>) {
+        let Some(link) = self.link.as_mut().filter(|link| link.number == number) else {
+            return;
+        };
+        let mut frames = Vec::new();
+        for chunk in chunks {
+            link.deframer.push(chunk);
+            while let Ok(Some(frame)) = link.deframer.next() {
+                frames.push(frame);
+            }
+        }
+        for frame in frames {
+            let frame = match ToSpoke::decode(frame) {
+                Ok(Some(frame)) => frame,
+                Ok(None) => continue,
+                Err(_) => {
+                    ctx.tally.misbehaved += 1;
+                    continue;
+                }
+            };
+            let now = ctx.clock.now();
+            let taken = match frame {
+                ToSpoke::Welcome(welcome) => {
+                    self.attempt = 0;
+                    if let Some(link) = &mut self.link {
+                        link.welcomed = true;
+                    }
+                    let position = Position::new(welcome.epoch, welcome.tip);
+                    ctx.oracle.welcomed(self.id, position);
+                    self.reception.welcomed(now, &welcome).map(|_| ())
+                }
+                frame => self.reception.frame(now, frame),
+            };
+            if taken.is_err() {
+                ctx.tally.misbehaved += 1;
+                return self.lost(ctx, number);
+            }
+            // Let out at once, so that what comes in its turn is never buffered.
+            self.settle(ctx);
+        }
+    }
+
+    pub(super) fn tick(&mut self, ctx: &mut Ctx) {
+        self.reception.tick(ctx.clock.now());
+        if let Some(mesh) = &mut self.mesh {
+            mesh.tick(ctx);
+        }
+    }
+
+    /// When to [`tick`](Self::tick).
+    pub(super) fn deadline(&self, ctx: &Ctx) -> Option<Nanos> {
+        let reception = self.reception.deadline(false).map(|at| ctx.clock.when(at));
+        let mesh = self.mesh.as_ref().and_then(|mesh| mesh.deadline(ctx));
+        [reception, mesh].into_iter().flatten().min()
+    }
+
+    /// Does all that is to be done now.
+    pub(super) fn settle(&mut self, ctx: &mut Ctx) {
+        let now = ctx.clock.now();
+        loop {
+            let mut idle = true;
+            if let Some(mesh) = &mut self.mesh {
+                let reception = &mut self.reception;
+                let epoch = reception.position().map(|position| position.epoch);
+                mesh.work_off(ctx, |ctx, frame| {
+                    idle = false;
+                    if let (Some(epoch), Some((from, to))) = (epoch, frame.events()) {
+                        for offset in from..to {
+                            ctx.oracle.hops(epoch, offset, frame.hops);
+                        }
+                    }
+                    reception.opened(now, frame.opened);
+                });
+            }
+            while let Some(order) = self.reception.poll_order(now) {
+                idle = false;
+                self.order(ctx, order);
+            }
+            while let Some(incoming) = self.reception.poll_delivery(now) {
+                idle = false;
+                self.let_out(ctx, incoming);
+            }
+            if idle {
+                return;
+            }
+        }
+    }
+
+    fn order(&mut self, ctx: &mut Ctx, order: Order) {
+        match order {
+            Order::Write(frame) => self.write(ctx, &frame),
+            Order::Join { topic, epoch } => self.join(ctx, *topic, epoch),
+            Order::Meet { peers } => {
+                let peers = nodes(ctx, &peers);
+                if let Some(mesh) = &mut self.mesh {
+                    mesh.join(ctx, peers);
+                }
+            }
+            Order::Rekey(keys) => {
+                if let Some(mesh) = &mut self.mesh
+                    && mesh.gate_mut().opener().add(&keys).is_err()
+                {
+                    ctx.tally.misbehaved += 1;
+                }
+            }
+            Order::Leave => {
+                if let Some(mut mesh) = self.mesh.take() {
+                    mesh.leave(ctx);
+                }
+            }
+            Order::Published { .. } | Order::Tell(_) => {}
+        }
+    }
+
+    fn write(&mut self, ctx: &mut Ctx, frame: &ToHub) {
+        if let ToHub::Want { to: Some(_), .. } = frame {
+            ctx.tally.wants += 1;
+            if ctx.breakage == Breakage::NoWants {
+                return;
+            }
+        }
+        let Some(link) = &mut self.link else {
+            return;
+        };
+        let mut chunks = Vec::new();
+        frame.encode(&mut chunks);
+        let size: usize = chunks.iter().map(Bytes::len).sum();
+        ctx.tally.to_hub.add(size);
+        let at = ctx.transmit(self.id, size);
+        let at = ctx
+            .net
+            .stream(self.id, HUB, at, size, &mut link.last_arrival);
+        let (spoke, link) = (self.id, link.number);
+        ctx.events.push(
+            at,
+            Event::ToHub {
+                spoke,
+                link,
+                chunks,
+            },
+        );
+    }
+
+    fn join(&mut self, ctx: &mut Ctx, topic: Topic, epoch: Epoch) {
+        if let Some(mut mesh) = self.mesh.take() {
+            mesh.leave(ctx);
+        }
+        let mut opener = Opener::new(Context::new(ctx.hub_id, topic.topic), epoch);
+        let Some((number, check)) = ctx.topic(&topic.topic) else {
+            return;
+        };
+        if opener.add(&topic.keys).is_err() {
+            ctx.tally.misbehaved += 1;
+            return;
+        }
+        let config = GossipConfig {
+            max_frame_size: (topic.max_frame_bytes as usize).min(MAX_FRAME_SIZE),
+            ..GossipConfig::default()
+        };
+        let gate = SpokeGate::new(opener, check);
+        let mut mesh = Mesh::new(ctx, self.id, number, config, gate);
+        mesh.join(ctx, nodes(ctx, &topic.peers));
+        self.mesh = Some(mesh);
+    }
+
+    /// What listeners see goes to the oracle, unless a test wants it spoilt.
+    fn let_out(&mut self, ctx: &mut Ctx, incoming: Incoming) {
+        let spoilt = match &incoming {
+            Incoming::Event(_) => {
+                self.let_out += 1;
+                self.let_out.is_multiple_of(100)
+            }
+            Incoming::Missed(_) if ctx.breakage == Breakage::HidesMissed => return,
+            _ => false,
+        };
+        if spoilt {
+            match ctx.breakage {
+                Breakage::Repeats => self.tell(ctx, &incoming, false),
+                Breakage::Alters => return self.tell(ctx, &incoming, true),
+                Breakage::Disorders => {
+                    self.swapped = Some(incoming);
+                    return;
+                }
+                _ => {}
+            }
+        }
+        self.tell(ctx, &incoming, false);
+        if let Some(swapped) = self.swapped.take() {
+            self.tell(ctx, &swapped, false);
+        }
+    }
+
+    fn tell(&self, ctx: &mut Ctx, incoming: &Incoming, altered: bool) {
+        let now = ctx.clock.nanos();
+        match incoming {
+            Incoming::Event(event) => {
+                if let Some(position) = event.position {
+                    let body = if altered {
+                        b"altered"
+                    } else {
+                        &event.envelope.body()[..]
+                    };
+                    ctx.oracle.event(self.id, position, body, now);
+                }
+            }
+            Incoming::Missed(missed) => ctx.oracle.missed(self.id, missed.from, missed.to),
+            Incoming::Status(SpokeStatus::Recovered { wholly }) => {
+                ctx.oracle.recovered(self.id, *wholly);
+            }
+            Incoming::Status(SpokeStatus::Reconnecting { .. }) => ctx.oracle.disconnected(self.id),
+            _ => {}
+        }
+    }
+
+    /// Ends in order; says goodbye to the hub and to the mesh.
+    pub(super) fn shut_down(mut self, ctx: &mut Ctx) {
+        let closed = Closed::by_us(CloseCode::Goodbye, "the spoke ended");
+        self.reception.closed(ctx.clock.now(), &closed);
+        self.settle(ctx);
+        if let Some(link) = &mut self.link {
+            let at = ctx
+                .net
+                .stream(self.id, HUB, ctx.clock.nanos(), 0, &mut link.last_arrival);
+            let (spoke, link) = (self.id, link.number);
+            ctx.events.push(at, Event::LinkEnds { spoke, link });
+        }
+    }
+}
+
+/// How long until the next attempt.
+fn backoff(ctx: &mut Ctx, attempt: u32) -> Duration {
+    let most = Duration::from_millis(500) * (1 << attempt.min(6));
+    most.mul_f64(ctx.share(0.5, 1.0))
+}
+
+fn nodes(ctx: &Ctx, peers: &[EndpointAddr]) -> Vec<NodeId> {
+    peers.iter().filter_map(|peer| ctx.node(&peer.id)).collect()
+}

@@ -1,0 +1,261 @@
+//! The simulator: small runs with every kind of fault, and cores that are broken on purpose.
+
+use std::time::Duration;
+
+use iroh_hub::{
+    FanOut,
+    sim::{self, Breakage, Churn, Links, Options, Partition, Report, Restart, Stall},
+};
+
+const S: Duration = Duration::from_secs(1);
+
+/// Twenty spokes on the topic, 100 events in two seconds.
+fn options() -> Options {
+    Options {
+        seed: 7,
+        spokes: 20,
+        fan_out: FanOut::Gossip,
+        events: 100,
+        rate: 50.0,
+        ..Options::default()
+    }
+}
+
+fn lossy(loss: f64) -> Links {
+    Links {
+        loss,
+        ..Links::default()
+    }
+}
+
+fn run(options: Options) -> Report {
+    sim::run(options, |_| {})
+}
+
+/// Runs with two seeds; every one keeps the contract.
+fn kept(options: &Options) -> Vec<Report> {
+    let seeds = options.seed..options.seed + 2;
+    let with = |seed| Options {
+        seed,
+        ..options.clone()
+    };
+    let reports: Vec<Report> = seeds.map(|seed| run(with(seed))).collect();
+    for report in &reports {
+        assert!(report.is_kept(), "{report:#?}");
+    }
+    reports
+}
+
+/// Every event reached every spoke.
+fn all_arrive(options: &Options) -> Vec<Report> {
+    let reports = kept(options);
+    for report in &reports {
+        let all = u64::from(options.spokes) * options.events;
+        assert_eq!(report.verdict.deliveries, all, "{report:#?}");
+        assert_eq!(report.verdict.missed, 0);
+    }
+    reports
+}
+
+#[test]
+fn the_same_seed_gives_the_same_run_and_another_seed_another() {
+    let options = Options {
+        links: lossy(0.1),
+        churn: Churn {
+            per_s: 0.1,
+            crash: 0.5,
+        },
+        ..options()
+    };
+    let json = |seed| {
+        let options = Options {
+            seed,
+            ..options.clone()
+        };
+        serde_json::to_string(&run(options)).unwrap()
+    };
+    assert_eq!(json(7), json(7));
+    assert_ne!(json(7), json(8));
+}
+
+#[test]
+fn every_event_reaches_every_spoke_along_the_topic() {
+    for report in all_arrive(&options()) {
+        assert_eq!(report.frames, 100);
+        assert!(report.hub_copies <= 6.0, "{report:#?}");
+        assert!(report.last_hop.max >= 2.0);
+        assert_eq!(report.hub_repair_sends, 0);
+    }
+}
+
+#[test]
+fn every_event_reaches_every_spoke_directly_and_with_both_kinds_of_spokes() {
+    let direct = Options {
+        fan_out: FanOut::Direct,
+        links: lossy(0.2),
+        ..options()
+    };
+    for report in all_arrive(&direct) {
+        assert_eq!((report.frames, report.topics), (0, 0));
+    }
+    all_arrive(&Options {
+        direct_spokes: 5,
+        ..options()
+    });
+}
+
+#[test]
+fn what_the_network_loses_is_repaired() {
+    for report in all_arrive(&Options {
+        links: Links {
+            loss: 0.2,
+            duplicate: 0.1,
+            reorder: 0.1,
+            ..Links::default()
+        },
+        ..options()
+    }) {
+        assert!(
+            report.wants > 0 && report.hub_repair_sends > 0,
+            "{report:#?}"
+        );
+        assert!(report.gossip_messages_lost > 0);
+    }
+}
+
+#[test]
+fn spokes_that_come_and_go_see_all_that_is_broadcast_while_they_are_there() {
+    for report in kept(&Options {
+        churn: Churn {
+            per_s: 0.1,
+            crash: 0.5,
+        },
+        ..options()
+    }) {
+        assert!(report.spokes > 22, "{report:#?}");
+        assert_eq!(report.verdict.missed, 0);
+    }
+}
+
+#[test]
+fn who_was_cut_off_catches_up() {
+    for (lasts, lost) in [(2 * S, false), (40 * S, true)] {
+        for report in all_arrive(&Options {
+            partitions: vec![Partition {
+                at: S / 2,
+                lasts,
+                share: 0.4,
+            }],
+            ..options()
+        }) {
+            assert_eq!(report.links_lost > 0, lost, "{report:#?}");
+        }
+    }
+}
+
+/// The log keeps a fraction of what is broadcast in ten seconds, and so do the queues on the way.
+fn overrun(options: Options) -> Options {
+    Options {
+        events: 200,
+        rate: 20.0,
+        size: 16_000,
+        log_events: 20,
+        ..options
+    }
+}
+
+#[test]
+fn who_was_stopped_catches_up_or_is_told_what_it_missed() {
+    let stopped = Options {
+        stalls: vec![Stall {
+            at: S / 2,
+            lasts: 10 * S,
+            spokes: 3,
+        }],
+        ..options()
+    };
+    all_arrive(&stopped);
+    for report in kept(&overrun(stopped)) {
+        assert!(report.verdict.missed > 0, "{report:#?}");
+    }
+}
+
+#[test]
+fn a_hub_that_comes_back_goes_on_where_it_was_or_says_that_it_cannot() {
+    let restart = |durable| Options {
+        events: 200,
+        restarts: vec![Restart {
+            at: 2 * S,
+            lasts: S,
+            durable,
+        }],
+        ..options()
+    };
+    all_arrive(&restart(true));
+    for report in kept(&restart(false)) {
+        assert!(report.links >= 40, "{report:#?}");
+    }
+}
+
+#[test]
+fn a_frame_that_never_left_the_hub_is_repaired() {
+    for report in all_arrive(&Options {
+        lose_root_frame: Some(50),
+        ..options()
+    }) {
+        assert!(report.hub_repair_sends > 0, "{report:#?}");
+    }
+}
+
+#[test]
+fn little_bandwidth_delays_events_and_loses_none() {
+    all_arrive(&Options {
+        size: 4000,
+        links: Links {
+            bandwidth: Some(1_000_000),
+            ..Links::default()
+        },
+        ..options()
+    });
+}
+
+/// A run in which a lot has to be repaired, with a core that is broken in some way.
+fn broken(breakage: Breakage) -> Report {
+    let report = run(Options {
+        breakage,
+        links: lossy(0.2),
+        events: 200,
+        settle: 20 * S,
+        ..options()
+    });
+    assert!(!report.is_kept(), "{report:#?}");
+    report
+}
+
+#[test]
+fn a_core_that_wants_nothing_is_found_out() {
+    let verdict = broken(Breakage::NoWants).verdict;
+    assert!(verdict.lost > 0 && verdict.repeated == 0, "{verdict:?}");
+}
+
+#[test]
+fn a_core_that_repeats_swaps_or_alters_events_is_found_out() {
+    assert!(broken(Breakage::Repeats).verdict.repeated >= 20);
+    assert!(broken(Breakage::Disorders).verdict.disordered >= 20);
+    assert!(broken(Breakage::Alters).verdict.altered >= 20);
+}
+
+#[test]
+fn a_core_that_hides_what_is_missed_is_found_out() {
+    let report = run(overrun(Options {
+        breakage: Breakage::HidesMissed,
+        stalls: vec![Stall {
+            at: S / 2,
+            lasts: 10 * S,
+            spokes: 3,
+        }],
+        settle: 20 * S,
+        ..options()
+    }));
+    assert!(report.verdict.lost > 0 && !report.is_kept(), "{report:#?}");
+}

@@ -4,7 +4,7 @@
 //! (`connection`), one per spoke (`link_task`), the `switchboard` that decides the paths, and the
 //! `gossip_link` while there is a topic. Nothing that they share waits on one spoke.
 
-mod budget;
+pub(crate) mod budget;
 mod builder;
 mod config;
 mod connection;

@@ -22,11 +22,14 @@ use crate::{
     fan_out::{Decision, FanOut, Path, Planner, PlannerConfig},
     gossip::GossipConfig,
     hub::{
-        HubLimits,
+        Behind, HubLimits,
+        budget::Budget,
         desk::{Batch, Desk, TopicOrder},
         framer::{Content, Framer},
         gossip_link::HubGate,
+        mailbox::{Mailbox, MailboxLimits},
         pace::Pace,
+        repairs::{Answer, Payer, Repairs, piece_of},
         shared_log::{Entry, SharedLog},
         switchboard::{ack_every_ms, all_are_fast},
     },
@@ -34,6 +37,7 @@ use crate::{
     position::{Epoch, Position},
     protocol::Protocol,
     seal::{Context, Opener, Sealer},
+    spoke_id::SpokeId,
     wire::{
         broadcast::OVERHEAD,
         framing::Deframer,
@@ -54,6 +58,7 @@ pub(super) const HELD: Nanos = 20_000_000;
 struct Link {
     number: u64,
     desk: Desk,
+    mailbox: Mailbox,
     deframer: Deframer,
     acked: u64,
     fast: bool,
@@ -77,6 +82,8 @@ pub(super) struct Hub {
     log: Arc<SharedLog>,
     limits: HubLimits,
     planner: Planner<NodeId>,
+    repairs: Repairs<NodeId>,
+    budget: Budget<Payer<NodeId>>,
     topic: Option<Topic>,
     links: BTreeMap<NodeId, Link>,
     /// Links whose cursor waits for the tip.
@@ -101,6 +108,8 @@ impl Hub {
         Self {
             log,
             planner: Planner::new(fan_out, PlannerConfig::default(), ctx.seed()),
+            repairs: Repairs::new(),
+            budget: Budget::new(ctx.clock.now(), limits.repair_bytes_per_s),
             topic: None,
             links: BTreeMap::new(),
             following: BTreeSet::new(),
@@ -173,20 +182,26 @@ impl Hub {
         };
         let begin = self.log.resume(ask);
         let resume = begin.resume;
-        if let Some(old) = self.links.remove(&spoke) {
-            self.planner.spoke_left(ctx.clock.now(), spoke);
-            self.following.remove(&spoke);
-            drop(old);
-        }
+        self.leaves(ctx, spoke);
         if hello.start == Start::Tip {
             ctx.oracle
                 .begins(spoke, Position::new(begin.epoch, resume.start));
         }
         ctx.tally.links += 1;
         let gossip_capable = hello.features & FEATURE_GOSSIP != 0;
+        let id = SpokeId {
+            endpoint: ctx.endpoint_id(spoke),
+            number,
+        };
+        let limits = MailboxLimits {
+            events: self.limits.targeted_events,
+            bytes: self.limits.targeted_bytes,
+        };
+        let mailbox = Mailbox::new(id, Protocol::Native, limits);
         let mut link = Link {
             number,
-            desk: Desk::new(Protocol::Native, resume.start),
+            desk: Desk::new(Protocol::Native, number, resume.start, Behind::default()),
+            mailbox,
             deframer: Deframer::new(native::MAX_FRAME),
             acked: resume.start,
             fast: all_are_fast(self.links.len() + 1),
@@ -210,7 +225,10 @@ impl Hub {
         });
         let mut chunks = Vec::new();
         welcome.encode(&mut chunks);
-        write(ctx, spoke, &mut link, chunks, false);
+        ctx.tally
+            .hub_direct
+            .add(chunks.iter().map(Bytes::len).sum());
+        write(ctx, spoke, &mut link, chunks);
         self.links.insert(spoke, link);
         self.planner
             .spoke_joined(ctx.clock.now(), spoke, gossip_capable);
@@ -267,7 +285,9 @@ impl Hub {
                     ctx.tally.misbehaved += 1;
                     return;
                 }
-                link.desk.repair(from, to);
+                let on_topic = self.planner.path(spoke) == Some(Path::Gossip);
+                let head = self.log.head();
+                self.repairs.want(now, spoke, (from, to), on_topic, head);
             }
             ToHub::Want { from, to: None } => {
                 if from > tip {
@@ -318,9 +338,16 @@ impl Hub {
             .get(&spoke)
             .is_some_and(|link| link.number == number)
         {
-            self.links.remove(&spoke);
+            self.leaves(ctx, spoke);
+        }
+    }
+
+    fn leaves(&mut self, ctx: &Ctx, spoke: NodeId) {
+        if self.links.remove(&spoke).is_some() {
             self.following.remove(&spoke);
             self.planner.spoke_left(ctx.clock.now(), spoke);
+            self.repairs.left(spoke);
+            self.budget.leave(Payer::Spoke(spoke));
         }
     }
 
@@ -337,14 +364,27 @@ impl Hub {
         let Some(link) = self.links.get_mut(&spoke) else {
             return;
         };
+        let now = ctx.clock.now();
         while !link.busy && link.unread < WINDOW {
             let mut chunks = Vec::new();
-            let repairs = link.desk.repairs_wait();
+            let asks = link.desk.is_paid_for(self.log.tip());
+            let paid = !asks || self.budget.ask(now, Payer::Spoke(spoke));
+            let repairs = paid && link.desk.repairs_wait();
+            let entries = &mut self.entries;
             match link
                 .desk
-                .next_batch(&self.log, &mut self.entries, &mut chunks)
+                .next_batch(&mut link.mailbox, &self.log, paid, entries, &mut chunks)
             {
-                Ok(Batch::Frames { .. }) => write(ctx, spoke, link, chunks, repairs),
+                Ok(Batch::Frames { cost, .. }) => {
+                    self.budget.spend(cost);
+                    let traffic = match (repairs, cost) {
+                        (true, _) => &mut ctx.tally.hub_repairs,
+                        (false, 1..) => &mut ctx.tally.hub_fallback,
+                        (false, 0) => &mut ctx.tally.hub_direct,
+                    };
+                    traffic.add(chunks.iter().map(Bytes::len).sum());
+                    write(ctx, spoke, link, chunks);
+                }
                 Ok(Batch::Idle { follows_tip }) => {
                     if follows_tip {
                         self.following.insert(spoke);
@@ -407,7 +447,10 @@ impl Hub {
                 .deadline(ctx)
                 .map_or(framer, |mesh| mesh.min(framer))
         });
-        [planner, topic, Some(self.tick_at)]
+        let wants = [self.repairs.deadline(), self.budget.deadline()];
+        let wants = wants.into_iter().flatten().min();
+        let wants = wants.map(|at| ctx.clock.when(at));
+        [planner, topic, wants, Some(self.tick_at)]
             .into_iter()
             .flatten()
             .min()
@@ -419,7 +462,11 @@ impl Hub {
         while let Some(decision) = self.planner.poll(now) {
             self.carry_out(ctx, decision);
         }
-        let joining = self.planner.counts().joining > 0;
+        let counts = self.planner.counts();
+        let joining = counts.joining > 0;
+        self.repairs
+            .set_topic(self.topic.is_some().then_some(counts.gossip));
+        self.answer_wants(ctx);
         let (links, log) = (&self.links, &self.log);
         let Some(topic) = &mut self.topic else {
             return;
@@ -434,6 +481,30 @@ impl Hub {
             topic.send(ctx, &content, self.lose_root_frame);
         }
         topic.mesh.work_off(ctx, |_, _| {});
+    }
+
+    fn answer_wants(&mut self, ctx: &mut Ctx) {
+        let now = ctx.clock.now();
+        while let Some(payer) = self.budget.poll(now) {
+            if let Payer::Spoke(id) = payer {
+                self.pump(ctx, id);
+            }
+        }
+        let log = self.log.clone();
+        let piece = |from, to| piece_of(&log, from, to);
+        while let Some(answer) = self.repairs.poll(now, &mut self.budget, piece) {
+            match answer {
+                Answer::Direct { id, from, to } => {
+                    self.desk(id, |desk| desk.repair(from, to));
+                    self.pump(ctx, id);
+                }
+                Answer::Again(piece) => {
+                    if let Some(topic) = &mut self.topic {
+                        topic.framer.send_again(piece.from, piece.to);
+                    }
+                }
+            }
+        }
     }
 
     fn carry_out(&mut self, ctx: &mut Ctx, decision: Decision<NodeId>) {
@@ -551,14 +622,8 @@ impl Topic {
 }
 
 /// Puts chunks on the wire to a spoke.
-fn write(ctx: &mut Ctx, spoke: NodeId, link: &mut Link, chunks: Vec<Bytes>, repairs: bool) {
+fn write(ctx: &mut Ctx, spoke: NodeId, link: &mut Link, chunks: Vec<Bytes>) {
     let size: usize = chunks.iter().map(Bytes::len).sum();
-    let traffic = if repairs {
-        &mut ctx.tally.hub_repairs
-    } else {
-        &mut ctx.tally.hub_direct
-    };
-    traffic.add(size);
     link.unread += size;
     let done = ctx.transmit(HUB, size);
     let at = ctx

@@ -59,7 +59,7 @@ pub struct Report {
     pub hub_copies: f64,
     /// The most copies of one frame.
     pub hub_copies_max: u32,
-    /// Bytes that the hub sent for each event, without repairs: along the topic and directly.
+    /// Bytes that the hub sent for each event, without repairs and fallback: along the topic and directly.
     pub hub_bytes_per_event: f64,
     /// The same with everything.
     pub hub_bytes_per_event_in_all: f64,
@@ -75,6 +75,8 @@ pub struct Report {
     pub hub_control: Traffic,
     /// Along links, but repairs.
     pub hub_direct: Traffic,
+    /// Along links of spokes that the topic served before, and does not reach.
+    pub hub_fallback: Traffic,
     /// Along links, as repairs.
     pub hub_repairs: Traffic,
     /// What spokes sent of frames.

@@ -50,6 +50,8 @@ pub(super) struct Tally {
     pub(super) hub_control: Traffic,
     /// What cursors and control frames of links made the hub write.
     pub(super) hub_direct: Traffic,
+    /// What went to spokes that the topic served before, and does not reach.
+    pub(super) hub_fallback: Traffic,
     /// Writes to links that brought repairs.
     pub(super) hub_repairs: Traffic,
     pub(super) spokes_topic: Traffic,

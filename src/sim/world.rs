@@ -453,7 +453,8 @@ impl World {
             tally.hub_direct,
         ];
         let usual: u64 = usual.iter().map(|traffic| traffic.bytes).sum();
-        let repairs = tally.hub_again.bytes + tally.hub_repairs.bytes;
+        let repairs = [tally.hub_again, tally.hub_repairs, tally.hub_fallback];
+        let repairs: u64 = repairs.iter().map(|traffic| traffic.bytes).sum();
         let messages = [
             tally.hub_topic,
             tally.hub_beacons,
@@ -484,6 +485,7 @@ impl World {
             hub_again: tally.hub_again,
             hub_control: tally.hub_control,
             hub_direct: tally.hub_direct,
+            hub_fallback: tally.hub_fallback,
             hub_repairs: tally.hub_repairs,
             spokes_topic: tally.spokes_topic,
             spokes_control: tally.spokes_control,

@@ -101,6 +101,7 @@ async fn each_change_of_state_is_an_event_as_the_docs_list_it() {
 
     for name in [
         "admission::refused",
+        "direct::closed",
         "spoke::joined",
         "spoke::left",
         "spoke::moved",

@@ -17,6 +17,7 @@ use crate::{
     link_io::{FrameReader, LinkError, write_all},
     listen::{Event, Incoming, Source},
     log::resume::{Ask, Resume},
+    metrics::events,
     protocol::Protocol,
     wire::{
         assembly::{Assembly, BadPart},
@@ -37,6 +38,7 @@ pub(super) async fn run(
         Protocol::Native => native::MAX_FRAME,
         Protocol::Compat => hub.config.limits.max_event_bytes + compat::FRAME_OVERHEAD,
     };
+    let remote = connection.remote_id();
     let mut reader = FrameReader::new(recv, max_frame, hub.config.limits.frame_timeout);
     let error = match welcome(&hub, connection, protocol, &mut send, &mut reader).await {
         Ok((link, first)) => {
@@ -51,6 +53,8 @@ pub(super) async fn run(
         }
     };
     let closed = error.closed();
+    let code = closed.code().map(CloseCode::to_u64);
+    debug!(target: events::LINK_CLOSED, remote = %remote.fmt_short(), %protocol, code, %closed);
     if let Closed::ByUs { code, .. } = &closed {
         if *code != CloseCode::Goodbye {
             hub.metrics.direct.links_failed.inc();
@@ -178,7 +182,6 @@ async fn serve(
         }),
     };
     let closed = error.closed();
-    debug!(%closed, "the spoke is gone");
     hub.leave(link, &closed).await;
     error
 }

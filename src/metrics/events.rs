@@ -21,8 +21,10 @@ events! {
     REFUSED = "admission::refused" ["remote" "protocol" "reason"];
     /// A hub welcomed a spoke.
     JOINED = "spoke::joined" ["spoke" "protocol"];
-    /// A spoke was lost without a goodbye, and may come back; how its link ended: the number of the close
-    /// code, if it has one, and words.
+    /// A direct link, or a stream that did not become one, ended: the number of the close code, if it has
+    /// one, and words.
+    LINK_CLOSED = "direct::closed" ["remote" "protocol" "code" "closed"];
+    /// A spoke was lost without a goodbye, and may come back.
     AWAY = "spoke::away" ["spoke" "code" "closed"];
     /// A spoke came back.
     RETURNED = "spoke::returned" ["spoke"];

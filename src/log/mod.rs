@@ -9,10 +9,16 @@
 //!
 //! Ranges of offsets are half-open everywhere in this crate: `[from, to)` has `from` and does not have `to`.
 
+mod error;
+#[cfg(feature = "durable")]
+pub(crate) mod file;
 mod memory;
 pub(crate) mod resume;
 
-pub use memory::Log;
+pub use self::{
+    error::{LogFailed, OpenLogError},
+    memory::Log,
+};
 
 /// The bounds of a [`Log`].
 ///

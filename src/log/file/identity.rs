@@ -1,0 +1,35 @@
+//! Which file it is, to tell a log from a copy of it.
+
+use std::{fs::File, io, time::UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+
+/// What a copy of a file does not share with it. Moving a file within its file system keeps all of it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(super) struct Identity {
+    device: u64,
+    /// Numbers are given out again when a file is removed, so they alone prove nothing.
+    inode: u64,
+    /// Nanoseconds since 1970, where the file system knows.
+    created: Option<u64>,
+}
+
+impl Identity {
+    pub(super) fn of(file: &File) -> io::Result<Self> {
+        let metadata = file.metadata()?;
+        let created = metadata.created().ok();
+        let since = created.and_then(|at| at.duration_since(UNIX_EPOCH).ok());
+        #[cfg(unix)]
+        let (device, inode) = {
+            use std::os::unix::fs::MetadataExt;
+            (metadata.dev(), metadata.ino())
+        };
+        #[cfg(not(unix))]
+        let (device, inode) = (0, 0);
+        Ok(Self {
+            device,
+            inode,
+            created: since.and_then(|since| u64::try_from(since.as_nanos()).ok()),
+        })
+    }
+}

@@ -38,6 +38,8 @@ pub enum CloseCode {
     Misbehaved,
     /// 13: an error of our own.
     Internal,
+    /// 14: the hub's log has begun a new epoch; the spoke connects again, with its position.
+    NewEpoch,
     /// Any other number, from a peer that knows more codes than we do.
     Other(u64),
 }
@@ -60,6 +62,7 @@ impl CloseCode {
             Self::NotNeeded => 11,
             Self::Misbehaved => 12,
             Self::Internal => 13,
+            Self::NewEpoch => 14,
             Self::Other(code) => code,
         }
     }
@@ -81,6 +84,7 @@ impl CloseCode {
             11 => Self::NotNeeded,
             12 => Self::Misbehaved,
             13 => Self::Internal,
+            14 => Self::NewEpoch,
             other => Self::Other(other),
         }
     }
@@ -107,6 +111,7 @@ impl fmt::Display for CloseCode {
             Self::NotNeeded => "not needed",
             Self::Misbehaved => "misbehaved",
             Self::Internal => "internal error",
+            Self::NewEpoch => "new epoch",
             Self::Other(code) => return write!(f, "code {code}"),
         };
         f.write_str(name)

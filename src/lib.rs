@@ -55,7 +55,7 @@
 //!
 //! # What it is not for
 //!
-//! It is not a database: the log is bounded and in memory. It is not a mesh of equals: one hub writes,
+//! It is not a database: the log is bounded, and in memory unless it is [durable](log#durable-logs). It is not a mesh of equals: one hub writes,
 //! and when it is gone its spokes wait. A spoke does not reconnect by itself; when [`Spoke::closed`]
 //! resolves, connect again [from its position](From::Position).
 #![deny(missing_docs, rustdoc::broken_intra_doc_links, unreachable_pub)]

@@ -48,6 +48,9 @@ pub(crate) enum LinkError {
     /// The spoke fell behind the log.
     #[error("fell behind the log by {events} events")]
     FellBehind { events: u64 },
+    /// The log has begun a new epoch, and the link speaks of the one before.
+    #[error("the log has begun a new epoch; connect again")]
+    NewEpoch {},
     /// More of something than allowed.
     #[error("{what}")]
     TooMany { what: &'static str },
@@ -72,6 +75,7 @@ impl LinkError {
             Self::Misbehaved { .. } => CloseCode::Misbehaved,
             Self::Version { .. } => CloseCode::Version,
             Self::FellBehind { .. } => CloseCode::FellBehind,
+            Self::NewEpoch { .. } => CloseCode::NewEpoch,
             Self::TooMany { .. } => CloseCode::TooMany,
             Self::Gone { closed, .. } => return closed.clone(),
         };

@@ -39,8 +39,8 @@ mod table;
 
 pub use self::{
     hub::{
-        AdmissionMetrics, DirectMetrics, EventMetrics, HubMetrics, RepairMetrics, RosterMetrics,
-        TopicMetrics,
+        AdmissionMetrics, DirectMetrics, EventMetrics, HubMetrics, LogMetrics, RepairMetrics,
+        RosterMetrics, TopicMetrics,
     },
     spoke::SpokeMetrics,
 };

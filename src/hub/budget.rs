@@ -197,7 +197,8 @@ mod tests {
     fn a_desk_leaves_alone_what_is_not_paid_for_and_says_what_the_rest_costs() {
         let log = SharedLog::new(LogConfig::default());
         for _ in 0..10 {
-            log.append(Envelope::from_json("t", "", &"1".repeat(100)).unwrap());
+            log.append(Envelope::from_json("t", "", &"1".repeat(100)).unwrap())
+                .unwrap();
         }
         let mut desk = Desk::new(Protocol::Native, 1, 0, Behind::Skip);
         let spoke = SpokeId {
@@ -255,7 +256,8 @@ mod tests {
         assert!(!desk.is_paid_for(10));
         // And so until it leaves the topic.
         desk.order_topic(TopicOrder::Leave);
-        log.append(Envelope::from_json("t", "", "1").unwrap());
+        log.append(Envelope::from_json("t", "", "1").unwrap())
+            .unwrap();
         assert!(!desk.is_paid_for(11));
     }
 

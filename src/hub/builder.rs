@@ -32,6 +32,18 @@ impl HubBuilder {
         self
     }
 
+    /// Keeps the log in this file, so that a hub that is started again with it, and with the same key,
+    /// goes on where it was: same epoch, next offset, nothing lost that [`Hub::broadcast`] had returned.
+    /// The file is made if there is none. Default: in memory only.
+    ///
+    /// What is kept is bounded as [`log`](Self::log) says, and also in memory, from where it is read. See
+    /// [`log`](crate::log#durable-logs) for what a durable log promises.
+    #[cfg(feature = "durable")]
+    pub fn durable_log(mut self, path: impl Into<std::path::PathBuf>) -> Self {
+        self.config.log_file = Some(path.into());
+        self
+    }
+
     /// The settings of the topic.
     pub fn gossip(mut self, config: GossipConfig) -> Self {
         self.config.gossip = config;
@@ -46,14 +58,21 @@ impl HubBuilder {
 
     /// Makes a hub for a router that you have; see [`Hub::accept_on`].
     ///
+    /// With a [durable log](Self::durable_log) it reads the whole file first, which blocks: call it in
+    /// [`spawn_blocking`](tokio::task::spawn_blocking) where that matters.
+    ///
     /// # Errors
     ///
-    /// If the endpoint is closed.
+    /// If the endpoint is closed, or the durable log cannot be opened.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime.
     pub fn build(self, endpoint: Endpoint) -> Result<Hub, HubError> {
         if endpoint.is_closed() {
             return Err(e!(HubError::EndpointClosed));
         }
-        Ok(Hub::start(endpoint, self.config))
+        Hub::start(endpoint, self.config)
     }
 
     /// Makes a hub and a router for it, which accepts every connection of the endpoint.

@@ -79,6 +79,11 @@ pub struct HubLimits {
     /// How many bytes a second may go to repairs, and to spokes that the topic does not reach and that
     /// are served directly meanwhile, over all of them; who waits longest comes first. Default 32 MiB.
     pub repair_bytes_per_s: u64,
+    /// How many events of a durable log may wait for the disk, within the bounds of the log; one is
+    /// always taken. Default 8,192.
+    pub unsynced_events: usize,
+    /// The same in bytes. Default 16 MiB.
+    pub unsynced_bytes: usize,
     /// How long events from spokes wait for the very first listener of a new hub. Default 1 s.
     pub first_listener_wait: Duration,
 }
@@ -106,6 +111,8 @@ impl Default for HubLimits {
             drain_timeout: Duration::from_secs(10),
             acks_per_s: 1000,
             repair_bytes_per_s: 32 << 20,
+            unsynced_events: 8192,
+            unsynced_bytes: 16 << 20,
             first_listener_wait: Duration::from_secs(1),
         }
     }
@@ -116,6 +123,9 @@ pub(crate) struct HubConfig {
     pub(crate) fan_out: FanOut,
     pub(crate) admission: Admission,
     pub(crate) log: LogConfig,
+    /// The file of a durable log.
+    #[cfg(feature = "durable")]
+    pub(crate) log_file: Option<std::path::PathBuf>,
     pub(crate) gossip: GossipConfig,
     pub(crate) limits: HubLimits,
 }

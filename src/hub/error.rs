@@ -2,7 +2,11 @@
 
 use n0_error::stack_error;
 
-use crate::{event::Envelope, spoke_id::SpokeId};
+use crate::{
+    event::Envelope,
+    log::{LogFailed, OpenLogError},
+    spoke_id::SpokeId,
+};
 
 /// A hub could not be made.
 #[stack_error(derive, add_meta)]
@@ -11,6 +15,12 @@ pub enum HubError {
     /// The endpoint is closed.
     #[error("the endpoint is closed; make the hub on an open one")]
     EndpointClosed {},
+    /// The durable log cannot be opened.
+    #[error(transparent)]
+    Log {
+        /// Why not.
+        source: OpenLogError,
+    },
 }
 
 /// An event was not broadcast.
@@ -30,14 +40,22 @@ pub enum BroadcastError {
     /// The hub is shut down, or about to be.
     #[error("the hub is shut down")]
     Closed {},
+    /// The durable log could not be written. Spokes do not get the event, unless it turns out to be in
+    /// the log when the hub is started again.
+    #[error(transparent)]
+    Log {
+        /// What happened.
+        source: LogFailed,
+    },
 }
 
 /// An event was not broadcast at once.
 #[stack_error(derive, add_meta)]
 #[non_exhaustive]
 pub enum TryBroadcastError {
-    /// The spokes are too far behind; try again later, or wait with `broadcast`.
-    #[error("the spokes are too far behind to take another event now")]
+    /// The spokes, or the disk of a durable log, are too far behind; try again later, or wait with
+    /// `broadcast`.
+    #[error("the spokes, or the disk, are too far behind to take another event now")]
     Behind {
         /// The event, given back.
         event: Envelope,
@@ -63,10 +81,10 @@ pub enum SendError {
         /// Which one.
         spoke: SpokeId,
     },
-    /// The event is too large, or the hub is shut down.
+    /// The event is too large, the hub is shut down, or its log cannot be written.
     #[error(transparent)]
     Refused {
-        /// Which of both.
+        /// Which of them.
         source: BroadcastError,
     },
 }

@@ -11,7 +11,7 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
-use tracing::{Instrument, debug, info_span, warn};
+use tracing::{Instrument, debug, info, info_span, warn};
 
 use super::{
     Inner,
@@ -21,6 +21,7 @@ use super::{
 use crate::{
     fan_out::Path,
     gossip::{FrameGate, FrameRefused, GossipEvent, GossipNode},
+    position::Epoch,
     seal::{Check, Context, OpenError, Opener, Really, Sealer},
     spoke_id::SpokeId,
     wire::{broadcast::OVERHEAD, native::GenerationKeys},
@@ -45,9 +46,10 @@ impl GossipLink {
     pub(super) fn start(hub: &Arc<Inner>) -> Self {
         let topic: [u8; 32] = rand::random();
         let context = Context::new(hub.me, topic);
-        let sealer = Sealer::new(context.clone(), hub.log.epoch(), 0);
+        let epoch = hub.log.epoch();
+        let sealer = Sealer::new(context.clone(), epoch, 0);
         let keys = sealer.keys();
-        let mut opener = Opener::new(context, hub.log.epoch());
+        let mut opener = Opener::new(context, epoch);
         if let Err(error) = opener.add(&keys) {
             warn!(%error, "our own keys do not fit");
         }
@@ -69,6 +71,7 @@ impl GossipLink {
         let cursor = Cursor {
             hub: hub.clone(),
             node: node.clone(),
+            epoch,
             sealer,
             framer: Framer::new(
                 Instant::now().into_std(),
@@ -144,6 +147,7 @@ impl GossipLink {
 struct Cursor {
     hub: Arc<Inner>,
     node: GossipNode<HubGate>,
+    epoch: Epoch,
     sealer: Sealer,
     framer: Framer<SpokeId>,
     hurry: watch::Receiver<bool>,
@@ -162,7 +166,13 @@ impl Cursor {
             let progress = hub.progress.notified();
             let acks = || hub.fast_acks(Some(Path::Gossip));
             let now = Instant::now().into_std();
-            if let Some(content) = self.framer.poll(now, &hub.log, acks) {
+            let content = self.framer.poll(now, &hub.log, acks);
+            // Looked at after reading: what was read before the epoch began is of the one before.
+            if hub.log.epoch() != self.epoch {
+                info!("the topic ends with its epoch");
+                return;
+            }
+            if let Some(content) = content {
                 let sent = tokio::select! {
                     sent = self.send(&content) => sent,
                     () = cancel.cancelled() => return,

@@ -4,7 +4,7 @@
 //! the link's writer. What outlives the link is in its [`Session`].
 
 use std::sync::{
-    Arc, Mutex, MutexGuard, PoisonError,
+    Arc, Mutex, MutexGuard, OnceLock, PoisonError,
     atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
@@ -20,7 +20,9 @@ use super::{
     session::Session,
     shared_log::{Entry, SharedLog},
 };
-use crate::{fan_out::Path, link_io::LinkError, protocol::Protocol, spoke_id::SpokeId};
+use crate::{
+    fan_out::Path, link_io::LinkError, position::Epoch, protocol::Protocol, spoke_id::SpokeId,
+};
 
 #[derive(Debug)]
 pub(crate) struct Link {
@@ -36,6 +38,8 @@ pub(crate) struct Link {
     pub(crate) wake: Arc<Notify>,
     /// Native: everything below was released by the spoke. Compat: was written to its stream.
     acked: AtomicU64,
+    /// The epoch that its welcome named, if it is one that positions mean something to.
+    pub(crate) epoch: OnceLock<Epoch>,
     /// The path that serves the spoke, as last announced.
     path: Mutex<Path>,
     /// Whether the spoke acknowledges fast, so that pace and supervision can go by it.
@@ -74,6 +78,7 @@ impl Link {
             desk: Mutex::new(Desk::new(protocol, number, cursor, behind)),
             wake: Arc::default(),
             acked: AtomicU64::new(cursor),
+            epoch: OnceLock::new(),
             path: Mutex::new(Path::Direct),
             fast: AtomicBool::new(true),
             drain: CancellationToken::new(),

@@ -108,11 +108,12 @@ async fn welcome(
             ours: native::VERSION
         }));
     }
-    let begin = hub.log.resume(match hello.start {
+    let ask = match hello.start {
         Start::Tip => Ask::Tip,
         Start::Earliest => Ask::Earliest,
         Start::At(position) => Ask::At(position),
-    });
+    };
+    let begin = hub.begin(ask).await;
     let Resume {
         start, continues, ..
     } = begin.resume;
@@ -124,6 +125,7 @@ async fn welcome(
         start,
     };
     let link = hub.join(asked, connection).await?;
+    let _ = link.epoch.set(begin.epoch);
     let published = link.session.heard();
     let welcome = ToSpoke::Welcome(Welcome {
         version: native::VERSION,
@@ -404,7 +406,13 @@ async fn write_loop(hub: &Inner, link: &Link, send: &mut SendStream) -> Result<(
     loop {
         tip.mark_unchanged();
         let paid = !link.is_paid_for(hub.log.tip()) || hub.ask_budget(link.id);
-        match link.next_batch(&hub.log, paid, &mut entries, &mut chunks)? {
+        let batch = link.next_batch(&hub.log, paid, &mut entries, &mut chunks)?;
+        // Looked at after reading: what was read before the epoch began is of the one before.
+        let epoch = link.epoch.get();
+        if epoch.is_some_and(|epoch| *epoch != hub.log.epoch()) {
+            return Err(e!(LinkError::NewEpoch));
+        }
+        match batch {
             Batch::Frames { cursor, cost } => {
                 hub.spend(cost);
                 hub.metrics.repair.events_missed.inc_by(link.take_missed());

@@ -14,6 +14,8 @@ pub(crate) mod framer;
 pub(crate) mod gossip_link;
 mod link;
 mod link_task;
+#[cfg(feature = "durable")]
+mod log_writer;
 pub(crate) mod mailbox;
 pub(crate) mod pace;
 pub(crate) mod repairs;
@@ -42,7 +44,7 @@ use iroh_tickets::endpoint::EndpointTicket;
 use n0_error::{AnyError, e};
 use tokio::{
     sync::{Notify, mpsc},
-    time::{Instant, timeout, timeout_at},
+    time::{Instant, sleep, timeout, timeout_at},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, warn};
@@ -58,7 +60,7 @@ use self::{
     roster::{Asked, Roster},
     session::Session,
     sessions::SessionLimits,
-    shared_log::SharedLog,
+    shared_log::{Begin, NotAppended, SharedLog},
     switchboard::{CurrentTopic, NOTES, Note, Switchboard},
 };
 pub use self::{
@@ -77,7 +79,8 @@ use crate::{
     instant::bound,
     link_io::LinkError,
     listen::{ListenOptions, Listener, Listeners},
-    metrics::HubMetrics,
+    log::{LogFailed, resume::Ask},
+    metrics::{HubMetrics, LogMetrics},
     pattern::Pattern,
     position::Position,
     protocol::Protocol,
@@ -106,7 +109,7 @@ pub(crate) struct Inner {
     me: EndpointId,
     endpoint: Endpoint,
     config: HubConfig,
-    log: SharedLog,
+    log: Arc<SharedLog>,
     roster: Roster,
     listeners: Listeners,
     metrics: HubMetrics,
@@ -138,16 +141,35 @@ struct Paces {
 const LOOK_AGAIN: u64 = 8;
 
 /// Proof that an event is in the hub's log.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Receipt {
     position: Position,
+    log: Arc<SharedLog>,
 }
 
 impl Receipt {
     /// Where the event stands.
     pub fn position(&self) -> Position {
         self.position
+    }
+
+    /// Resolves when the event is in the file of a durable log and synced: at once if that is so already,
+    /// or if the log is in memory.
+    ///
+    /// Returns its position, which is that of the receipt unless the log has begun a new
+    /// [epoch](Position::epoch) meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// If the log could not be written. Spokes do not get the event, unless it turns out to be in the log
+    /// when the hub is started again.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: nothing depends on its being awaited.
+    pub async fn durable(&self) -> Result<Position, LogFailed> {
+        self.log.synced(self.position.offset).await
     }
 }
 
@@ -166,9 +188,12 @@ impl Hub {
         HubBuilder::default()
     }
 
-    fn start(endpoint: Endpoint, config: HubConfig) -> Self {
+    fn start(endpoint: Endpoint, config: HubConfig) -> Result<Self, HubError> {
         let config = config.sound();
         let cancel = CancellationToken::new();
+        let tasks = TaskTracker::new();
+        let metrics = HubMetrics::default();
+        let log = open_log(endpoint.id(), &config, &metrics.log, &tasks, &cancel)?;
         let (notes, notes_rx) = mpsc::channel(NOTES);
         let limits = &config.limits;
         let pace = || Pace::new(limits.stall_after, limits.patience);
@@ -189,7 +214,7 @@ impl Hub {
         let inner = Arc::new(Inner {
             me: endpoint.id(),
             endpoint,
-            log: SharedLog::new(config.log),
+            log,
             roster,
             listeners: Listeners::new(limits.first_listener_wait),
             metrics,
@@ -208,17 +233,17 @@ impl Hub {
             progress: Notify::new(),
             closing: AtomicBool::new(false),
             cancel: cancel.clone(),
-            tasks: TaskTracker::new(),
+            tasks,
             config,
         });
         inner
             .tasks
             .spawn(Switchboard::new(inner.clone(), notes_rx).run());
-        Self {
+        Ok(Self {
             inner,
             router: None,
             _alive: Arc::new(cancel.drop_guard()),
-        }
+        })
     }
 
     /// Registers the hub's protocols on a router that serves others too.
@@ -255,38 +280,72 @@ impl Hub {
     /// ([`HubLimits::stall_after`]), and only so long for one that is slower than most
     /// ([`HubLimits::patience`]).
     ///
+    /// With a [durable log](HubBuilder::durable_log) it returns when the event is synced. Broadcasts that
+    /// wait at the same time share a sync; [`append`](Self::append) does not wait for it.
+    ///
     /// # Errors
     ///
-    /// If the event is larger than [`HubLimits::max_event_bytes`], or the hub is shut down.
+    /// If the event is larger than [`HubLimits::max_event_bytes`], the hub is shut down, or the durable
+    /// log could not be written.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: if the future is dropped before it resolves, the event was not broadcast; with a
+    /// durable log it may have been.
+    pub async fn broadcast(&self, event: Envelope) -> Result<Receipt, BroadcastError> {
+        let mut receipt = self.append(event).await?;
+        receipt.position = receipt
+            .durable()
+            .await
+            .map_err(|failed| self.inner.failed(failed))?;
+        Ok(receipt)
+    }
+
+    /// As [`broadcast`](Self::broadcast), but does not wait for a durable log: [`Receipt::durable`] does,
+    /// and until then no spoke gets the event. It waits while too much waits for the disk
+    /// ([`HubLimits::unsynced_events`], [`HubLimits::unsynced_bytes`]).
+    ///
+    /// # Errors
+    ///
+    /// As [`broadcast`](Self::broadcast).
     ///
     /// # Cancel safety
     ///
     /// Cancel safe: if the future is dropped before it resolves, the event was not broadcast.
-    pub async fn broadcast(&self, event: Envelope) -> Result<Receipt, BroadcastError> {
+    pub async fn append(&self, mut event: Envelope) -> Result<Receipt, BroadcastError> {
         let inner = &*self.inner;
         inner.check(&event)?;
         let mut held = false;
         loop {
             let progress = inner.progress.notified();
+            let mut tip = inner.log.watch_tip();
             if inner.may_append() {
-                break;
+                event = match inner.append(event) {
+                    Ok(receipt) => return Ok(receipt),
+                    Err(NotAppended::Full(event)) => event,
+                    Err(NotAppended::Failed(failed)) => return Err(inner.failed(failed)),
+                };
             }
             if !std::mem::replace(&mut held, true) {
                 inner.metrics.events.broadcasts_held.inc();
             }
             // Looked at again even if nobody acknowledges: who is stalled stops to count.
-            let _ = timeout(PACE_POLL, progress).await;
+            tokio::select! {
+                () = progress => {}
+                _ = tip.changed() => {}
+                () = sleep(PACE_POLL) => {}
+            }
             inner.check(&event)?;
         }
-        Ok(inner.append(event))
     }
 
-    /// Broadcasts an event if the spokes are near enough to take it.
+    /// Broadcasts an event if the spokes are near enough to take it. Does not wait for a durable log:
+    /// [`Receipt::durable`] does, and until then no spoke gets the event.
     ///
     /// # Errors
     ///
-    /// As [`broadcast`](Self::broadcast); and [`TryBroadcastError::Behind`], with the event, where that
-    /// would wait.
+    /// As [`broadcast`](Self::broadcast); and [`TryBroadcastError::Behind`], with the event, where the
+    /// spokes, or [what waits for the disk](HubLimits::unsynced_events), would have to be waited for.
     pub fn try_broadcast(&self, event: Envelope) -> Result<Receipt, TryBroadcastError> {
         let inner = &*self.inner;
         inner
@@ -296,7 +355,15 @@ impl Hub {
             inner.metrics.events.broadcasts_held.inc();
             return Err(e!(TryBroadcastError::Behind { event }));
         }
-        Ok(inner.append(event))
+        inner.append(event).map_err(|error| match error {
+            NotAppended::Full(event) => {
+                inner.metrics.events.broadcasts_held.inc();
+                e!(TryBroadcastError::Behind { event })
+            }
+            NotAppended::Failed(failed) => {
+                e!(TryBroadcastError::Refused, inner.failed(failed))
+            }
+        })
     }
 
     /// Listens to the events that spokes send, with the default options.
@@ -333,9 +400,10 @@ impl Hub {
         self.inner.note(Note::FanOut(fan_out)).await;
     }
 
-    /// The position that the next event will get.
+    /// The position after the last event that spokes can have: the next event gets it, unless there are
+    /// some that wait for the disk.
     pub fn tip(&self) -> Position {
-        Position::new(self.inner.log.epoch(), self.inner.log.tip())
+        self.inner.log.tip_position()
     }
 
     /// What the hub counts, to be read or [registered](crate::metrics).
@@ -376,6 +444,25 @@ const CLOSE_LIMIT: Duration = Duration::from_secs(3);
 /// How long tasks may take to end once they are told to.
 const JOIN_LIMIT: Duration = Duration::from_secs(10);
 
+/// The log of the settings, and the task that writes it if it is durable.
+fn open_log(
+    hub: EndpointId,
+    config: &HubConfig,
+    metrics: &Arc<LogMetrics>,
+    tasks: &TaskTracker,
+    cancel: &CancellationToken,
+) -> Result<Arc<SharedLog>, HubError> {
+    #[cfg(feature = "durable")]
+    if let Some(path) = &config.log_file {
+        let (log, writer) = log_writer::open(path, hub, config, metrics.clone())
+            .map_err(|source| e!(HubError::Log, source))?;
+        tasks.spawn(writer.run(cancel.clone()));
+        return Ok(log);
+    }
+    let _ = (hub, metrics, tasks, cancel);
+    Ok(Arc::new(SharedLog::new(config.log)))
+}
+
 /// Whether a spoke whose link ended so may go on with another. One that said goodbye or was sent away for
 /// what it did may not.
 fn may_come_back(closed: &Closed) -> bool {
@@ -384,7 +471,7 @@ fn may_come_back(closed: &Closed) -> bool {
         Closed::ByPeer { code, .. } => *code != CloseCode::Goodbye,
         Closed::ByUs { code, .. } => matches!(
             code,
-            CloseCode::TimedOut | CloseCode::FellBehind | CloseCode::Internal
+            CloseCode::TimedOut | CloseCode::FellBehind | CloseCode::Internal | CloseCode::NewEpoch
         ),
     }
 }
@@ -421,15 +508,22 @@ impl Inner {
         Ok(())
     }
 
-    fn append(&self, event: Envelope) -> Receipt {
+    fn append(&self, event: Envelope) -> Result<Receipt, NotAppended> {
+        let size = event.size() as u64;
+        let position = self.log.append(event)?;
         self.metrics.events.events_broadcast.inc();
-        self.metrics
-            .events
-            .broadcast_bytes
-            .inc_by(event.size() as u64);
-        Receipt {
-            position: self.log.append(event),
+        self.metrics.events.broadcast_bytes.inc_by(size);
+        Ok(Receipt {
+            position,
+            log: self.log.clone(),
+        })
+    }
+
+    fn failed(&self, source: LogFailed) -> BroadcastError {
+        if self.closing.load(Ordering::Acquire) || self.cancel.is_cancelled() {
+            return e!(BroadcastError::Closed);
         }
+        e!(BroadcastError::Log { source })
     }
 
     /// Whether the spokes that count are near enough to the tip.
@@ -504,6 +598,19 @@ impl Inner {
         Ok(link)
     }
 
+    /// Where a spoke begins that asks for this. If it comes from beyond the tip of a durable log, that
+    /// begins a new epoch first, and everyone connects again.
+    async fn begin(&self, ask: Ask) -> Begin {
+        let begin = self.log.resume(ask);
+        if !begin.resume.begins_new_epoch || !self.log.begin_epoch().await {
+            return begin;
+        }
+        for link in self.roster.all() {
+            link.wake.notify_one();
+        }
+        self.log.resume(ask)
+    }
+
     async fn leave(&self, link: &Link, closed: &Closed) {
         let broke_off = match closed {
             Closed::ByPeer { .. } => false,
@@ -571,6 +678,8 @@ impl Inner {
         self.closing.store(true, Ordering::Release);
         self.roster.close();
         let deadline = Instant::now() + limit;
+        // What is not synced yet is still to be sent.
+        let _ = timeout_at(deadline, self.log.flushed()).await;
         let links = self.roster.all();
         // The topic shrinks as spokes leave; it is not to be mended any more.
         if let Some(node) = self.node() {

@@ -6,11 +6,11 @@ use iroh::EndpointId;
 use n0_error::e;
 use tokio::time::{Instant, timeout_at};
 
-use super::{Hub, Inner, SendError, mailbox::NoRoom, session::Session};
+use super::{BroadcastError, Hub, Inner, SendError, mailbox::NoRoom, session::Session};
 use crate::{
     delivery::{Loss, SendReceipt, Ticket},
     event::Envelope,
-    position::Position,
+    log::LogFailed,
     spoke_id::SpokeId,
 };
 
@@ -64,8 +64,8 @@ impl Hub {
     ///
     /// # Errors
     ///
-    /// If there is no such spoke, it takes nothing, the event is too large, or the hub is shut down. With
-    /// several spokes, it is an error if none has room; the receipt tells of each.
+    /// If there is no such spoke, it takes nothing, the event is too large, the hub is shut down, or the
+    /// disk of a durable log takes nothing. With several spokes, it is an error if none has room; the receipt tells of each.
     ///
     /// # Cancel safety
     ///
@@ -99,6 +99,12 @@ impl Hub {
             Recipient::Endpoint(id) => inner.roster.sessions_of(id),
         };
         let deadline = Instant::now() + inner.config.limits.send_wait;
+        // It comes after every broadcast before it, so those must be sure to come.
+        if !options.overtake && timeout_at(deadline, inner.log.flushed()).await.is_err() {
+            let failed = LogFailed::because("the disk takes too long");
+            let source = e!(BroadcastError::Log, failed);
+            return Err(e!(SendError::Refused { source }));
+        }
         let mut receipts = Vec::with_capacity(sessions.len());
         // One that is full is not to hold up the others.
         let mut full = Vec::new();
@@ -138,7 +144,7 @@ impl Inner {
         event: &Envelope,
         options: SendOptions,
     ) -> Result<SendReceipt, NoRoom> {
-        let tip = Position::new(self.log.epoch(), self.log.tip());
+        let tip = self.log.tip_position();
         let pushed = match session.push(event, tip, options.overtake, false) {
             Err(NoRoom::Away) => self.roster.push_away(session, event, tip, options.overtake),
             pushed => pushed,

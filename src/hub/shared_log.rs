@@ -2,19 +2,21 @@
 //! wait for.
 
 use std::sync::{
-    Arc, OnceLock, PoisonError, RwLock,
+    Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
     atomic::{AtomicU64, Ordering},
 };
 
 use bytes::Bytes;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
+use tracing::debug;
 
 use crate::{
     event::Envelope,
     log::{
-        Log, LogConfig, Read,
-        resume::{Ask, Lives, Resume},
+        Log, LogConfig, LogFailed, Read,
+        resume::{Ask, Lives, Previous, Resume},
     },
+    metrics::events,
     position::{Epoch, Position},
     wire::{compat, native},
 };
@@ -49,13 +51,20 @@ impl Entry {
     }
 }
 
+/// See the [module](self).
+///
+/// With a durable log, an event is appended first and can be read once it is synced: the tip is where
+/// reading ends. A [writer](super::log_writer) takes what is [unsynced](Self::unsynced) and says when it
+/// is [synced](Self::set_synced).
 #[derive(Debug)]
 pub(crate) struct SharedLog {
-    epoch: Epoch,
     inner: RwLock<Inner>,
+    /// Where reading ends. Also sent when the log fails or begins an epoch.
     tip: watch::Sender<u64>,
     /// The same as `Inner::bytes`, for who does not need the lock.
     bytes: AtomicU64,
+    /// Wakes the writer.
+    work: Notify,
 }
 
 /// Where a reader begins, and what the log was when that was decided.
@@ -70,51 +79,209 @@ pub(crate) struct Begin {
 struct Inner {
     log: Log<Arc<Entry>>,
     bytes: u64,
+    previous: Vec<Previous>,
+    /// What a durable log adds.
+    file: Option<Syncing>,
+}
+
+/// How far the file is behind the log.
+#[derive(Debug)]
+struct Syncing {
+    limits: UnsyncedLimits,
+    synced: u64,
+    unsynced_bytes: usize,
+    /// An epoch that is to begin.
+    wanted: Option<Epoch>,
+    /// A spoke's claim has made this process begin an epoch.
+    claimed: bool,
+    failed: Option<LogFailed>,
+}
+
+/// How much may wait for the disk at once.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct UnsyncedLimits {
+    pub(crate) events: usize,
+    pub(crate) bytes: usize,
+}
+
+/// What waits for the disk.
+#[cfg_attr(not(feature = "durable"), allow(dead_code))]
+#[derive(Debug)]
+pub(crate) struct Unsynced {
+    /// The log's head: what is below may go.
+    pub(crate) head: u64,
+    /// From the synced mark on.
+    pub(crate) bodies: Vec<Bytes>,
+    /// The tip once they are synced.
+    pub(crate) to: u64,
+    /// The epoch that begins with them.
+    pub(crate) begin: Option<Epoch>,
+}
+
+/// An event was not appended.
+#[derive(Debug)]
+pub(crate) enum NotAppended {
+    /// Too much waits for the disk; here is the event again.
+    Full(Envelope),
+    /// No event can be appended any more.
+    Failed(LogFailed),
+}
+
+impl Inner {
+    /// Where reading ends.
+    fn readable(&self) -> u64 {
+        let synced = self.file.as_ref().map(|file| file.synced);
+        synced.unwrap_or_else(|| self.log.tip())
+    }
+
+    fn push(&mut self, envelope: Envelope) -> u64 {
+        let size = envelope.size();
+        self.bytes += size as u64;
+        let entry = Entry {
+            envelope,
+            bytes_to_here: self.bytes,
+            native: OnceLock::new(),
+            compat: OnceLock::new(),
+        };
+        self.log.append(Arc::new(entry), size)
+    }
 }
 
 impl SharedLog {
     pub(crate) fn new(config: LogConfig) -> Self {
-        Self::of(Log::new(config))
+        Self::in_memory(Log::new(config))
     }
 
     /// A log of this epoch, which must not be used twice.
     #[cfg(feature = "cli")]
     pub(crate) fn with_epoch(config: LogConfig, epoch: Epoch) -> Self {
-        Self::of(Log::with_epoch(config, epoch))
+        Self::in_memory(Log::with_epoch(config, epoch))
     }
 
-    fn of(log: Log<Arc<Entry>>) -> Self {
+    fn in_memory(log: Log<Arc<Entry>>) -> Self {
+        Self::of(Inner {
+            log,
+            bytes: 0,
+            previous: Vec::new(),
+            file: None,
+        })
+    }
+
+    /// A durable log that has these events, all synced, from `head` on.
+    #[cfg_attr(not(feature = "durable"), allow(dead_code))]
+    pub(crate) fn durable(
+        config: LogConfig,
+        limits: UnsyncedLimits,
+        (epoch, previous): (Epoch, Vec<Previous>),
+        head: u64,
+        events: impl IntoIterator<Item = Envelope>,
+    ) -> Self {
+        let mut inner = Inner {
+            log: Log::starting_at(config, epoch, head),
+            bytes: 0,
+            previous,
+            file: None,
+        };
+        for event in events {
+            inner.push(event);
+        }
+        inner.file = Some(Syncing {
+            limits: UnsyncedLimits {
+                // What is not synced must not push what nobody could read yet out of the log.
+                events: limits.events.min(config.max_events).max(1),
+                bytes: limits.bytes.min(config.max_bytes),
+            },
+            synced: inner.log.tip(),
+            unsynced_bytes: 0,
+            wanted: None,
+            claimed: false,
+            failed: None,
+        });
+        Self::of(inner)
+    }
+
+    fn of(inner: Inner) -> Self {
         Self {
-            epoch: log.epoch(),
-            tip: watch::Sender::new(log.tip()),
-            inner: RwLock::new(Inner { log, bytes: 0 }),
-            bytes: AtomicU64::new(0),
+            tip: watch::Sender::new(inner.readable()),
+            bytes: AtomicU64::new(inner.bytes),
+            inner: RwLock::new(inner),
+            work: Notify::new(),
         }
     }
 
-    fn read_lock(&self) -> std::sync::RwLockReadGuard<'_, Inner> {
+    fn read_lock(&self) -> RwLockReadGuard<'_, Inner> {
         self.inner.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn epoch(&self) -> Epoch {
-        self.epoch
+    fn write_lock(&self) -> RwLockWriteGuard<'_, Inner> {
+        self.inner.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn append(&self, envelope: Envelope) -> Position {
+    pub(crate) fn epoch(&self) -> Epoch {
+        self.read_lock().log.epoch()
+    }
+
+    /// Where reading ends, as a position.
+    pub(crate) fn tip_position(&self) -> Position {
+        let inner = self.read_lock();
+        Position::new(inner.log.epoch(), inner.readable())
+    }
+
+    /// Appends an event. It can be read at once, or, if the log is durable, when it is
+    /// [synced](Self::synced).
+    pub(crate) fn append(&self, envelope: Envelope) -> Result<Position, NotAppended> {
         let size = envelope.size();
-        let mut inner = self.inner.write().unwrap_or_else(PoisonError::into_inner);
-        inner.bytes += size as u64;
-        let entry = Entry {
-            envelope,
-            bytes_to_here: inner.bytes,
-            native: OnceLock::new(),
-            compat: OnceLock::new(),
-        };
-        let offset = inner.log.append(Arc::new(entry), size);
+        let mut inner = self.write_lock();
+        let end = inner.log.tip();
+        if let Some(file) = &mut inner.file {
+            if let Some(failed) = &file.failed {
+                return Err(NotAppended::Failed(failed.clone()));
+            }
+            let events = usize::try_from(end - file.synced).unwrap_or(usize::MAX);
+            let bytes = file.unsynced_bytes.saturating_add(size);
+            if events > 0 && (events >= file.limits.events || bytes > file.limits.bytes) {
+                return Err(NotAppended::Full(envelope));
+            }
+            file.unsynced_bytes = bytes;
+        }
+        let offset = inner.push(envelope);
         self.bytes.store(inner.bytes, Ordering::Release);
-        // Under the lock, so that the tip never goes back.
-        self.tip.send_replace(offset + 1);
-        Position::new(self.epoch, offset)
+        if inner.file.is_some() {
+            self.work.notify_one();
+        } else {
+            // Under the lock, so that the tip never goes back.
+            self.tip.send_replace(offset + 1);
+        }
+        Ok(Position::new(inner.log.epoch(), offset))
+    }
+
+    /// Resolves when the event at `offset` can be read, which is when it is synced; with the position
+    /// that it has then.
+    pub(crate) async fn synced(&self, offset: u64) -> Result<Position, LogFailed> {
+        let mut tip = self.tip.subscribe();
+        loop {
+            if *tip.borrow_and_update() > offset {
+                return Ok(Position::new(self.epoch(), offset));
+            }
+            if let Some(failed) = self.failure() {
+                return Err(failed);
+            }
+            // The sender is ours.
+            let _ = tip.changed().await;
+        }
+    }
+
+    /// Resolves when everything that was appended until now can be read, or never will be.
+    pub(crate) async fn flushed(&self) {
+        let end = self.read_lock().log.tip();
+        if let Some(last) = end.checked_sub(1) {
+            let _ = self.synced(last).await;
+        }
+    }
+
+    /// Why no event can be appended any more, if so.
+    pub(crate) fn failure(&self) -> Option<LogFailed> {
+        self.read_lock().file.as_ref()?.failed.clone()
     }
 
     pub(crate) fn read(
@@ -124,7 +291,16 @@ impl SharedLog {
         max_bytes: usize,
         out: &mut Vec<(u64, Arc<Entry>)>,
     ) -> Read {
-        self.read_lock().log.read(from, max_events, max_bytes, out)
+        let inner = self.read_lock();
+        let tip = inner.readable();
+        if from > tip {
+            return Read::Beyond { tip };
+        }
+        if from == tip {
+            return Read::AtTip;
+        }
+        let room = usize::try_from(tip - from).unwrap_or(usize::MAX);
+        inner.log.read(from, max_events.min(room), max_bytes, out)
     }
 
     pub(crate) fn head(&self) -> u64 {
@@ -135,17 +311,43 @@ impl SharedLog {
     pub(crate) fn resume(&self, ask: Ask) -> Begin {
         let inner = self.read_lock();
         let lives = Lives {
-            epoch: self.epoch,
+            epoch: inner.log.epoch(),
             head: inner.log.head(),
-            tip: inner.log.tip(),
-            // A log in memory has one life.
-            previous: &[],
+            tip: inner.readable(),
+            previous: &inner.previous,
         };
         Begin {
             epoch: lives.epoch,
             tip: lives.tip,
             resume: lives.resume(ask),
         }
+    }
+
+    /// Begins a new epoch because a spoke comes from beyond the tip: once, and only if the log is
+    /// durable. Resolves when it has begun; says whether it has.
+    pub(crate) async fn begin_epoch(&self) -> bool {
+        let mut tip = self.tip.subscribe();
+        let before = {
+            let mut inner = self.write_lock();
+            let before = inner.log.epoch();
+            let Some(file) = &mut inner.file else {
+                return false;
+            };
+            if !std::mem::replace(&mut file.claimed, true) {
+                file.wanted = Some(Epoch::random());
+            } else if file.wanted.is_none() {
+                return false;
+            }
+            before
+        };
+        self.work.notify_one();
+        while self.failure().is_none() {
+            if self.epoch() != before {
+                return true;
+            }
+            let _ = tip.changed().await;
+        }
+        false
     }
 
     pub(crate) fn tip(&self) -> u64 {
@@ -187,6 +389,84 @@ impl SharedLog {
     }
 }
 
+/// The writer's side of a durable log.
+#[cfg_attr(not(feature = "durable"), allow(dead_code))]
+impl SharedLog {
+    /// Resolves when there may be something for the writer.
+    pub(crate) async fn work(&self) {
+        self.work.notified().await;
+    }
+
+    /// What waits for the disk: all of it, which is bounded.
+    pub(crate) fn unsynced(&self) -> Option<Unsynced> {
+        let inner = self.read_lock();
+        let file = inner.file.as_ref()?;
+        let to = inner.log.tip();
+        if file.failed.is_some() || (file.synced == to && file.wanted.is_none()) {
+            return None;
+        }
+        let entries = (file.synced..to).map_while(|offset| inner.log.get(offset));
+        Some(Unsynced {
+            head: inner.log.head(),
+            bodies: entries.map(|entry| entry.envelope.body().clone()).collect(),
+            to,
+            begin: file.wanted,
+        })
+    }
+
+    /// This is in the file now.
+    pub(crate) fn set_synced(&self, done: &Unsynced) {
+        let inner = &mut *self.write_lock();
+        let Some(file) = &mut inner.file else {
+            return;
+        };
+        let bytes = (file.synced..done.to).filter_map(|offset| inner.log.get(offset));
+        let bytes: usize = bytes.map(|entry| entry.size()).sum();
+        file.unsynced_bytes = file.unsynced_bytes.saturating_sub(bytes);
+        if let Some(epoch) = done.begin {
+            file.wanted = None;
+            let fork = file.synced;
+            debug!(target: events::EPOCH, %epoch, fork);
+            inner.previous.push(Previous {
+                epoch: inner.log.epoch(),
+                fork,
+            });
+            inner.log.set_epoch(epoch);
+        }
+        file.synced = done.to;
+        self.tip.send_replace(done.to);
+    }
+
+    /// Nothing more gets into the file, and so into the log.
+    pub(crate) fn fail(&self, failed: LogFailed) {
+        let inner = &mut *self.write_lock();
+        if let Some(file) = &mut inner.file
+            && file.failed.is_none()
+        {
+            debug!(target: events::LOG_FAILED, reason = failed.reason);
+            file.failed = Some(failed);
+        }
+        // Wakes whoever waits for it to be synced.
+        self.tip.send_modify(|_| {});
+    }
+
+    /// As [`fail`](Self::fail), if nothing waits for the disk; says whether.
+    pub(crate) fn end(&self, failed: LogFailed) -> bool {
+        {
+            let inner = &mut *self.write_lock();
+            let end = inner.log.tip();
+            if let Some(file) = &mut inner.file {
+                if file.failed.is_none() && (file.synced < end || file.wanted.is_some()) {
+                    return false;
+                }
+                file.failed.get_or_insert(failed);
+            }
+        }
+        self.tip.send_modify(|_| {});
+        true
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -195,7 +475,8 @@ mod tests {
     fn a_window_reaches_back_by_events_and_by_bytes_and_by_one_event_at_least() {
         let log = SharedLog::new(LogConfig::default());
         for n in 0..10 {
-            log.append(Envelope::from_json("t", "", &"1".repeat(95 + n)).unwrap());
+            let event = Envelope::from_json("t", "", &"1".repeat(95 + n)).unwrap();
+            log.append(event).unwrap();
         }
         // Four bytes of type, id and lengths each.
         assert_eq!(log.back_by(10, 3, u64::MAX), 7);
@@ -204,5 +485,161 @@ mod tests {
         assert_eq!(log.back_by(10, 100, 1), 9);
         assert_eq!(log.back_by(10, 100, u64::MAX), 0);
         assert_eq!(log.back_by(0, 100, 100), 0);
+    }
+
+    fn event(bytes: usize) -> Envelope {
+        Envelope::from_json("t", "", &"1".repeat(bytes)).unwrap()
+    }
+
+    fn durable(config: LogConfig, events: usize, bytes: usize) -> SharedLog {
+        let limits = UnsyncedLimits { events, bytes };
+        let lives = (Epoch::from_u64(1), Vec::new());
+        SharedLog::durable(config, limits, lives, 0, [])
+    }
+
+    fn sync(log: &SharedLog) {
+        let unsynced = log.unsynced().unwrap();
+        log.set_synced(&unsynced);
+    }
+
+    fn read(log: &SharedLog, from: u64) -> (Read, usize) {
+        let mut out = Vec::new();
+        (log.read(from, 100, usize::MAX, &mut out), out.len())
+    }
+
+    #[tokio::test]
+    async fn what_is_not_synced_is_not_read_and_does_not_count_as_the_tip() {
+        let log = durable(LogConfig::default(), 10, 1000);
+        for offset in 0..3 {
+            assert_eq!(log.append(event(5)).unwrap().offset, offset);
+        }
+        assert_eq!(read(&log, 0), (Read::AtTip, 0));
+        assert_eq!(read(&log, 1), (Read::Beyond { tip: 0 }, 0));
+        assert_eq!((log.tip(), log.tip_position().offset), (0, 0));
+        assert_eq!(log.resume(Ask::Tip).tip, 0);
+
+        // What comes while the first three are written is not written with them.
+        let first = log.unsynced().unwrap();
+        log.append(event(5)).unwrap();
+        log.set_synced(&first);
+        assert_eq!(read(&log, 0), (Read::Events, 3));
+        assert_eq!(read(&log, 3), (Read::AtTip, 0));
+        assert_eq!(log.tip(), 3);
+        assert_eq!(log.synced(2).await.unwrap().offset, 2);
+        let (synced, ()) = tokio::join!(log.synced(3), async { sync(&log) });
+        assert_eq!(synced.unwrap().offset, 3);
+        assert!(log.unsynced().is_none());
+    }
+
+    #[test]
+    fn what_waits_for_the_disk_is_bounded_but_for_one_event() {
+        let log = durable(LogConfig::default(), 3, 100);
+        log.append(event(500)).unwrap();
+        assert!(matches!(log.append(event(1)), Err(NotAppended::Full(_))));
+        sync(&log);
+        for _ in 0..3 {
+            log.append(event(1)).unwrap();
+        }
+        assert!(matches!(log.append(event(1)), Err(NotAppended::Full(_))));
+        sync(&log);
+        log.append(event(50)).unwrap();
+        assert!(matches!(log.append(event(50)), Err(NotAppended::Full(_))));
+        assert!(log.append(event(20)).is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_log_that_fails_serves_what_is_synced_and_takes_no_more() {
+        let log = durable(LogConfig::default(), 10, 1000);
+        log.append(event(5)).unwrap();
+        sync(&log);
+        log.append(event(5)).unwrap();
+        let (failed, ()) = tokio::join!(log.synced(1), async {
+            log.fail(LogFailed::because("the disk is full"));
+        });
+        assert_eq!(failed.unwrap_err().reason, "the disk is full");
+        assert!(log.synced(0).await.is_ok());
+        log.flushed().await;
+        assert!(matches!(log.append(event(1)), Err(NotAppended::Failed(_))));
+        assert_eq!(read(&log, 0), (Read::Events, 1));
+        assert_eq!(read(&log, 1), (Read::AtTip, 0));
+        assert!(log.unsynced().is_none());
+        assert!(!log.begin_epoch().await);
+        // The first cause is the one that is said.
+        assert!(log.end(LogFailed::because("ended")));
+        assert_eq!(log.failure().unwrap().reason, "the disk is full");
+    }
+
+    #[tokio::test]
+    async fn a_log_ends_only_when_all_is_synced() {
+        let log = durable(LogConfig::default(), 10, 1000);
+        log.append(event(5)).unwrap();
+        assert!(!log.end(LogFailed::because("ended")));
+        sync(&log);
+        assert!(log.end(LogFailed::because("ended")));
+        assert!(matches!(log.append(event(1)), Err(NotAppended::Failed(_))));
+    }
+
+    #[tokio::test]
+    async fn a_claim_begins_one_epoch_at_the_synced_mark() {
+        let log = durable(LogConfig::default(), 10, 1000);
+        let old = log.epoch();
+        for _ in 0..3 {
+            log.append(event(5)).unwrap();
+        }
+        sync(&log);
+        let waiting = log.append(event(5)).unwrap();
+        assert_eq!(waiting.epoch, old);
+        let beyond = Ask::At(Position::new(old, 9));
+        assert!(log.resume(beyond).resume.begins_new_epoch);
+        let (begun, also_begun, ()) =
+            tokio::join!(log.begin_epoch(), log.begin_epoch(), async { sync(&log) });
+        assert!(begun && also_begun);
+        let new = log.epoch();
+        assert_ne!(new, old);
+        // The event that waited is of the new epoch.
+        assert_eq!(log.synced(3).await.unwrap(), Position::new(new, 3));
+        let answer = log.resume(beyond).resume;
+        assert_eq!((answer.start, answer.continues), (3, false));
+        let known = log.resume(Ask::At(Position::new(old, 3))).resume;
+        assert_eq!((known.start, known.continues), (3, true));
+        // Once in the life of a process.
+        assert!(!log.begin_epoch().await);
+        assert_eq!(log.epoch(), new);
+        assert!(!SharedLog::new(LogConfig::default()).begin_epoch().await);
+    }
+
+    proptest::proptest! {
+        /// The bounds of the log never cut off what nobody could read yet.
+        #[test]
+        fn nothing_is_trimmed_before_it_is_synced(
+            max_events in 0usize..8,
+            max_bytes in 0usize..200,
+            events in 0usize..10,
+            bytes in 0usize..300,
+            ops in proptest::collection::vec(proptest::option::of(1usize..120), 1..80),
+        ) {
+            let config = LogConfig::default().with_max_events(max_events).with_max_bytes(max_bytes);
+            let log = durable(config, events, bytes);
+            let mut appended = 0;
+            for op in ops {
+                match op {
+                    Some(bytes) => {
+                        if log.append(event(bytes)).is_ok() {
+                            appended += 1;
+                        } else {
+                            proptest::prop_assert!(log.unsynced().is_some());
+                        }
+                    }
+                    None => {
+                        let Some(unsynced) = log.unsynced() else { continue };
+                        proptest::prop_assert_eq!(unsynced.to, appended);
+                        proptest::prop_assert_eq!(unsynced.bodies.len() as u64, appended - log.tip());
+                        log.set_synced(&unsynced);
+                        proptest::prop_assert_eq!(log.tip(), appended);
+                    }
+                }
+                proptest::prop_assert!(log.head() <= log.tip());
+            }
+        }
     }
 }

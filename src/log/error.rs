@@ -3,7 +3,7 @@
 use std::{io, path::PathBuf};
 
 use iroh::EndpointId;
-use n0_error::stack_error;
+use n0_error::{e, stack_error};
 
 /// A log file could not be opened. It was not changed.
 #[stack_error(derive, add_meta)]
@@ -72,4 +72,11 @@ pub enum OpenLogError {
 pub struct LogFailed {
     /// What the system said.
     pub reason: String,
+}
+
+impl LogFailed {
+    pub(crate) fn because(reason: impl Into<String>) -> Self {
+        let reason = reason.into();
+        e!(Self { reason })
+    }
 }

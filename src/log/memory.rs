@@ -46,10 +46,15 @@ impl<T: Clone> Log<T> {
 
     /// An empty log of this epoch. An epoch must not be used twice for different events.
     pub fn with_epoch(config: LogConfig, epoch: Epoch) -> Self {
+        Self::starting_at(config, epoch, 0)
+    }
+
+    /// An empty log whose first event will get this offset.
+    pub(crate) fn starting_at(config: LogConfig, epoch: Epoch, head: u64) -> Self {
         Self {
             config,
             epoch,
-            head: 0,
+            head,
             entries: VecDeque::new(),
             bytes: 0,
         }
@@ -58,6 +63,16 @@ impl<T: Clone> Log<T> {
     /// The life of the log that its offsets count in.
     pub fn epoch(&self) -> Epoch {
         self.epoch
+    }
+
+    /// The events that are here, and those that come, are of this epoch from now on.
+    pub(crate) fn set_epoch(&mut self, epoch: Epoch) {
+        self.epoch = epoch;
+    }
+
+    /// The bounds that it keeps.
+    pub fn config(&self) -> LogConfig {
+        self.config
     }
 
     /// Appends an event that counts as `bytes`, and gives its offset.

@@ -4,10 +4,35 @@
 //! of it: events, the tip, or that it fell off the tail. Waiting for more, waking readers and saying
 //! what was missed are the hub's business, so a log needs no task, no lock and no clock of its own.
 //!
-//! [`Log`] lives in memory. A durable log sits beside it and speaks the same terms: [`LogConfig`] for the
-//! bounds, [`Read`] for what a cursor finds.
+//! [`Log`] lives in memory. A durable log is one in memory and a file behind it, which
+//! [`HubBuilder::durable_log`](crate::HubBuilder::durable_log) names.
 //!
 //! Ranges of offsets are half-open everywhere in this crate: `[from, to)` has `from` and does not have `to`.
+//!
+//! # Durable logs
+//!
+//! A hub that is started again with its key and its log, however it ended, goes on in the same epoch with
+//! the next offset, and spokes resume as if they had only lost the connection.
+//!
+//! - Nothing is lost that [`Hub::broadcast`](crate::Hub::broadcast) had returned: it returns when the event
+//!   is synced. Broadcasts that wait at the same time share a sync, and
+//!   [`Hub::append`](crate::Hub::append) does not wait for it.
+//! - No spoke gets an event before it is synced, by no path. So no offset is ever given to two events.
+//! - The file is bounded as the log is ([`LogConfig`]), some times its size at most. All of it is held
+//!   in memory too, from where it is read.
+//! - If the file cannot be written, say because the disk is full, broadcasts fail with [`LogFailed`] from
+//!   then on. What was synced is still served. Start the hub again when the disk has room.
+//! - The file is refused with an [`OpenLogError`], and not changed, if it is damaged, something else, of
+//!   another layout or another hub's, or in use.
+//!
+//! A file that was restored from a copy has lost events, and spokes may have them. Their offsets must
+//! not be given to other events in the same epoch, so the log begins a new epoch and remembers where
+//! the two part: spokes that had read no further go on as if nothing had happened, and the others are told.
+//! It does so when it is in another file than it was written to (its device, inode and time of creation
+//! are in it; moving it within its file system changes none of them), and when a spoke comes from
+//! beyond the tip, but for that only once in the life of a process. What cannot be noticed is
+//! a file that was overwritten in place, or a disk that was set back, if as many events as were lost are
+//! broadcast before the first such spoke comes back: move the log away after that, and begin a new one.
 
 mod error;
 #[cfg(feature = "durable")]

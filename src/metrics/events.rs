@@ -40,4 +40,8 @@ events! {
     TOPIC_FAILED = "topic::failed" ["spokes"];
     /// A topic ended, because it failed or was no longer of use.
     TOPIC_ENDED = "topic::ended" ["spokes"];
+    /// A durable log began an epoch, which shares with the one before what is below the fork.
+    EPOCH = "log::epoch" ["epoch" "fork"];
+    /// A durable log could not be written; nothing more is broadcast.
+    LOG_FAILED = "log::failed" ["reason"];
 }

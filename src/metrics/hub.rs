@@ -13,6 +13,8 @@ use crate::gossip::GossipMetrics;
 pub struct HubMetrics {
     /// Events, whichever path they take.
     pub events: Arc<EventMetrics>,
+    /// The file of a durable log.
+    pub log: Arc<LogMetrics>,
     /// Which spokes there are.
     pub spokes: Arc<RosterMetrics>,
     /// Who was turned away.
@@ -48,6 +50,27 @@ pub struct EventMetrics {
     pub events_repeated: Counter,
     /// Times that a broadcast had to wait for the spokes.
     pub broadcasts_held: Counter,
+}
+
+/// The file of a hub's durable log; nothing for a log in memory.
+#[derive(Debug, Default, MetricsGroup)]
+#[metrics(name = "iroh_hub_log")]
+#[non_exhaustive]
+pub struct LogMetrics {
+    /// Times that the file of a durable log was written and synced.
+    pub commits: Counter,
+    /// Events that were synced.
+    pub events_synced: Counter,
+    /// Bytes of the events that were synced.
+    pub synced_bytes: Counter,
+    /// Microseconds that all commits took together.
+    pub commit_micros: Counter,
+    /// The size of that file, in bytes.
+    pub file_bytes: Gauge,
+    /// Epochs begun because a spoke had events that the log had lost.
+    pub epochs_begun: Counter,
+    /// 1 if the file could not be written, so that nothing more is broadcast.
+    pub failed: Gauge,
 }
 
 /// The spokes of a hub.

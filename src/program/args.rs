@@ -48,8 +48,12 @@ pub(super) struct HubArgs {
     /// How many seconds spokes are waited for when the hub ends
     #[arg(long, value_name = "S", default_value = "30", value_parser = seconds)]
     pub(super) drain_timeout: Duration,
+    /// Keeps the log in this file, so that a hub started again with it and with the same --key goes on
+    /// where it was; the file is made if there is none
+    #[arg(long, value_name = "FILE", requires = "key")]
+    pub(super) log: Option<PathBuf>,
     /// Writes {"position":…,"type":…,"id":…,"payload":…} to this file for every broadcast that the
-    /// hub has accepted
+    /// hub has accepted, which with --log is: has on the disk
     #[arg(long, value_name = "FILE")]
     pub(super) receipts: Option<PathBuf>,
 }

@@ -1,7 +1,7 @@
 //! Feeds lines of stdin to a hub, no faster than its mesh takes them.
 
 use anyhow::Context;
-use iroh_hub::{Hub, SendError, SendOptions};
+use iroh_hub::{BroadcastError, Hub, Receipt, SendError, SendOptions};
 use tokio::io::AsyncBufRead;
 
 use super::{
@@ -9,7 +9,7 @@ use super::{
 };
 
 /// Feeds every line, and counts in `skipped` those that it could not. Returns at the end of the input
-/// or of the receipts.
+/// or of the receipts, or when the log cannot be written.
 pub(super) async fn feed<R: AsyncBufRead + Unpin>(
     hub: &Hub,
     mut lines: Lines<R>,
@@ -18,8 +18,12 @@ pub(super) async fn feed<R: AsyncBufRead + Unpin>(
     sent: &Sent,
     skipped: &mut u64,
 ) -> anyhow::Result<()> {
+    let mut last = None;
     loop {
         let Some(line) = lines.next().await.context("stdin cannot be read")? else {
+            if let Some(last) = last {
+                Receipt::durable(&last).await?;
+            }
             return Ok(());
         };
         let request = Request::read(&line, format);
@@ -29,8 +33,10 @@ pub(super) async fn feed<R: AsyncBufRead + Unpin>(
             Err(error) => Err(error),
         };
         match taken {
-            Ok(true) => {}
-            Ok(false) => return Ok(()),
+            Ok(Taken::Broadcast(receipt)) => last = Some(receipt),
+            Ok(Taken::Sent) => {}
+            Ok(Taken::Ended) => return Ok(()),
+            Err(error) if error.downcast_ref().is_some_and(is_of_the_log) => return Err(error),
             Err(error) => {
                 *skipped += 1;
                 say(format_args!(
@@ -41,14 +47,24 @@ pub(super) async fn feed<R: AsyncBufRead + Unpin>(
     }
 }
 
-/// Says `false` if there is no point in going on.
+enum Taken {
+    Broadcast(Receipt),
+    Sent,
+    /// There is no point in going on.
+    Ended,
+}
+
+fn is_of_the_log(error: &BroadcastError) -> bool {
+    matches!(error, BroadcastError::Log { .. })
+}
+
 async fn take(
     hub: &Hub,
     request: Request,
     number: u64,
     receipts: Option<&Receipts>,
     sent: &Sent,
-) -> anyhow::Result<bool> {
+) -> anyhow::Result<Taken> {
     let Request {
         event,
         to,
@@ -59,7 +75,7 @@ async fn take(
         match hub.send_with(to, event, options).await {
             Ok(receipt) => {
                 sent.add(number, to, receipt).await;
-                return Ok(true);
+                return Ok(Taken::Sent);
             }
             Err(SendError::NoSuchSpoke { .. }) => {
                 anyhow::bail!("no spoke of {to} is connected, or was until just now")
@@ -67,9 +83,12 @@ async fn take(
             Err(error) => return Err(error.into()),
         }
     }
-    let receipt = hub.broadcast(event.clone()).await?;
-    Ok(match receipts {
-        Some(receipts) => receipts.add(receipt.position(), event).await,
-        None => true,
-    })
+    // Lines wait for the disk together, and not each for itself.
+    let receipt = hub.append(event.clone()).await?;
+    if let Some(receipts) = receipts
+        && !receipts.add(receipt.clone(), event).await
+    {
+        return Ok(Taken::Ended);
+    }
+    Ok(Taken::Broadcast(receipt))
 }

@@ -3,10 +3,10 @@
 use std::{io, path::Path, time::Duration};
 
 use anyhow::Context;
-use iroh::EndpointId;
+use iroh::{Endpoint, EndpointId};
 use iroh_hub::{
-    Admission, EventTarget, FanOut, Hub, HubLimits, Incoming, ListenOptions, Listener, OnFull,
-    SpokeChange, SpokeWatch,
+    Admission, EventTarget, FanOut, Hub, HubBuilder, HubLimits, Incoming, ListenOptions, Listener,
+    OnFull, SpokeChange, SpokeWatch,
 };
 use tokio::time::timeout;
 
@@ -52,12 +52,11 @@ pub(super) async fn run(args: HubArgs, stop: Stop) -> Result<Exit, Failure> {
     let mut limits = HubLimits::default();
     limits.drain_timeout = args.drain_timeout;
     let line_limit = request::line_limit(limits.max_event_bytes);
-    let hub = Hub::builder()
+    let builder = Hub::builder()
         .fan_out(args.fan_out.clone())
         .admission(admission)
-        .limits(limits)
-        .spawn(endpoint)
-        .context("the hub does not start")?;
+        .limits(limits);
+    let hub = start(builder, &args, endpoint).await?;
     let metrics = scrape::serve(metrics, hub.endpoint(), |all| {
         all.register_all(hub.metrics())
     })?;
@@ -95,8 +94,8 @@ pub(super) async fn run(args: HubArgs, stop: Stop) -> Result<Exit, Failure> {
         say(format_args!("ending; interrupt again to wait for nobody"));
     }
 
-    let tip = hub.tip();
     let drained = hub.shutdown_within(args.drain_timeout).await;
+    let tip = hub.tip();
     watching.abort();
     scrape::end(metrics).await;
     if timeout(PRINT_LIMIT, &mut printing).await.is_err() {
@@ -132,6 +131,17 @@ pub(super) async fn run(args: HubArgs, stop: Stop) -> Result<Exit, Failure> {
     } else {
         Exit::Ok
     })
+}
+
+/// Reads the log, if there is one, which takes a while.
+async fn start(mut builder: HubBuilder, args: &HubArgs, endpoint: Endpoint) -> anyhow::Result<Hub> {
+    if let Some(path) = &args.log {
+        builder = builder.durable_log(path);
+    }
+    let started = tokio::task::spawn_blocking(move || builder.spawn(endpoint)).await;
+    started
+        .context("the hub does not start")?
+        .context("the hub does not start")
 }
 
 fn receipts_failed(receipts: Option<&Receipts>) -> bool {

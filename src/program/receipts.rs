@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use iroh_hub::{Envelope, Position};
+use iroh_hub::{Envelope, Receipt};
 use tokio::{fs::File, io::AsyncWriteExt, sync::mpsc, task::JoinHandle};
 
 use super::output::put_receipt;
@@ -13,11 +13,11 @@ const WAITING: usize = 8192;
 /// How many are written at once, at most.
 const BATCH: usize = 1024;
 
-/// Writes receipts on a task of its own: whatever waits is written at once and flushed, so no receipt
+/// Writes receipts on a task of its own, once their events are in the log, which with `--log` is on the disk: whatever waits is written at once and flushed, so no receipt
 /// stays behind longer than the one write before it takes.
 #[derive(Debug)]
 pub(super) struct Receipts {
-    lines: mpsc::Sender<(Position, Envelope)>,
+    lines: mpsc::Sender<(Receipt, Envelope)>,
     writing: JoinHandle<anyhow::Result<()>>,
 }
 
@@ -36,8 +36,8 @@ impl Receipts {
     }
 
     /// Says `false` if the file takes no more; [`finish`](Self::finish) tells why.
-    pub(super) async fn add(&self, position: Position, event: Envelope) -> bool {
-        self.lines.send((position, event)).await.is_ok()
+    pub(super) async fn add(&self, receipt: Receipt, event: Envelope) -> bool {
+        self.lines.send((receipt, event)).await.is_ok()
     }
 
     /// Whether the file takes no more.
@@ -53,7 +53,7 @@ impl Receipts {
 }
 
 async fn write(
-    mut waiting: mpsc::Receiver<(Position, Envelope)>,
+    mut waiting: mpsc::Receiver<(Receipt, Envelope)>,
     mut file: File,
     path: PathBuf,
 ) -> anyhow::Result<()> {
@@ -61,7 +61,9 @@ async fn write(
     let mut lines = Vec::new();
     while waiting.recv_many(&mut batch, BATCH).await > 0 {
         lines.clear();
-        for (position, event) in batch.drain(..) {
+        for (receipt, event) in batch.drain(..) {
+            // What is not in the log for certain gets no receipt.
+            let position = receipt.durable().await?;
             put_receipt(&mut lines, &position, &event);
         }
         let written = async {

@@ -163,7 +163,9 @@ impl Hub {
         if floor.is_some_and(|floor| floor < behind) {
             return false;
         }
-        let position = self.log.append(event.clone());
+        let Ok(position) = self.log.append(event.clone()) else {
+            return false;
+        };
         ctx.oracle
             .broadcast(position, event.body(), ctx.clock.nanos());
         ctx.oracle.trimmed(position.epoch, self.log.head());

@@ -32,6 +32,7 @@ pub mod code {
     pub const VERSION: u64 = 9;
     pub const NOT_A_MEMBER: u64 = 10;
     pub const MISBEHAVED: u64 = 12;
+    pub const NEW_EPOCH: u64 = 14;
 }
 
 /// The length prefix and the bytes behind it.

@@ -29,7 +29,8 @@ fn log_of(sizes: &[usize]) -> SharedLog {
 
 fn append(log: &SharedLog, n: usize, size: usize) {
     let payload = serde_json::to_string(&"x".repeat(size)).unwrap();
-    log.append(Envelope::from_json("t", &n.to_string(), &payload).unwrap());
+    let event = Envelope::from_json("t", &n.to_string(), &payload).unwrap();
+    log.append(event).unwrap();
 }
 
 fn nobody() -> Vec<(u32, u64)> {

@@ -8,6 +8,9 @@ use proptest::prelude::*;
 
 use super::*;
 
+/// What is in a log: offsets and bodies.
+type Events = Vec<(u64, Vec<u8>)>;
+
 fn hub(n: u8) -> EndpointId {
     SecretKey::from_bytes(&[n; 32]).public()
 }
@@ -24,7 +27,7 @@ fn commit(head: u64, bodies: &[&[u8]]) -> Commit {
 }
 
 /// Opens the log and reads what is in it.
-fn open(path: &Path) -> Result<(LogFile, Vec<(u64, Vec<u8>)>), OpenLogError> {
+fn open(path: &Path) -> Result<(LogFile, Events), OpenLogError> {
     let mut events = Vec::new();
     let file = LogFile::open(path, hub(1), |offset, body| {
         events.push((offset, body));
@@ -269,7 +272,7 @@ struct Sample {
     folder: tempfile::TempDir,
     clean: Vec<u8>,
     unclean: Vec<u8>,
-    events: Vec<(u64, Vec<u8>)>,
+    events: Events,
 }
 
 impl Sample {
@@ -434,7 +437,7 @@ impl StorageBackend for OnDisk {
     }
 }
 
-fn open_on(path: &Path, left: usize) -> (LogFile, Vec<(u64, Vec<u8>)>, Arc<Mutex<Disk>>) {
+fn open_on(path: &Path, left: usize) -> (LogFile, Events, Arc<Mutex<Disk>>) {
     let disk = Arc::new(Mutex::new(Disk {
         synced: fs::read(path).unwrap_or_default(),
         pending: Vec::new(),
@@ -493,7 +496,7 @@ fn op() -> impl Strategy<Value = Op> {
 #[derive(Clone, PartialEq, Debug, Default)]
 struct Model {
     head: u64,
-    events: Vec<(u64, Vec<u8>)>,
+    events: Events,
     epochs: Vec<(Epoch, u64)>,
 }
 
@@ -505,26 +508,24 @@ impl Model {
     }
 
     fn apply(&mut self, commit: &Commit) {
-        let mut tip = self.tip();
+        let tip = self.tip();
         if let Some(epoch) = commit.begin {
             self.epochs.push((epoch, tip));
         }
-        for body in &commit.bodies {
-            self.events.push((tip, body.to_vec()));
-            tip += 1;
-        }
+        let bodies = commit.bodies.iter().map(|body| body.to_vec());
+        self.events.extend((tip..).zip(bodies));
         self.events.retain(|(offset, _)| *offset >= commit.head);
         self.head = commit.head.max(self.head);
     }
 
-    fn check(&self, log: &LogFile, events: &[(u64, Vec<u8>)]) -> bool {
+    fn check(&self, log: &LogFile, events: &Events) -> bool {
         let forks: Vec<u64> = self.epochs.iter().skip(1).map(|(_, fork)| *fork).collect();
         let found: Vec<u64> = log
             .previous()
             .iter()
             .map(|previous| previous.fork)
             .collect();
-        events == self.events
+        *events == self.events
             && log.tip() == self.tip()
             && self
                 .epochs

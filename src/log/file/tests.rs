@@ -262,7 +262,7 @@ fn the_file_does_not_grow_for_ever() {
     }
     let early = *sizes[..150].iter().max().unwrap();
     let late = *sizes[150..].iter().max().unwrap();
-    assert_eq!(early, late);
+    assert!(late <= early + 100_000, "{early}, then {late}");
     assert!(late < 5 * 200_000, "{late}");
 }
 

@@ -197,7 +197,6 @@ impl Hub {
         let (notes, notes_rx) = mpsc::channel(NOTES);
         let limits = &config.limits;
         let pace = || Pace::new(limits.stall_after, limits.patience);
-        let metrics = HubMetrics::default();
         let roster = Roster::new(
             SessionLimits {
                 connected: limits.max_spokes,

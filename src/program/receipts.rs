@@ -59,12 +59,18 @@ async fn write(
 ) -> anyhow::Result<()> {
     let mut batch = Vec::new();
     let mut lines = Vec::new();
-    while waiting.recv_many(&mut batch, BATCH).await > 0 {
+    let mut failed = None;
+    while failed.is_none() && waiting.recv_many(&mut batch, BATCH).await > 0 {
         lines.clear();
         for (receipt, event) in batch.drain(..) {
-            // What is not in the log for certain gets no receipt.
-            let position = receipt.durable().await?;
-            put_receipt(&mut lines, &position, &event);
+            match receipt.durable().await {
+                Ok(position) => put_receipt(&mut lines, &position, &event),
+                // What is not in the log for certain gets no receipt, but what was before it does.
+                Err(error) => {
+                    failed = Some(error);
+                    break;
+                }
+            }
         }
         let written = async {
             file.write_all(&lines).await?;
@@ -77,5 +83,8 @@ async fn write(
             )
         })?;
     }
-    Ok(())
+    match failed {
+        Some(error) => Err(error.into()),
+        None => Ok(()),
+    }
 }

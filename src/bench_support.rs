@@ -89,3 +89,35 @@ impl Topic {
         }
     }
 }
+
+/// The file of a durable log, without a hub.
+#[cfg(feature = "durable")]
+#[derive(Debug)]
+pub struct LogOnDisk {
+    file: crate::log::file::LogFile,
+    kept: u64,
+}
+
+#[cfg(feature = "durable")]
+impl LogOnDisk {
+    /// Opens or begins a log of this hub, and reads what is in it; it will keep so many events. `None` if it
+    /// cannot be opened.
+    pub fn open(path: &std::path::Path, hub: EndpointId, kept: u64) -> Option<Self> {
+        let each = |_, body| {
+            let event = Envelope::from_body(Bytes::from(body));
+            event.map(drop).map_err(|error| error.to_string())
+        };
+        let file = crate::log::file::LogFile::open(path, hub, each).ok()?;
+        Some(Self { file, kept })
+    }
+
+    /// Appends an event so many times, and syncs once.
+    pub fn commit(&mut self, event: &Envelope, times: usize) -> std::io::Result<()> {
+        let tip = self.file.tip() + times as u64;
+        self.file.commit(&crate::log::file::Commit {
+            head: tip.saturating_sub(self.kept),
+            bodies: vec![event.body().clone(); times],
+            begin: None,
+        })
+    }
+}

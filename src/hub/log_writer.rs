@@ -21,7 +21,7 @@ use crate::{
         LogFailed, OpenLogError,
         file::{Commit, LogFile},
     },
-    metrics::LogMetrics,
+    metrics::{LogMetrics, events},
 };
 
 /// Opens the log of `hub`, or begins one. Blocks for as long as reading the file takes.
@@ -32,11 +32,11 @@ pub(super) fn open(
     metrics: Arc<LogMetrics>,
 ) -> Result<(Arc<SharedLog>, LogWriter), OpenLogError> {
     let mut head = None;
-    let mut events = Vec::new();
+    let mut kept = Vec::new();
     let file = LogFile::open(path, hub, |offset, body| {
         head.get_or_insert(offset);
         let event = Envelope::from_body(Bytes::from(body));
-        events.push(event.map_err(|error| format!("event {offset} is not one: {error}"))?);
+        kept.push(event.map_err(|error| format!("event {offset} is not one: {error}"))?);
         Ok(())
     })?;
     let head = head.unwrap_or(file.tip());
@@ -47,7 +47,7 @@ pub(super) fn open(
         bytes: config.limits.unsynced_bytes,
     };
     let lives = (file.epoch(), file.previous().to_vec());
-    let log = Arc::new(SharedLog::durable(config.log, limits, lives, head, events));
+    let log = Arc::new(SharedLog::durable(config.log, limits, lives, head, kept));
     let writer = LogWriter {
         log: log.clone(),
         file: Some(file),
@@ -130,11 +130,11 @@ impl LogWriter {
         let size = len(&file);
         self.file = Some(file);
         written.map_err(|error| error.to_string())?;
-        self.metrics.commits.inc();
+        let took = started.elapsed();
+        debug!(target: events::LOG_SYNCED, tip = unsynced.to, events, bytes, ?took);
+        self.metrics.commit_seconds.observe(took.as_secs_f64());
         self.metrics.events_synced.inc_by(events);
         self.metrics.synced_bytes.inc_by(bytes as u64);
-        let micros = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
-        self.metrics.commit_micros.inc_by(micros);
         self.metrics.file_bytes.set(size);
         if let Some(epoch) = unsynced.begin {
             let fork = unsynced.to - events;

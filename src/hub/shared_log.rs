@@ -16,6 +16,7 @@ use crate::{
         Log, LogConfig, LogFailed, Read,
         resume::{Ask, Lives, Previous, Resume},
     },
+    metrics::LogMetrics,
     metrics::events,
     position::{Epoch, Position},
     wire::{compat, native},
@@ -301,6 +302,16 @@ impl SharedLog {
         }
         let room = usize::try_from(tip - from).unwrap_or(usize::MAX);
         inner.log.read(from, max_events.min(room), max_bytes, out)
+    }
+
+    /// Sets the gauges to how full the log is.
+    pub(crate) fn observe(&self, metrics: &LogMetrics) {
+        let inner = self.read_lock();
+        let (head, end) = (inner.log.head(), inner.log.tip());
+        let gauge = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+        metrics.events.set(gauge(end - head));
+        metrics.bytes.set(gauge(inner.log.bytes() as u64));
+        metrics.events_unsynced.set(gauge(end - inner.readable()));
     }
 
     pub(crate) fn head(&self) -> u64 {

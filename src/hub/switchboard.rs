@@ -344,6 +344,7 @@ impl Switchboard {
 
     fn tick(&mut self) {
         let now = Instant::now();
+        self.hub.log.observe(&self.hub.metrics.log);
         let bytes = self.hub.log.bytes_appended();
         let per_s = (bytes - self.bytes_before) * 1000 / TICK.as_millis() as u64;
         self.bytes_before = bytes;

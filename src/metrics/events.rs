@@ -2,6 +2,7 @@
 //!
 //! They are meant to be counted, stored and matched, unlike the lines for people beside them, whose
 //! words may change: a target each, fields and no text, all at level debug. docs/metrics.md lists them.
+#![cfg_attr(not(feature = "durable"), allow(dead_code))]
 
 macro_rules! events {
     ($($(#[doc = $words:literal])+ $name:ident = $path:literal [$($field:literal)*];)+) => {
@@ -34,6 +35,8 @@ events! {
     MOVED = "spoke::moved" ["spoke" "path"];
     /// The spoke in whose span this is was told of broadcasts that the log no longer had when they were due.
     MISSED = "spoke::missed" ["from" "to"];
+    /// Events of a durable log are synced, up to this tip.
+    LOG_SYNCED = "log::synced" ["tip" "events" "bytes" "took"];
     /// A topic began, at a hub that has so many spokes.
     TOPIC_STARTED = "topic::started" ["spokes"];
     /// A topic failed; everyone is served directly until there is another.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use iroh_metrics::{Counter, Gauge, MetricsGroup, MetricsGroupSet};
+use iroh_metrics::{Counter, Gauge, Histogram, MetricsGroup, MetricsGroupSet};
 
 use crate::gossip::GossipMetrics;
 
@@ -13,7 +13,7 @@ use crate::gossip::GossipMetrics;
 pub struct HubMetrics {
     /// Events, whichever path they take.
     pub events: Arc<EventMetrics>,
-    /// The file of a durable log.
+    /// The log.
     pub log: Arc<LogMetrics>,
     /// Which spokes there are.
     pub spokes: Arc<RosterMetrics>,
@@ -52,24 +52,43 @@ pub struct EventMetrics {
     pub broadcasts_held: Counter,
 }
 
-/// The file of a hub's durable log; nothing for a log in memory.
-#[derive(Debug, Default, MetricsGroup)]
-#[metrics(name = "iroh_hub_log")]
+/// How long a commit takes depends on the disk: from a fast one to one that makes people wait.
+const COMMIT_SECONDS: [f64; 10] = [
+    0.000_5,
+    0.001,
+    0.002_5,
+    0.005,
+    0.01,
+    0.025,
+    0.1,
+    0.5,
+    2.5,
+    f64::INFINITY,
+];
+
+/// The log of a hub. What is said of its file is zero for a log in memory.
+#[derive(Debug, MetricsGroup)]
+#[metrics(default, name = "iroh_hub_log")]
 #[non_exhaustive]
 pub struct LogMetrics {
-    /// Times that the file of a durable log was written and synced.
-    pub commits: Counter,
+    /// Events that the log has.
+    pub events: Gauge,
+    /// Bytes of the events that the log has.
+    pub bytes: Gauge,
+    /// Events that wait to be synced.
+    pub events_unsynced: Gauge,
+    /// Seconds that it took to write and sync what one commit has, to the file of a durable log.
+    #[default(Histogram::new(COMMIT_SECONDS.to_vec()))]
+    pub commit_seconds: Histogram,
     /// Events that were synced.
     pub events_synced: Counter,
     /// Bytes of the events that were synced.
     pub synced_bytes: Counter,
-    /// Microseconds that all commits took together.
-    pub commit_micros: Counter,
-    /// The size of that file, in bytes.
+    /// The size of the file of a durable log, in bytes.
     pub file_bytes: Gauge,
     /// Epochs begun because a spoke had events that the log had lost.
     pub epochs_begun: Counter,
-    /// 1 if the file could not be written, so that nothing more is broadcast.
+    /// 1 if the file of a durable log could not be written, so that nothing more is broadcast.
     pub failed: Gauge,
 }
 

@@ -149,6 +149,24 @@ async fn what_is_scraped_moves_with_what_happens_and_names_nobody() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_shows_how_full_it_is_and_what_is_synced() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let [key, log] = ["key", "log"].map(|name| dir.path().join(name));
+    let [key, log] = [&key, &log].map(|path| path.to_str().expect("UTF-8"));
+    let args = [SERVED, &["--key", key, "--log", log]].concat();
+    let mut hub = Hub::start(&args).await;
+    let addr = address(&mut hub.program).await;
+    let written = hub.program.write("line\n".repeat(100));
+    until(&addr, "iroh_hub_log_events", 100.0).await;
+    let scrape = until(&addr, "iroh_hub_log_events_synced_total", 100.0).await;
+    assert!(scrape.value("iroh_hub_log_bytes") > 400.0);
+    assert!(scrape.value("iroh_hub_log_file_bytes") > 400.0);
+    assert!(scrape.value("iroh_hub_log_commit_seconds_count") > 0.0);
+    assert_eq!(scrape.value("iroh_hub_log_failed"), 0.0);
+    drop(written);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_is_refused_is_counted() {
     let stranger = "ae58ff8833241ac82d6ff7611046ed67b5072d142c588d0063e942d9a75502b6";
     let mut hub = Hub::start(&[SERVED, &["--allow", stranger]].concat()).await;

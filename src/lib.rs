@@ -100,8 +100,9 @@ pub use self::{
     fan_out::{AutoFanOut, FanOut, ParseFanOutError, Path},
     gossip::{GOSSIP_ALPN, GossipConfig},
     hub::{
-        Behind, BroadcastError, Drained, Hub, HubBuilder, HubError, HubLimits, Receipt, Recipient,
-        SendError, SendOptions, SpokeChange, SpokeInfo, SpokeWatch, TryBroadcastError, WatchLagged,
+        Acknowledgements, Behind, BroadcastError, Drained, Hub, HubBuilder, HubError, HubLimits,
+        NotAcknowledged, Receipt, Recipient, SendError, SendOptions, SpokeChange, SpokeInfo,
+        SpokeWatch, TryBroadcastError, WatchLagged,
     },
     listen::{
         Event, Incoming, Lagged, ListenOptions, Listener, Missed, OnFull, Source, Typed,

@@ -54,6 +54,8 @@ pub struct HubLimits {
     /// The most bytes of targeted events that are kept for all spokes that are away, 256 bytes for each event
     /// included; who went first gives way. Default 64 MiB.
     pub away_bytes: usize,
+    /// How many spokes that are gone the receipts of broadcasts remember. Default 4,096.
+    pub remembered_spokes: usize,
     /// What becomes of a native spoke that falls behind the log. Default: it is told what it missed.
     pub behind: Behind,
     /// How long `send` waits for room in a spoke's queue. Default 5 s.
@@ -101,6 +103,7 @@ impl Default for HubLimits {
             session_lifetime: Duration::from_secs(120),
             away_spokes: 16_384,
             away_bytes: 64 << 20,
+            remembered_spokes: 4096,
             behind: Behind::Skip,
             send_wait: Duration::from_secs(5),
             publish_window: 4 << 20,

@@ -55,8 +55,10 @@ pub(crate) struct Desk {
     ack: Option<u64>,
     ack_every: Option<u32>,
     topic: Option<TopicOrder>,
-    /// How many broadcasts the spoke was told it missed, not counted yet.
-    missed: u64,
+    /// The spoke was asked last to acknowledge everything below.
+    asked: u64,
+    /// What the spoke was told to be lost, since somebody looked.
+    told_lost: Vec<(u64, u64)>,
 }
 
 #[derive(Debug)]
@@ -89,7 +91,8 @@ impl Desk {
             ack: None,
             ack_every: None,
             topic: None,
-            missed: 0,
+            asked: 0,
+            told_lost: Vec::new(),
         }
     }
 
@@ -260,13 +263,22 @@ impl Desk {
         }
         ToSpoke::Missed { from, to }.encode(chunks);
         debug!(target: events::MISSED, from, to);
-        self.missed += to.saturating_sub(from);
+        self.told_lost.push((from, to));
         Ok(())
     }
 
-    /// How many broadcasts the spoke was told it missed since this was asked last.
-    pub(crate) fn take_missed(&mut self) -> u64 {
-        std::mem::take(&mut self.missed)
+    /// What the spoke was told to be lost, since this was asked last.
+    pub(crate) fn take_told_lost(&mut self) -> Vec<(u64, u64)> {
+        std::mem::take(&mut self.told_lost)
+    }
+
+    /// Somebody waits until the spoke, which has acknowledged everything below `acked`, has everything below
+    /// `awaited`: it is asked to say so at once, unless it has yet to answer the last time.
+    pub(crate) fn put_ask(&mut self, awaited: u64, acked: u64, chunks: &mut Vec<Bytes>) {
+        if self.protocol == Protocol::Native && awaited > acked && self.asked <= acked {
+            self.asked = awaited;
+            ToSpoke::AckNow { offset: awaited }.encode(chunks);
+        }
     }
 
     /// How far the spoke is behind the log, if its link is to end for that.

@@ -141,7 +141,14 @@ impl Link {
 
     /// Everything below `offset` reached the spoke. Says whether that is news.
     pub(crate) fn set_acked(&self, offset: u64) -> bool {
-        self.session.set_acked(offset);
+        let awaited = self.session.record(|record| {
+            record.set_acked(offset);
+            record.awaited()
+        });
+        if awaited > offset {
+            // There may be more to ask for.
+            self.wake.notify_one();
+        }
         self.acked.fetch_max(offset, Ordering::AcqRel) < offset
     }
 
@@ -215,9 +222,16 @@ impl Link {
         self.desk().is_paid_for(tip)
     }
 
-    /// See [`Desk::take_missed`].
+    /// How many broadcasts the spoke was told it missed since this was asked last. That it missed them is
+    /// recorded with this.
     pub(crate) fn take_missed(&self) -> u64 {
-        self.desk().take_missed()
+        let told = self.desk().take_told_lost();
+        let missed = told.iter().map(|(from, to)| to.saturating_sub(*from));
+        let missed = missed.sum();
+        for (from, to) in told {
+            self.session.record(|record| record.was_told(from, to));
+        }
+        missed
     }
 
     /// Gathers what is to be written next into `chunks`; see [`Desk::next_batch`].
@@ -228,7 +242,11 @@ impl Link {
         entries: &mut Vec<(u64, Arc<Entry>)>,
         chunks: &mut Vec<Bytes>,
     ) -> Result<Batch, LinkError> {
+        let (awaited, acked) = self
+            .session
+            .record(|record| (record.awaited(), record.acked()));
         let mut desk = self.desk();
+        desk.put_ask(awaited, acked, chunks);
         self.session
             .mailbox(|mailbox| desk.next_batch(mailbox, log, paid, entries, chunks))
     }

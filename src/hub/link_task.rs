@@ -93,6 +93,7 @@ async fn welcome(
             can_gossip: false,
             session: None,
             start: hub.log.tip(),
+            has_before: true,
         };
         let link = hub.join(asked, connection).await?;
         return Ok((link, Some(first)));
@@ -123,6 +124,7 @@ async fn welcome(
         can_gossip: hello.features & FEATURE_GOSSIP != 0,
         session: hello.session.map(|key| (key, hello.targeted)),
         start,
+        has_before: continues && matches!(hello.start, Start::At(_)),
     };
     let link = hub.join(asked, connection).await?;
     let _ = link.epoch.set(begin.epoch);
@@ -258,6 +260,9 @@ impl Inbound<'_> {
                     return misbehaved("missed events that do not exist");
                 }
                 self.hub.metrics.repair.events_given_up.inc_by(to - from);
+                let session = &self.link.session;
+                session.record(|record| record.says_missed(from, to));
+                self.hub.progress.notify_waiters();
                 Ok(())
             }
             ToHub::Publish { seq, of, body } => self.publish(seq, of, body).await,

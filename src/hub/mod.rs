@@ -18,6 +18,8 @@ mod link_task;
 mod log_writer;
 pub(crate) mod mailbox;
 pub(crate) mod pace;
+mod receipt;
+mod record;
 pub(crate) mod repairs;
 mod roster;
 mod send;
@@ -67,6 +69,7 @@ pub use self::{
     builder::HubBuilder,
     config::{Behind, HubLimits},
     error::{BroadcastError, HubError, SendError, TryBroadcastError},
+    receipt::{Acknowledgements, NotAcknowledged, Receipt},
     send::{Recipient, SendOptions},
     spokes::{SpokeChange, SpokeInfo, SpokeWatch, WatchLagged},
 };
@@ -140,39 +143,6 @@ struct Paces {
 /// A part of the window may pass between two looks at the spokes.
 const LOOK_AGAIN: u64 = 8;
 
-/// Proof that an event is in the hub's log.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct Receipt {
-    position: Position,
-    log: Arc<SharedLog>,
-}
-
-impl Receipt {
-    /// Where the event stands.
-    pub fn position(&self) -> Position {
-        self.position
-    }
-
-    /// Resolves when the event is in the file of a durable log and synced: at once if that is so already,
-    /// or if the log is in memory.
-    ///
-    /// Returns its position, which is that of the receipt unless the log has begun a new
-    /// [epoch](Position::epoch) meanwhile.
-    ///
-    /// # Errors
-    ///
-    /// If the log could not be written. Spokes do not get the event, unless it turns out to be in the log
-    /// when the hub is started again.
-    ///
-    /// # Cancel safety
-    ///
-    /// Cancel safe: nothing depends on its being awaited.
-    pub async fn durable(&self) -> Result<Position, LogFailed> {
-        self.log.synced(self.position.offset).await
-    }
-}
-
 /// How a hub ended.
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
@@ -208,6 +178,7 @@ impl Hub {
                 events: limits.targeted_events,
                 bytes: limits.targeted_bytes,
             },
+            limits.remembered_spokes,
             metrics.clone(),
         );
         let inner = Arc::new(Inner {
@@ -312,7 +283,7 @@ impl Hub {
     ///
     /// Cancel safe: if the future is dropped before it resolves, the event was not broadcast.
     pub async fn append(&self, mut event: Envelope) -> Result<Receipt, BroadcastError> {
-        let inner = &*self.inner;
+        let inner = &self.inner;
         inner.check(&event)?;
         let mut held = false;
         loop {
@@ -346,7 +317,7 @@ impl Hub {
     /// As [`broadcast`](Self::broadcast); and [`TryBroadcastError::Behind`], with the event, where the
     /// spokes, or [what waits for the disk](HubLimits::unsynced_events), would have to be waited for.
     pub fn try_broadcast(&self, event: Envelope) -> Result<Receipt, TryBroadcastError> {
-        let inner = &*self.inner;
+        let inner = &self.inner;
         inner
             .check(&event)
             .map_err(|source| e!(TryBroadcastError::Refused, source))?;
@@ -507,15 +478,12 @@ impl Inner {
         Ok(())
     }
 
-    fn append(&self, event: Envelope) -> Result<Receipt, NotAppended> {
+    fn append(self: &Arc<Self>, event: Envelope) -> Result<Receipt, NotAppended> {
         let size = event.size() as u64;
         let position = self.log.append(event)?;
         self.metrics.events.events_broadcast.inc();
         self.metrics.events.broadcast_bytes.inc_by(size);
-        Ok(Receipt {
-            position,
-            log: self.log.clone(),
-        })
+        Ok(Receipt::new(position, self.clone()))
     }
 
     fn failed(&self, source: LogFailed) -> BroadcastError {
@@ -588,7 +556,7 @@ impl Inner {
         let cancel = self.cancel.child_token();
         let behind = self.config.limits.behind;
         let make = |given| Link::new(given, connection, asked.start, behind, cancel);
-        let (link, promoted) = self.roster.join(asked, make)?;
+        let (link, promoted) = self.roster.join(asked, || self.log.tip(), make)?;
         let all_fast = switchboard::all_are_fast(self.roster.len());
         link.fast.store(all_fast, Ordering::Release);
         for id in [Some(link.id), promoted].into_iter().flatten() {
@@ -621,7 +589,10 @@ impl Inner {
         }
         link.cancel.cancel();
         let may_come_back = !self.is_ending() && may_come_back(closed);
-        for id in self.roster.leave(link, closed, may_come_back) {
+        for id in self
+            .roster
+            .leave(link, closed, may_come_back, || self.log.tip())
+        {
             self.note(Note::Spoke(id)).await;
         }
         self.progress.notify_waiters();
@@ -675,7 +646,7 @@ impl Inner {
 
     async fn drain(&self, limit: Duration) -> Drained {
         self.closing.store(true, Ordering::Release);
-        self.roster.close();
+        self.roster.close(|| self.log.tip());
         let deadline = Instant::now() + limit;
         // What is not synced yet is still to be sent.
         let _ = timeout_at(deadline, self.log.flushed()).await;

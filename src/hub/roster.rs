@@ -13,6 +13,7 @@ use tokio::sync::broadcast;
 use super::{
     link::Link,
     mailbox::{MailboxLimits, NoRoom},
+    record::{Departed, Record, Stands},
     session::Session,
     sessions::{SessionLimits, Sessions},
     spokes::SpokeChange,
@@ -44,6 +45,7 @@ pub(super) struct Roster {
 struct Inner {
     sessions: Sessions,
     members: BTreeMap<SpokeId, Member>,
+    departed: Departed,
 }
 
 #[derive(Debug)]
@@ -63,6 +65,8 @@ pub(super) struct Asked {
     pub(super) session: Option<(SessionId, u64)>,
     /// Where its broadcasts begin.
     pub(super) start: u64,
+    /// It has everything before.
+    pub(super) has_before: bool,
 }
 
 /// What a new link is given.
@@ -76,12 +80,14 @@ impl Roster {
     pub(super) fn new(
         limits: SessionLimits,
         mailbox_limits: MailboxLimits,
+        remembered: usize,
         metrics: HubMetrics,
     ) -> Self {
         Self {
             inner: Mutex::new(Inner {
                 sessions: Sessions::new(limits),
                 members: BTreeMap::new(),
+                departed: Departed::new(remembered),
             }),
             changes: broadcast::Sender::new(WATCH_CAPACITY),
             mailbox_limits,
@@ -100,6 +106,7 @@ impl Roster {
     pub(super) fn join(
         &self,
         asked: Asked,
+        tip: impl FnOnce() -> u64,
         make: impl FnOnce(Given) -> Link,
     ) -> Result<(Arc<Link>, Option<SpokeId>), LinkError> {
         let mut inner = self.inner();
@@ -129,7 +136,8 @@ impl Roster {
         let id = joined.id;
         let (session, taken) = back.unwrap_or_else(|| {
             let limits = self.mailbox_limits;
-            let session = Session::new(id, asked.protocol, key, limits, asked.start);
+            let record = Record::new(can_come_back, tip(), asked.start);
+            let session = Session::new(id, asked.protocol, key, limits, record);
             (Arc::new(session), 0)
         });
         let link = Arc::new(make(Given {
@@ -153,6 +161,9 @@ impl Roster {
             });
         }
         if joined.returned {
+            let (start, has_before) = (asked.start, asked.has_before);
+            link.session
+                .record(|record| record.returns(start, has_before));
             self.metrics.spokes.returned.inc();
             self.announce(SpokeChange::Returned { id });
         } else {
@@ -169,7 +180,13 @@ impl Roster {
     ///
     /// Says which spokes' places changed: of this one, unless another link has taken over, and of one that
     /// has the place on the topic now.
-    pub(super) fn leave(&self, link: &Link, closed: &Closed, may_come_back: bool) -> Vec<SpokeId> {
+    pub(super) fn leave(
+        &self,
+        link: &Link,
+        closed: &Closed,
+        may_come_back: bool,
+        tip: impl Fn() -> u64,
+    ) -> Vec<SpokeId> {
         let mut inner = self.inner();
         let inner = &mut *inner;
         let id = link.id;
@@ -191,9 +208,9 @@ impl Roster {
             let closed = closed.clone();
             self.announce(SpokeChange::Away { id, closed });
         } else {
-            self.forget(inner, id, Some(closed), &Loss::Closed(closed.clone()));
+            self.forget(inner, id, Some(closed), &Loss::Closed(closed.clone()), &tip);
         }
-        self.evict(inner, left.evicted);
+        self.evict(inner, left.evicted, &tip);
         inner.promote(left.promoted);
         self.gauge(inner);
         [Some(id), left.promoted].into_iter().flatten().collect()
@@ -215,46 +232,57 @@ impl Roster {
         let evicted = inner
             .sessions
             .keep_more(session.id, cost.saturating_sub(before));
-        self.evict(inner, evicted);
+        self.evict(inner, evicted, &|| tip.offset);
         self.gauge(inner);
         Ok(receipt)
     }
 
-    /// Forgets who has been away for too long.
-    pub(super) fn expire(&self, now: Instant) {
+    /// Forgets who has been away for too long. Says whether there was anyone.
+    pub(super) fn expire(&self, now: Instant, tip: impl Fn() -> u64) -> bool {
         let mut inner = self.inner();
         let inner = &mut *inner;
         let expired = inner.sessions.expire(now);
+        let any = !expired.is_empty();
         self.metrics.spokes.expired.inc_by(expired.len() as u64);
         for id in expired {
-            self.forget(inner, id, None, &Loss::Expired);
+            self.forget(inner, id, None, &Loss::Expired, &tip);
         }
         self.gauge(inner);
+        any
     }
 
     /// Lets no more links in, and forgets who is away: the hub ends.
-    pub(super) fn close(&self) {
+    pub(super) fn close(&self, tip: impl Fn() -> u64) {
         let mut inner = self.inner();
         let inner = &mut *inner;
         inner.sessions.close();
         for id in inner.sessions.give_up_away() {
-            self.forget(inner, id, None, &Loss::ShutDown);
+            self.forget(inner, id, None, &Loss::ShutDown, &tip);
         }
         self.gauge(inner);
     }
 
-    fn evict(&self, inner: &mut Inner, evicted: Vec<SpokeId>) {
+    fn evict(&self, inner: &mut Inner, evicted: Vec<SpokeId>, tip: &dyn Fn() -> u64) {
         self.metrics.spokes.evicted.inc_by(evicted.len() as u64);
         for id in evicted {
-            self.forget(inner, id, None, &Loss::Evicted);
+            self.forget(inner, id, None, &Loss::Evicted, tip);
         }
     }
 
     /// Ends the session of a spoke that is gone for good.
-    fn forget(&self, inner: &mut Inner, id: SpokeId, closed: Option<&Closed>, reason: &Loss) {
+    fn forget(
+        &self,
+        inner: &mut Inner,
+        id: SpokeId,
+        closed: Option<&Closed>,
+        reason: &Loss,
+        tip: &dyn Fn() -> u64,
+    ) {
         let Some(member) = inner.members.remove(&id) else {
             return;
         };
+        let record = member.session.record(|record| record.clone());
+        inner.departed.add(id, record, tip());
         let (lost, unknown) = member.session.end(reason);
         self.metrics.events.targeted_lost.inc_by(lost as u64);
         self.metrics.events.targeted_unknown.inc_by(unknown as u64);
@@ -309,6 +337,30 @@ impl Roster {
         members
             .map(|member| (member.session.clone(), member.link.as_ref().ok().cloned()))
             .collect()
+    }
+
+    /// Says of every spoke that was there for the broadcast at `offset` how it stands to it, and gives back
+    /// whether all are remembered, and those that are waited for.
+    pub(super) fn stand_to(
+        &self,
+        offset: u64,
+        mut say: impl FnMut(SpokeId, Stands),
+    ) -> (bool, Vec<Arc<Session>>) {
+        let inner = self.inner();
+        let mut waited_for = Vec::new();
+        for (id, member) in &inner.members {
+            let Some(stands) = member.session.stands_to(offset) else {
+                continue;
+            };
+            if stands == Stands::Waiting {
+                waited_for.push(member.session.clone());
+            }
+            say(*id, stands);
+        }
+        for (id, stands) in inner.departed.stand_to(offset) {
+            say(id, stands);
+        }
+        (inner.departed.remembers(offset), waited_for)
     }
 
     /// How many spokes are connected.

@@ -4,7 +4,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     task::Poll,
 };
@@ -14,6 +14,7 @@ use tokio::sync::{Notify, OwnedMutexGuard};
 use super::{
     Inner,
     mailbox::{Mailbox, MailboxLimits, NoRoom},
+    record::{Record, Stands},
 };
 use crate::{
     delivery::{Loss, SendReceipt},
@@ -37,8 +38,9 @@ pub(crate) struct Session {
     hearing: Arc<tokio::sync::Mutex<()>>,
     /// The last of the spoke's events that the listeners have.
     heard: AtomicU64,
-    /// Every broadcast below is known to have reached the spoke, or to be missed.
-    acked: AtomicU64,
+    /// Which broadcasts the spoke has.
+    record: Mutex<Record>,
+    ended: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -54,7 +56,7 @@ impl Session {
         protocol: Protocol,
         key: SessionId,
         limits: MailboxLimits,
-        acked: u64,
+        record: Record,
     ) -> Self {
         Self {
             id,
@@ -67,7 +69,8 @@ impl Session {
             room: Notify::new(),
             hearing: Arc::default(),
             heard: AtomicU64::new(0),
-            acked: AtomicU64::new(acked),
+            record: Mutex::new(record),
+            ended: AtomicBool::new(false),
         }
     }
 
@@ -128,6 +131,7 @@ impl Session {
     pub(crate) fn end(&self, reason: &Loss) -> (usize, usize) {
         let mut outgoing = self.outgoing();
         outgoing.wake = None;
+        self.ended.store(true, Ordering::Release);
         let ended = outgoing.mailbox.end(reason);
         drop(outgoing);
         self.has_room();
@@ -149,12 +153,33 @@ impl Session {
         self.heard.store(seq, Ordering::Release);
     }
 
-    pub(crate) fn acked(&self) -> u64 {
-        self.acked.load(Ordering::Acquire)
+    /// Looks at what the spoke has, or changes it. Nothing else may be locked inside.
+    pub(crate) fn record<T>(&self, look: impl FnOnce(&mut Record) -> T) -> T {
+        look(&mut self.record.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    pub(crate) fn set_acked(&self, offset: u64) {
-        self.acked.fetch_max(offset, Ordering::AcqRel);
+    /// Every broadcast below is known to have reached the spoke, or to be missed.
+    pub(crate) fn acked(&self) -> u64 {
+        self.record(|record| record.acked())
+    }
+
+    /// How the spoke stands to a broadcast; `None` if it was not there then.
+    pub(crate) fn stands_to(&self, offset: u64) -> Option<Stands> {
+        self.record(|record| record.stands_to(offset))
+    }
+
+    /// Somebody waits until the spoke has everything below `offset`: it is asked to say so at once.
+    pub(crate) fn await_ack(&self, offset: u64) {
+        if self.record(|record| record.await_ack(offset))
+            && let Some(wake) = &self.outgoing().wake
+        {
+            wake.notify_one();
+        }
+    }
+
+    /// Whether the spoke is gone for good.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.ended.load(Ordering::Acquire)
     }
 }
 

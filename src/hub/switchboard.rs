@@ -164,7 +164,8 @@ impl Switchboard {
             }
         }
         self.stop_topic();
-        self.hub.roster.close();
+        self.hub.roster.close(|| self.hub.log.tip());
+        self.hub.progress.notify_waiters();
     }
 
     fn note(&mut self, note: Note) {
@@ -352,7 +353,9 @@ impl Switchboard {
         let links = self.hub.roster.all();
         self.share_out_acks(&links);
         self.find_stuck(now, &links);
-        self.hub.roster.expire(now);
+        if self.hub.roster.expire(now, || self.hub.log.tip()) {
+            self.hub.progress.notify_waiters();
+        }
     }
 
     /// Tells spokes how often to acknowledge, when their number has changed much.

@@ -216,6 +216,11 @@ pub fn want(from: u64, to: Option<u64>) -> Vec<u8> {
     }
 }
 
+/// The spoke gave up `[from, to)` by itself.
+pub fn missed(from: u64, to: u64) -> Vec<u8> {
+    native(5, &[from, to], b"")
+}
+
 /// Of a topic whose id is all sevens.
 pub fn served(from: u64) -> Vec<u8> {
     let mut numbers = vec![7; 32];

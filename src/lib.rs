@@ -112,8 +112,8 @@ pub use self::{
     position::{Epoch, ParseEpochError, Position},
     protocol::Protocol,
     spoke::{
-        ConnectError, From, Gossip, GossipAcceptor, Spoke, SpokeBuilder, SpokeLimits,
-        SpokeSendError, SpokeStatus,
+        ConnectError, From, Gossip, GossipAcceptor, Reconnect, Spoke, SpokeBuilder, SpokeLimits,
+        SpokeSendError, SpokeStatus, StatusWatch,
     },
     spoke_id::SpokeId,
     target::{DispatchError, Dispatching, EventTarget, EventTargetExt, LocalTarget},

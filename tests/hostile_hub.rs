@@ -12,13 +12,15 @@ use common::{
 use iroh::{Endpoint, endpoint::Connection};
 use iroh_hub::{
     CloseCode, Closed, ConnectError, Envelope, Gossip, Incoming, Listener, Missed, Position,
-    Protocol, Spoke, SpokeBuilder, SpokeLimits,
+    Protocol, Reconnect, Spoke, SpokeBuilder, SpokeLimits,
 };
 
 const EPOCH: u64 = 77;
 
+/// A spoke that ends with its link, so that the end can be seen.
 fn builder() -> SpokeBuilder {
-    Spoke::builder().limits(spoke_limits(|limits| {
+    let ends = Spoke::builder().reconnect(Reconnect::never());
+    ends.limits(spoke_limits(|limits| {
         limits.max_event_bytes = 128 * 1024;
         limits.max_buffered_bytes = 1 << 20;
         limits.frame_timeout = Duration::from_millis(300);

@@ -105,7 +105,8 @@ impl SpokeChange {
 #[derive(Debug)]
 pub struct SpokeWatch(pub(super) broadcast::Receiver<SpokeChange>);
 
-/// The watch was too slow and lost changes; [`Hub::spokes`](super::Hub::spokes) tells how things stand.
+/// A watch was too slow and lost changes; [`Hub::spokes`](super::Hub::spokes) and
+/// [`Spoke::status`](crate::Spoke::status) tell how things stand.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct WatchLagged {
     /// How many changes were lost.

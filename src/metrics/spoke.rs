@@ -29,6 +29,18 @@ pub struct SpokeMetrics {
     pub isolated: Counter,
     /// Events sent to the hub.
     pub events_sent: Counter,
+    /// Of these, what was not delivered and will not be.
+    pub events_not_delivered: Counter,
+    /// Of these, what may have been delivered, and nobody will know.
+    pub events_maybe_delivered: Counter,
+    /// Attempts to make a link.
+    pub attempts: Counter,
+    /// Times that the hub welcomed this spoke.
+    pub links: Counter,
+    /// Links that were lost, or closed for a passing reason.
+    pub links_lost: Counter,
+    /// Times that this spoke has caught up after a lost link.
+    pub recoveries: Counter,
     /// Frames of a kind that this version does not know, which were skipped.
     pub frames_unknown: Counter,
     /// Frames of the hub that do not hold what they should.

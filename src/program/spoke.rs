@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context, anyhow, bail};
 use iroh_hub::{
     CloseCode, Closed, ConnectError, EventTarget, Gossip, Incoming, ListenOptions, Listener,
-    OnFull, Protocol, Spoke, SpokeLimits,
+    OnFull, Protocol, Reconnect, Spoke, SpokeLimits,
 };
 use iroh_tickets::endpoint::EndpointTicket;
 
@@ -57,6 +57,7 @@ pub(super) async fn run(args: SpokeArgs, stop: Stop) -> Result<Exit, Failure> {
             Gossip::Full
         })
         .from(args.from.into())
+        .reconnect(Reconnect::never())
         .connect(endpoint.clone(), ticket);
     let connected = tokio::select! {
         connected = connecting => connected.map_err(not_connected),
@@ -227,5 +228,6 @@ async fn send(spoke: &Spoke, request: anyhow::Result<Request>) -> anyhow::Result
     if request.to.is_some() {
         bail!("a spoke sends to its hub only; leave out \"to\"");
     }
-    spoke.send(request.event).await.context("it was not sent")
+    spoke.send(request.event).await.context("it was not sent")?;
+    Ok(())
 }

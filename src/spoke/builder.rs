@@ -5,7 +5,7 @@ use iroh_tickets::endpoint::EndpointTicket;
 use n0_error::{AnyError, e};
 
 use super::{
-    ConnectError, Spoke,
+    ConnectError, Reconnect, Spoke,
     config::{From, Gossip, SpokeConfig, SpokeLimits},
     member::GossipAcceptor,
 };
@@ -47,6 +47,12 @@ impl SpokeBuilder {
         self
     }
 
+    /// How the spoke comes back after its link was lost. Default: see [`Reconnect`].
+    pub fn reconnect(mut self, reconnect: Reconnect) -> Self {
+        self.config.reconnect = reconnect;
+        self
+    }
+
     /// The settings of the topic.
     pub fn gossip_config(mut self, config: GossipConfig) -> Self {
         self.config.gossip_config = config;
@@ -61,7 +67,8 @@ impl SpokeBuilder {
         self
     }
 
-    /// Connects to the hub at an address, and waits for its welcome.
+    /// Connects to the hub at an address, and waits for its welcome. There is one attempt; once welcomed, the
+    /// spoke [comes back](Reconnect) by itself when its link is lost.
     ///
     /// A plain hub (compat) gives no welcome; whether it takes the spoke shows afterwards.
     ///
@@ -77,7 +84,18 @@ impl SpokeBuilder {
         endpoint: Endpoint,
         hub: impl Into<EndpointAddr>,
     ) -> Result<Spoke, ConnectError> {
-        Spoke::start(endpoint, hub.into(), self.config.sound(), self.acceptor).await
+        Spoke::connected(endpoint, hub.into(), self.config.sound(), self.acceptor).await
+    }
+
+    /// Starts a spoke that connects in the background, and tries again as after a lost link while the hub
+    /// is not there. What is sent meanwhile waits, within [`SpokeLimits::send_buffer_bytes`].
+    ///
+    /// [`Spoke::watch`] tells how it goes, [`Spoke::closed`] if it ends. Of the plain protocol, there is one
+    /// attempt.
+    ///
+    /// Must be called within a Tokio runtime.
+    pub fn spawn(self, endpoint: Endpoint, hub: impl Into<EndpointAddr>) -> Spoke {
+        Spoke::spawned(endpoint, hub.into(), self.config.sound(), self.acceptor)
     }
 
     /// Connects to the hub of a ticket's text.

@@ -1,48 +1,143 @@
-//! A plain spoke's session: reads JSON envelopes and hands them to the listeners.
+//! A plain spoke: reads JSON envelopes from one link and hands them to the listeners. Without positions it
+//! could not tell what it missed between two links, so it ends with the first.
 
-use iroh::EndpointId;
+use std::{sync::Arc, time::Duration};
+
+use iroh::{Endpoint, EndpointAddr, EndpointId};
 use n0_error::e;
-use tokio::sync::mpsc;
+use tokio::{
+    sync::mpsc,
+    time::{Instant, timeout, timeout_at},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, warn};
 
+use super::{
+    ConnectError,
+    hands::{self, Greeted},
+    shared::{LastWord, Shared},
+    status::SpokeStatus,
+    writer,
+};
 use crate::{
     close::{CloseCode, Closed},
+    event::Envelope,
     link_io::{FrameReader, LinkError},
     listen::{Event, Incoming, Source},
+    protocol::Protocol,
     via::Via,
     wire::compat,
 };
 
-/// Runs until the link ends, and says how.
-pub(super) async fn run(
-    hub: EndpointId,
-    mut reader: FrameReader,
-    deliver: mpsc::Sender<Incoming>,
-) -> Closed {
-    match main_loop(hub, &mut reader, deliver).await {
-        Ok(()) => Closed::ByPeer {
-            code: CloseCode::Goodbye,
-            reason: "the hub said goodbye".to_owned(),
-        },
-        Err(error) => error.closed(),
+/// How long a hub that no longer reads may take to say the rest of what it has to say.
+const LAST_WORDS: Duration = Duration::from_secs(10);
+
+/// Makes the link.
+pub(super) async fn connect(
+    endpoint: Endpoint,
+    hub: EndpointAddr,
+    shared: &Shared,
+) -> Result<Greeted, ConnectError> {
+    let limits = &shared.config.limits;
+    let deadline = Instant::now() + limits.connect_timeout;
+    let connecting = async {
+        let dialed = hands::dial(endpoint, hub, Protocol::Compat).await?;
+        hands::greet_plainly(dialed, limits).await
+    };
+    shared.metrics.attempts.inc();
+    match timeout_at(deadline, connecting).await {
+        Ok(greeted) => greeted,
+        Err(_) => Err(e!(ConnectError::TimedOut)),
     }
 }
 
-async fn main_loop(
+/// Serves the link until it ends, and tells how.
+pub(super) async fn run(
+    greeted: Greeted,
+    shared: Arc<Shared>,
+    deliver: mpsc::Sender<Incoming>,
+    finish: CancellationToken,
+    cancel: CancellationToken,
+) {
+    let last_word = LastWord(shared.clone());
+    let Greeted {
+        connection,
+        send,
+        mut reader,
+    } = greeted;
+    shared.metrics.links.inc();
+    shared.set_connection(Some(connection.clone()));
+    shared.statuses.tell(SpokeStatus::Connected);
+    let error = {
+        let reading = async {
+            tell(&deliver, SpokeStatus::Connected).await;
+            read(connection.remote_id(), &mut reader, &deliver, &shared).await
+        };
+        let writing = writer::write(send, shared.clone(), finish);
+        tokio::pin!(reading, writing);
+        tokio::select! {
+            error = &mut reading => error,
+            written = &mut writing => match written {
+                Ok(()) => ended("the spoke says goodbye"),
+                // The hub no longer reads, but what it wrote before is still to be taken: the reader
+                // sees the end of it.
+                Err(error) => timeout(LAST_WORDS, reading).await.unwrap_or(error),
+            },
+            () = cancel.cancelled() => ended("the spoke ended"),
+        }
+    };
+    let closed = hands::close(&connection, &error);
+    debug!(%closed, "the link to the hub has ended");
+    last_word.0.end(closed.clone());
+    tokio::select! {
+        biased;
+        () = tell(&deliver, SpokeStatus::Closed(closed)) => {}
+        () = cancel.cancelled() => {}
+    }
+}
+
+fn ended(why: &'static str) -> LinkError {
+    LinkError::gone(Closed::by_us(CloseCode::Goodbye, why))
+}
+
+/// Tells a status to listeners, in its place.
+async fn tell(deliver: &mpsc::Sender<Incoming>, status: SpokeStatus) {
+    let _ = deliver.send(Incoming::Status(status)).await;
+}
+
+async fn read(
     hub: EndpointId,
     reader: &mut FrameReader,
-    deliver: mpsc::Sender<Incoming>,
-) -> Result<(), LinkError> {
-    while let Some(frame) = reader.next().await? {
+    deliver: &mpsc::Sender<Incoming>,
+    shared: &Shared,
+) -> LinkError {
+    loop {
+        let frame = match reader.next().await {
+            Ok(Some(frame)) => frame,
+            Ok(None) => {
+                return LinkError::gone(Closed::ByPeer {
+                    code: CloseCode::Goodbye,
+                    reason: "the hub said goodbye".to_owned(),
+                });
+            }
+            Err(error) => return error,
+        };
         if frame.is_empty() {
             continue;
         }
-        let mut event = Event::new(compat::decode(&frame)?, Source::Hub(hub));
+        let envelope: Envelope = match compat::decode(&frame) {
+            Ok(envelope) => envelope,
+            Err(error) => {
+                warn!(%error, "the hub sent something that is no event");
+                shared.metrics.frames_bad.inc();
+                return error.into();
+            }
+        };
+        shared.metrics.events_direct.inc();
+        let mut event = Event::new(envelope, Source::Hub(hub));
         event.via = Some(Via::Direct);
-        deliver.send(Incoming::Event(event)).await.map_err(|_| {
-            e!(LinkError::Gone {
-                closed: Closed::by_us(CloseCode::Goodbye, "the spoke ended")
-            })
-        })?;
+        if deliver.send(Incoming::Event(event)).await.is_err() {
+            return ended("the spoke ended");
+        }
     }
-    Ok(())
 }

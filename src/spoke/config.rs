@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::backoff::Reconnect;
 use crate::{
     gossip::GossipConfig, instant::bound, position::Position, protocol::Protocol, wire::native,
 };
@@ -30,8 +31,10 @@ pub enum From {
     Tip,
     /// With the oldest event that the hub still has.
     Earliest,
-    /// With the event at this position; what the hub no longer has of it is reported as missed. In
-    /// another epoch, with the oldest event of that.
+    /// With the event at this position: the [`next`](Position::next) after that of the last event that was
+    /// handled. What the hub no longer has of it is reported as [missed](crate::Missed). If the position is of
+    /// another epoch, or beyond the tip, the spoke begins with the oldest event that the hub has, and reports
+    /// that as missed too, since nobody knows what lay between.
     Position(Position),
 }
 
@@ -42,15 +45,15 @@ pub struct SpokeLimits {
     /// The largest event, in bytes, both ways. Default 16 MiB. The hub's own limit holds too; a broadcast
     /// that is larger than this one is reported as missed.
     pub max_event_bytes: usize,
-    /// How long connecting may take, to the hub's welcome. Default 15 s.
+    /// How long one attempt to connect may take, to the hub's welcome. Default 15 s.
     pub connect_timeout: Duration,
     /// How long a frame may stay unfinished. Default 60 s.
     pub frame_timeout: Duration,
     /// The most bytes of broadcasts that wait for earlier ones. Default 64 MiB; two of the largest
     /// events always fit.
     pub max_buffered_bytes: usize,
-    /// The most bytes of this spoke's own events that wait, sent or not, until the hub has them.
-    /// Default 4 MiB; one event is always taken. The hub's own limit holds too.
+    /// The most bytes of this spoke's own events that wait, sent or not, until the hub has them; also
+    /// while there is no link. Default 4 MiB; one event is always taken.
     pub send_buffer_bytes: usize,
     /// How long `send` waits for room. Default 30 s.
     pub send_wait: Duration,
@@ -81,6 +84,7 @@ pub(crate) struct SpokeConfig {
     pub(crate) gossip: Gossip,
     pub(crate) from: From,
     pub(crate) limits: SpokeLimits,
+    pub(crate) reconnect: Reconnect,
     pub(crate) gossip_config: GossipConfig,
 }
 

@@ -3,7 +3,10 @@
 use iroh::endpoint::ConnectError as IrohConnectError;
 use n0_error::{AnyError, stack_error};
 
-use crate::close::{CloseCode, Closed};
+use crate::{
+    close::{CloseCode, Closed},
+    delivery::Loss,
+};
 
 /// A spoke did not connect.
 #[stack_error(derive, add_meta)]
@@ -40,6 +43,25 @@ pub enum ConnectError {
     },
 }
 
+impl ConnectError {
+    /// How the attempt ended, as the end of a link that there never was.
+    pub(super) fn closed(&self) -> Closed {
+        let lost = |reason: &str| Closed::Lost {
+            reason: reason.to_owned(),
+        };
+        match self {
+            Self::Ticket { .. } => lost("the ticket cannot be read"),
+            Self::Unreachable { source, .. } => lost(&format!("the hub was not reached: {source}")),
+            Self::TimedOut { .. } => lost("the hub did not answer in time"),
+            Self::Refused { code, reason, .. } => Closed::ByPeer {
+                code: *code,
+                reason: reason.clone(),
+            },
+            Self::Broken { closed, .. } => closed.clone(),
+        }
+    }
+}
+
 /// An event was not sent to the hub.
 #[stack_error(derive, add_meta)]
 #[non_exhaustive]
@@ -55,10 +77,24 @@ pub enum SpokeSendError {
     /// The hub takes nothing.
     #[error("the hub has taken nothing for a while; the event was not queued")]
     Stalled {},
-    /// The link to the hub has ended. What was not acknowledged may or may not have arrived.
-    #[error("the link to the hub has ended: {closed}")]
+    /// The spoke has ended.
+    #[error("the spoke has ended: {closed}")]
     Closed {
         /// How.
         closed: Closed,
+    },
+    /// Told by [`Spoke::flush`](super::Spoke::flush): of the events sent since the flush before, some were
+    /// lost with a session that the hub no longer knows, or with the spoke's end. Each event's
+    /// [receipt](crate::SendReceipt) tells which.
+    #[error(
+        "{not_delivered} events were not delivered, and {maybe_delivered} may have been or not: {reason}"
+    )]
+    Lost {
+        /// How many were not delivered and will not be.
+        not_delivered: u64,
+        /// How many may have been delivered.
+        maybe_delivered: u64,
+        /// Why, of the latest.
+        reason: Loss,
     },
 }

@@ -1,20 +1,35 @@
 //! A spoke's part in the topic: its node, and what lets frames through to it. Whether the topic serves the
 //! spoke is the business of the `reception`.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use iroh::{
+    Endpoint, EndpointAddr, EndpointId,
     endpoint::Connection,
     protocol::{AcceptError, ProtocolHandler},
 };
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::timeout};
+use tokio_util::task::TaskTracker;
+use tracing::{debug, warn};
 
+use super::shared::Shared;
 use crate::{
     close::CloseCode,
     gossip::{FrameGate, FrameRefused, GossipEvent, GossipNode},
-    seal::{Check, OpenError, Opened, Opener, Really},
+    position::Epoch,
+    seal::{Check, Context, OpenError, Opened, Opener, Really},
+    wire::{
+        broadcast::MAX_FRAME_SIZE,
+        native::{GenerationKeys, Topic},
+    },
 };
+
+/// How long leaving the topic may take.
+const LEAVE_LIMIT: Duration = Duration::from_secs(5);
 
 /// Takes the gossip connections of other spokes for a [`Spoke`](super::Spoke) that lives on your own
 /// router.
@@ -53,10 +68,112 @@ impl ProtocolHandler for GossipAcceptor {
     }
 }
 
-/// A spoke's membership of one topic.
-pub(super) struct Member {
-    pub(super) node: GossipNode<SpokeGate>,
-    pub(super) events: mpsc::Receiver<GossipEvent<Opened>>,
+/// A spoke's place on the topic, if it has one.
+pub(super) struct Seat {
+    endpoint: Endpoint,
+    hub: EndpointId,
+    shared: Arc<Shared>,
+    acceptor: GossipAcceptor,
+    member: Option<Member>,
+    /// Nodes that are leaving their topics.
+    leaving: TaskTracker,
+}
+
+struct Member {
+    node: GossipNode<SpokeGate>,
+    events: mpsc::Receiver<GossipEvent<Opened>>,
+}
+
+impl Seat {
+    pub(super) fn new(
+        endpoint: Endpoint,
+        hub: EndpointId,
+        shared: Arc<Shared>,
+        acceptor: GossipAcceptor,
+    ) -> Self {
+        Self {
+            endpoint,
+            hub,
+            shared,
+            acceptor,
+            member: None,
+            leaving: TaskTracker::new(),
+        }
+    }
+
+    /// The topic's next event; `None` if its node has ended. Pends while there is no topic.
+    pub(super) async fn next(&mut self) -> Option<GossipEvent<Opened>> {
+        match &mut self.member {
+            Some(member) => member.events.recv().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Joins a topic. False if the hub's keys are none.
+    pub(super) fn join(&mut self, topic: Topic, epoch: Epoch) -> bool {
+        debug!(peers = topic.peers.len(), "joins the topic");
+        let mut opener = Opener::new(Context::new(self.hub, topic.topic), epoch);
+        if let Err(error) = opener.add(&topic.keys) {
+            warn!(%error, "the hub's keys do not fit; the topic is not joined");
+            return false;
+        }
+        let mut config = self.shared.config.gossip_config.clone();
+        config.max_frame_size = (topic.max_frame_bytes as usize).min(MAX_FRAME_SIZE);
+        let (node, events) = GossipNode::spawn(
+            self.endpoint.clone(),
+            config,
+            topic.topic.into(),
+            topic.keys.generation,
+            topic.keys.key,
+            SpokeGate::new(opener, Really),
+            self.shared.gossip_metrics.clone(),
+        );
+        self.acceptor.set(Some(node.clone()));
+        node.join(topic.peers);
+        self.member = Some(Member { node, events });
+        true
+    }
+
+    /// Joins the topic through these peers too.
+    pub(super) fn meet(&self, peers: Vec<EndpointAddr>) {
+        if let Some(member) = &self.member {
+            member.node.join(peers);
+        }
+    }
+
+    /// Learns keys of the topic.
+    pub(super) async fn rekey(&self, keys: GenerationKeys) {
+        let Some(member) = &self.member else { return };
+        let (generation, key) = (keys.generation, keys.key);
+        let added = member.node.with_gate(move |gate: &mut SpokeGate| {
+            if let Err(error) = gate.opener().add(&keys) {
+                warn!(%error, "the hub's new keys do not fit");
+            }
+        });
+        if added.await.is_err() {
+            debug!("the node on the topic has ended");
+        }
+        member.node.rekey(generation, key);
+    }
+
+    /// Leaves the topic in the background: doing so in order takes a while, and the hub's stream is
+    /// to be read on.
+    pub(super) fn leave(&mut self) {
+        self.acceptor.set(None);
+        if let Some(member) = self.member.take() {
+            self.leaving
+                .spawn(async move { member.node.shutdown().await });
+        }
+    }
+
+    /// Leaves the topic and waits until all that was left has ended.
+    pub(super) async fn close(mut self) {
+        self.leave();
+        self.leaving.close();
+        if timeout(LEAVE_LIMIT, self.leaving.wait()).await.is_err() {
+            warn!("the node on the topic did not end in time");
+        }
+    }
 }
 
 /// Lets through what the hub sealed.

@@ -1,57 +1,56 @@
-//! The spoke: its handle, and the tasks around one link to a hub.
+//! The spoke: its handle, and the tasks around it.
 //!
-//! Three tasks a spoke: the session (`native` or `compat`) takes events in and puts them in order, the
-//! writer sends what the `outbox` has, and the deliverer hands events to the listeners and waits for
-//! them as their policies say.
+//! Three tasks a spoke: the session (`session`, or `compat` for the plain protocol) takes events in, puts
+//! them in order and makes a new link when one is lost; the `writer` sends what the `outbox` has, one task
+//! a link; and the deliverer hands events to the listeners and waits for them as their policies say. What is
+//! decided, and not merely done, is sans-IO: `reception` and `backoff`.
 
+pub(crate) mod backoff;
 mod builder;
 mod compat;
 mod config;
 mod error;
+mod hands;
+mod link;
 pub(crate) mod member;
-mod native;
 mod outbox;
 pub(crate) mod reception;
+mod session;
+mod shared;
 mod status;
+mod writer;
 
-use std::{
-    sync::{Arc, atomic::Ordering},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
-use iroh::{
-    Endpoint, EndpointAddr, EndpointId,
-    endpoint::{Connection, ConnectionError, RecvStream, SendStream},
-    protocol::Router,
-};
+use iroh::{Endpoint, EndpointAddr, EndpointId, protocol::Router};
 use n0_error::{AnyError, e};
 use tokio::{
-    sync::{mpsc, watch},
+    sync::mpsc,
     time::{Instant, timeout, timeout_at},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{Instrument, debug, info_span};
 
 pub use self::{
+    backoff::Reconnect,
     builder::SpokeBuilder,
     config::{From, Gossip, SpokeLimits},
     error::{ConnectError, SpokeSendError},
     member::GossipAcceptor,
-    status::SpokeStatus,
+    status::{SpokeStatus, StatusWatch},
 };
-use self::{config::SpokeConfig, outbox::Outbox, reception::Reception};
+use self::{config::SpokeConfig, outbox::Lost, session::Session, shared::Shared};
 use crate::{
     close::{CloseCode, Closed},
+    delivery::{Loss, SendReceipt},
     event::Envelope,
     gossip::{GOSSIP_ALPN, GossipMetrics},
-    link_io::{FrameReader, LinkError, write_all},
     listen::{Incoming, ListenOptions, Listener, Listeners},
     metrics::SpokeMetrics,
     pattern::Pattern,
     position::Position,
     protocol::Protocol,
     target::{DispatchError, Dispatching, EventTarget},
-    wire::native::{MAX_FRAME, ToHub, ToSpoke, VERSION, Welcome},
 };
 
 /// How many events may wait between the inbox and the listeners.
@@ -62,7 +61,8 @@ const CLOSE_LIMIT: Duration = Duration::from_secs(3);
 
 /// A spoke: hears what its hub broadcasts and sends it, and sends events to the hub.
 ///
-/// Cloning is cheap: clones are the same spoke. End it with [`shutdown`](Self::shutdown); dropping the
+/// When its link is lost, it [comes back](Reconnect) by itself and goes on where it was; [`watch`](Self::watch)
+/// tells. Cloning is cheap: clones are the same spoke. End it with [`shutdown`](Self::shutdown); dropping the
 /// last clone ends it at once.
 #[derive(Clone, Debug)]
 pub struct Spoke {
@@ -73,17 +73,9 @@ pub struct Spoke {
 struct Inner {
     hub: EndpointId,
     endpoint: Endpoint,
-    connection: Connection,
-    config: SpokeConfig,
-    outbox: Arc<Outbox>,
-    /// The largest event that may be sent: our own limit, or the hub's if that is lower.
-    max_event_bytes: usize,
+    shared: Arc<Shared>,
     listeners: Arc<Listeners>,
-    shared: Option<Arc<native::Shared>>,
-    closed: watch::Receiver<Option<Closed>>,
     router: Option<Router>,
-    metrics: Arc<SpokeMetrics>,
-    gossip_metrics: Arc<GossipMetrics>,
     /// Asks the writer to write what is left and finish the stream.
     finish: CancellationToken,
     cancel: CancellationToken,
@@ -94,6 +86,20 @@ impl Drop for Inner {
     fn drop(&mut self) {
         self.cancel.cancel();
     }
+}
+
+/// A spoke whose session does not run yet.
+struct Parts {
+    endpoint: Endpoint,
+    hub: EndpointAddr,
+    shared: Arc<Shared>,
+    acceptor: GossipAcceptor,
+    /// Whether the spoke needs a router of its own for gossip.
+    routes: bool,
+    finish: CancellationToken,
+    cancel: CancellationToken,
+    deliver: mpsc::Sender<Incoming>,
+    deliveries: mpsc::Receiver<Incoming>,
 }
 
 impl Spoke {
@@ -114,118 +120,58 @@ impl Spoke {
         Self::builder().connect(endpoint, hub).await
     }
 
-    async fn start(
+    async fn connected(
         endpoint: Endpoint,
         hub: EndpointAddr,
         config: SpokeConfig,
         acceptor: Option<GossipAcceptor>,
     ) -> Result<Self, ConnectError> {
-        let deadline = Instant::now() + config.limits.connect_timeout;
-        let metrics = Arc::<SpokeMetrics>::default();
-        let mut reception = native::reception(hub.id, &config, metrics.clone());
-        let shaking = shake_hands(&endpoint, hub, &config, &mut reception);
-        let hands = timeout_at(deadline, shaking)
-            .await
-            .map_err(|_| e!(ConnectError::TimedOut))??;
-        Ok(Self::run(
-            endpoint, config, acceptor, hands, reception, metrics,
-        ))
+        let parts = Parts::new(endpoint, hub, config, acceptor);
+        let (shared, finish, cancel) = parts.handles();
+        match shared.config.protocol {
+            Protocol::Native => {
+                let mut session = parts.session();
+                session.connect().await?;
+                Ok(parts.run(session.run(cancel)))
+            }
+            Protocol::Compat => {
+                let (endpoint, hub) = (parts.endpoint.clone(), parts.hub.clone());
+                let greeted = compat::connect(endpoint, hub, &shared).await?;
+                let deliver = parts.deliver.clone();
+                Ok(parts.run(compat::run(greeted, shared, deliver, finish, cancel)))
+            }
+        }
     }
 
-    fn run(
+    fn spawned(
         endpoint: Endpoint,
+        hub: EndpointAddr,
         config: SpokeConfig,
         acceptor: Option<GossipAcceptor>,
-        hands: Hands,
-        reception: Reception,
-        metrics: Arc<SpokeMetrics>,
     ) -> Self {
-        let Hands {
-            connection,
-            send,
-            reader,
-            welcome,
-        } = hands;
-        let hub = connection.remote_id();
-        let gossip_metrics = Arc::<GossipMetrics>::default();
-        let window = welcome
-            .as_ref()
-            .map_or(u64::MAX, |welcome| welcome.publish_window)
-            .min(config.limits.send_buffer_bytes as u64);
-        let outbox = Arc::new(Outbox::new(config.protocol, window));
-        let max_event_bytes = welcome
-            .as_ref()
-            .and_then(|welcome| usize::try_from(welcome.max_event_bytes).ok())
-            .map_or(config.limits.max_event_bytes, |hub| {
-                hub.min(config.limits.max_event_bytes)
-            });
-        let listeners = Arc::new(Listeners::new(config.limits.first_listener_wait));
-        let (deliver, deliveries) = mpsc::channel(DELIVERIES);
-        let gossips = config.protocol == Protocol::Native && config.gossip == Gossip::Full;
-        let (acceptor, router) = match acceptor {
-            Some(acceptor) => (acceptor, None),
-            None if gossips => {
-                let acceptor = GossipAcceptor::new();
-                let router = Router::builder(endpoint.clone())
-                    .accept(GOSSIP_ALPN, acceptor.clone())
-                    .spawn();
-                (acceptor, Some(router))
+        let parts = Parts::new(endpoint, hub, config, acceptor);
+        let (shared, finish, cancel) = parts.handles();
+        match shared.config.protocol {
+            Protocol::Native => {
+                let session = parts.session();
+                parts.run(session.run(cancel))
             }
-            None => (GossipAcceptor::new(), None),
-        };
-        let span = info_span!("spoke", me = %endpoint.id().fmt_short(), hub = %hub.fmt_short());
-        let quit = CancellationToken::new();
-        let (session, shared): (Session, _) = match welcome {
-            Some(_) => {
-                let (session, shared) = native::Session::new(native::Parts {
-                    endpoint: endpoint.clone(),
-                    hub,
-                    config: config.clone(),
-                    reception,
-                    reader,
-                    outbox: outbox.clone(),
-                    deliver,
-                    metrics: metrics.clone(),
-                    gossip_metrics: gossip_metrics.clone(),
-                    acceptor,
-                });
-                (Box::pin(session.run(quit.clone())), Some(shared))
+            Protocol::Compat => {
+                let (endpoint, hub) = (parts.endpoint.clone(), parts.hub.clone());
+                let deliver = parts.deliver.clone();
+                parts.run(async move {
+                    let connected = tokio::select! {
+                        connected = compat::connect(endpoint, hub, &shared) => connected,
+                        () = cancel.cancelled() => return,
+                    };
+                    match connected {
+                        Ok(greeted) => {
+                            compat::run(greeted, shared, deliver, finish, cancel).await;
+                        }
+                        Err(error) => shared.end(error.closed()),
+                    }
+                })
             }
-            None => (Box::pin(compat::run(hub, reader, deliver)), None),
-        };
-        let (closed_tx, closed) = watch::channel(None);
-        let cancel = CancellationToken::new();
-        let finish = CancellationToken::new();
-        let tasks = TaskTracker::new();
-        let ends = Ends {
-            connection: connection.clone(),
-            quit,
-            closed: closed_tx,
-            cancel: cancel.clone(),
-        };
-        let writer = write(send, outbox.clone(), finish.clone());
-        tasks.spawn(ends.run(session, writer).instrument(span.clone()));
-        let delivery = deliver_all(deliveries, listeners.clone(), shared.clone());
-        tasks.spawn(delivery.instrument(span));
-        tasks.close();
-        Self {
-            inner: Arc::new(Inner {
-                hub,
-                endpoint,
-                connection,
-                config,
-                outbox,
-                max_event_bytes,
-                listeners,
-                shared,
-                closed,
-                router,
-                metrics,
-                gossip_metrics,
-                finish,
-                cancel,
-                tasks,
-            }),
         }
     }
 
@@ -239,66 +185,93 @@ impl Spoke {
         &self.inner.endpoint
     }
 
-    /// Sends an event to the hub: queues it, waiting for room for [`SpokeLimits::send_wait`] at most.
+    /// Sends an event to the hub: queues it, waiting for room for [`SpokeLimits::send_wait`] at most. While
+    /// there is no link it is queued too, and sent when there is one again.
     ///
-    /// Whether the hub has it is told by [`flush`](Self::flush).
+    /// The receipt tells what became of it; so does [`flush`](Self::flush), for all.
     ///
     /// # Errors
     ///
-    /// If the event is too large, the hub takes nothing, or the link has ended.
+    /// If the event is too large, the hub takes nothing, or the spoke has ended.
     ///
     /// # Cancel safety
     ///
     /// Cancel safe: if the future is dropped before it resolves, the event was not queued.
-    pub async fn send(&self, event: Envelope) -> Result<(), SpokeSendError> {
-        let inner = &*self.inner;
-        let limit = inner.max_event_bytes;
+    pub async fn send(&self, event: Envelope) -> Result<SendReceipt, SpokeSendError> {
+        let shared = &self.inner.shared;
+        let limit = shared.max_event_bytes();
         if event.size() > limit {
             return Err(e!(SpokeSendError::TooLarge {
                 len: event.size(),
                 limit
             }));
         }
-        let deadline = Instant::now() + inner.config.limits.send_wait;
-        self.wait(deadline, |open| open && inner.outbox.try_send(&event))
-            .await
+        let deadline = Instant::now() + shared.config.limits.send_wait;
+        let receipt = self
+            .wait(deadline, |closed| match closed {
+                None => shared.outbox.try_send(&event).map(Ok),
+                Some(closed) => Some(Err(e!(SpokeSendError::Closed { closed }))),
+            })
+            .await?;
+        shared.metrics.events_sent.inc();
+        if let Some(closed) = shared.statuses.closed() {
+            // It ended between the look and the queue, which nobody reads any more.
+            shared.close_outbox(&closed);
+        }
+        Ok(receipt)
     }
 
-    /// Waits until the hub has acknowledged every event sent so far; over the compat protocol, which
-    /// cannot acknowledge, until they are written.
+    /// Waits until it is known what became of every event sent so far: the hub has acknowledged it, or it
+    /// is lost. Over the compat protocol, which cannot acknowledge, until they are written.
     ///
     /// # Errors
     ///
-    /// If that takes longer than [`SpokeLimits::send_wait`], or the link ends.
+    /// [`SpokeSendError::Lost`] if something that was sent since the last flush is lost;
+    /// [`SpokeSendError::Stalled`] if it takes longer than [`SpokeLimits::send_wait`].
     pub async fn flush(&self) -> Result<(), SpokeSendError> {
-        let deadline = Instant::now() + self.inner.config.limits.send_wait;
-        self.wait(deadline, |_| self.inner.outbox.is_empty()).await
+        let shared = &self.inner.shared;
+        let deadline = Instant::now() + shared.config.limits.send_wait;
+        let settled = |_| shared.outbox.is_empty().then_some(Ok(()));
+        self.wait(deadline, settled).await?;
+        match shared.outbox.lost() {
+            Lost {
+                not_delivered: 0,
+                maybe_delivered: 0,
+                ..
+            } => Ok(()),
+            Lost {
+                not_delivered,
+                maybe_delivered,
+                reason,
+            } => Err(e!(SpokeSendError::Lost {
+                not_delivered,
+                maybe_delivered,
+                reason: reason.unwrap_or(Loss::Internal),
+            })),
+        }
     }
 
-    /// Waits until `done`, which is told whether the link is open, says so; looks whenever the hub has taken something.
-    async fn wait(
+    /// Waits until `done`, which is told how the spoke ended if it has, gives something; asks whenever the hub
+    /// has taken something.
+    async fn wait<T>(
         &self,
         deadline: Instant,
-        done: impl Fn(bool) -> bool,
-    ) -> Result<(), SpokeSendError> {
-        let inner = &*self.inner;
-        let mut closed = inner.closed.clone();
+        done: impl Fn(Option<Closed>) -> Option<Result<T, SpokeSendError>>,
+    ) -> Result<T, SpokeSendError> {
+        let shared = &self.inner.shared;
+        let mut changes = shared.statuses.changes();
         loop {
-            let taken = inner.outbox.taken.notified();
+            let taken = shared.outbox.taken.notified();
             tokio::pin!(taken);
             taken.as_mut().enable();
-            let closed_now = self.is_closed();
-            if done(closed_now.is_none()) {
-                return Ok(());
-            }
-            if let Some(closed) = closed_now {
-                return Err(e!(SpokeSendError::Closed { closed }));
+            if let Some(result) = done(shared.statuses.closed()) {
+                return result;
             }
             tokio::select! {
                 waited = timeout_at(deadline, taken) => if waited.is_err() {
                     return Err(e!(SpokeSendError::Stalled));
                 },
-                _ = closed.changed() => {}
+                _ = changes.changed() => {}
             }
         }
     }
@@ -311,51 +284,66 @@ impl Spoke {
         self.listen_with(pattern.into(), ListenOptions::default())
     }
 
-    /// The position of the next broadcast that listeners get; `None` over the compat protocol.
+    /// The position of the next broadcast that listeners get. `None` over the compat protocol, and before the
+    /// first welcome of a spoke that does not begin at a [position](From::Position).
+    ///
+    /// Events before it may still wait in the queues of listeners. To go on after a restart without losing
+    /// one, save what you have handled instead: [`Event::position`](crate::Event::position), and the
+    /// [`next`](Position::next) after it; and [`Missed::to`](crate::Missed::to).
     pub fn position(&self) -> Option<Position> {
-        self.inner.shared.as_ref()?.position()
+        self.inner.shared.position()
+    }
+
+    /// How the link stands: [`Connected`](SpokeStatus::Connected),
+    /// [`Reconnecting`](SpokeStatus::Reconnecting) or [`Closed`](SpokeStatus::Closed). `None` before the first
+    /// attempt of a spoke that was [spawned](SpokeBuilder::spawn) has ended.
+    pub fn status(&self) -> Option<SpokeStatus> {
+        self.inner.shared.statuses.now()
+    }
+
+    /// Watches what becomes of the link from now on. It tells at once; a listener can have the same in its
+    /// place among the events ([`ListenOptions::statuses`]).
+    pub fn watch(&self) -> StatusWatch {
+        self.inner.shared.statuses.watch()
     }
 
     /// Whether the topic serves this spoke now.
     pub fn is_on_topic(&self) -> bool {
-        self.inner
-            .shared
-            .as_ref()
-            .is_some_and(|shared| shared.served.load(Ordering::Acquire))
+        self.inner.shared.is_served()
     }
 
-    /// The round-trip time to the hub.
+    /// The round-trip time to the hub; `None` while there is no link.
     pub fn rtt(&self) -> Option<Duration> {
-        let paths = self.inner.connection.paths();
-        paths
-            .iter()
-            .find(|path| path.is_selected())
-            .map(|path| path.rtt())
+        self.inner.shared.rtt()
     }
 
-    /// How the link to the hub ended, if it has.
+    /// How the spoke ended, if it has. While it [reconnects](SpokeStatus::Reconnecting) it has not.
     pub fn is_closed(&self) -> Option<Closed> {
-        self.inner.closed.borrow().clone()
+        self.inner.shared.statuses.closed()
     }
 
-    /// Waits for the end of the link to the hub. Listeners may still have events to take.
+    /// Waits for the end of the spoke. Listeners may still have events to take.
     pub async fn closed(&self) -> Closed {
-        let mut closed = self.inner.closed.clone();
-        match closed.wait_for(Option::is_some).await {
-            Ok(closed) => closed.clone(),
-            Err(_) => None,
+        let statuses = &self.inner.shared.statuses;
+        let mut changes = statuses.changes();
+        loop {
+            if let Some(closed) = statuses.closed() {
+                return closed;
+            }
+            if changes.changed().await.is_err() {
+                return Closed::by_us(CloseCode::Internal, "the spoke's task failed");
+            }
         }
-        .unwrap_or_else(|| Closed::by_us(CloseCode::Internal, "the spoke's task failed"))
     }
 
     /// The spoke's counters.
     pub fn metrics(&self) -> &Arc<SpokeMetrics> {
-        &self.inner.metrics
+        &self.inner.shared.metrics
     }
 
     /// The counters of the spoke's node on the topic.
     pub fn gossip_metrics(&self) -> &Arc<GossipMetrics> {
-        &self.inner.gossip_metrics
+        &self.inner.shared.gossip_metrics
     }
 
     /// Ends the spoke: lets the hub take what was sent within [`SpokeLimits::drain_timeout`], leaves
@@ -364,7 +352,7 @@ impl Spoke {
     pub async fn shutdown(&self) {
         let inner = &*self.inner;
         inner.finish.cancel();
-        let limit = inner.config.limits.drain_timeout;
+        let limit = inner.shared.config.limits.drain_timeout;
         let _ = timeout(limit, self.closed()).await;
         inner.cancel.cancel();
         // Listeners that nobody reads hold the deliverer; they are ended, not waited for.
@@ -381,208 +369,79 @@ impl Spoke {
     }
 }
 
-/// How long a session may take to leave the topic.
-const QUIT_LIMIT: Duration = Duration::from_secs(5);
-
-type Session = std::pin::Pin<Box<dyn Future<Output = Closed> + Send>>;
-
-/// A link that both sides have agreed on.
-struct Hands {
-    connection: Connection,
-    send: SendStream,
-    reader: FrameReader,
-    /// `None` over the compat protocol.
-    welcome: Option<Welcome>,
-}
-
-async fn shake_hands(
-    endpoint: &Endpoint,
-    hub: EndpointAddr,
-    config: &SpokeConfig,
-    reception: &mut Reception,
-) -> Result<Hands, ConnectError> {
-    let connection = endpoint
-        .connect(hub, config.protocol.alpn())
-        .await
-        .map_err(|source| {
-            refusal(&source).unwrap_or_else(|| e!(ConnectError::Unreachable, source))
-        })?;
-    let opening = async {
-        let (send, recv) = connection.open_bi().await?;
-        match config.protocol {
-            Protocol::Compat => greet_plainly(send, recv, config).await,
-            Protocol::Native => greet(send, recv, config, reception).await,
-        }
-    };
-    match opening.await {
-        Ok((send, reader, welcome)) => Ok(Hands {
-            connection,
-            send,
-            reader,
-            welcome,
-        }),
-        Err(error) => {
-            // A stream fails a moment before the connection tells why.
-            let closed = match connection.close_reason() {
-                Some(reason) => Closed::from(&reason),
-                None => error.closed(),
-            };
-            if let Closed::ByUs { code, reason } = &closed {
-                connection.close(code.to_varint(), reason.as_bytes());
-            }
-            Err(match closed {
-                Closed::ByPeer { code, reason } => e!(ConnectError::Refused { code, reason }),
-                closed => e!(ConnectError::Broken { closed }),
-            })
+impl Parts {
+    fn new(
+        endpoint: Endpoint,
+        hub: EndpointAddr,
+        config: SpokeConfig,
+        acceptor: Option<GossipAcceptor>,
+    ) -> Self {
+        let (deliver, deliveries) = mpsc::channel(DELIVERIES);
+        let gossips = config.protocol == Protocol::Native && config.gossip == Gossip::Full;
+        Self {
+            endpoint,
+            hub,
+            shared: Arc::new(Shared::new(config)),
+            routes: gossips && acceptor.is_none(),
+            acceptor: acceptor.unwrap_or_default(),
+            finish: CancellationToken::new(),
+            cancel: CancellationToken::new(),
+            deliver,
+            deliveries,
         }
     }
-}
 
-/// The hub's own words, if it closed the connection while it was being made.
-fn refusal(error: &iroh::endpoint::ConnectError) -> Option<ConnectError> {
-    let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
-    while let Some(error) = source {
-        if let Some(error) = error.downcast_ref::<ConnectionError>()
-            && let Closed::ByPeer { code, reason } = Closed::from(error)
-        {
-            return Some(e!(ConnectError::Refused { code, reason }));
-        }
-        source = error.source();
-    }
-    None
-}
-
-type Greeted = (SendStream, FrameReader, Option<Welcome>);
-
-async fn greet_plainly(
-    mut send: SendStream,
-    recv: RecvStream,
-    config: &SpokeConfig,
-) -> Result<Greeted, LinkError> {
-    // The hub's `accept_bi` waits for the first bytes.
-    send.write_chunk(crate::wire::compat::EMPTY_FRAME).await?;
-    let limits = &config.limits;
-    let max_frame = limits.max_event_bytes + crate::wire::compat::FRAME_OVERHEAD;
-    let reader = FrameReader::new(recv, max_frame, limits.frame_timeout);
-    Ok((send, reader, None))
-}
-
-async fn greet(
-    mut send: SendStream,
-    recv: RecvStream,
-    config: &SpokeConfig,
-    reception: &mut Reception,
-) -> Result<Greeted, LinkError> {
-    let hello = ToHub::Hello(reception.hello());
-    let mut chunks = Vec::new();
-    hello.encode(&mut chunks);
-    write_all(&mut send, &mut chunks).await?;
-    let mut reader = FrameReader::new(recv, MAX_FRAME, config.limits.frame_timeout);
-    loop {
-        let Some(frame) = reader.next().await? else {
-            return Err(e!(LinkError::Misbehaved {
-                what: "the stream ended before the hub's welcome"
-            }));
-        };
-        match ToSpoke::decode(frame)? {
-            Some(ToSpoke::Welcome(welcome)) => {
-                if welcome.version != VERSION {
-                    return Err(e!(LinkError::Version {
-                        theirs: welcome.version,
-                        ours: VERSION
-                    }));
-                }
-                reception.welcomed(std::time::Instant::now(), &welcome)?;
-                return Ok((send, reader, Some(welcome)));
-            }
-            Some(_) => {
-                return Err(e!(LinkError::Misbehaved {
-                    what: "the first frame is not a welcome"
-                }));
-            }
-            // A kind that we do not know is passed over.
-            None => {}
-        }
-    }
-}
-
-/// Sees the link to its end, whichever half ends first.
-struct Ends {
-    connection: Connection,
-    /// Asks the session to leave the topic and end.
-    quit: CancellationToken,
-    closed: watch::Sender<Option<Closed>>,
-    cancel: CancellationToken,
-}
-
-impl Ends {
-    async fn run(self, mut session: Session, writer: impl Future<Output = Result<(), LinkError>>) {
-        let closed = {
-            tokio::pin!(writer);
-            tokio::select! {
-                closed = &mut session => closed,
-                written = &mut writer => match written {
-                    // The spoke finished its stream: goodbye.
-                    Ok(()) => {
-                        self.quit.cancel();
-                        let _ = timeout(QUIT_LIMIT, &mut session).await;
-                        Closed::by_us(CloseCode::Goodbye, "the spoke says goodbye")
-                    }
-                    Err(error) => self.after_write_error(error, &mut session).await,
-                },
-                () = self.cancel.cancelled() => Closed::by_us(CloseCode::Goodbye, "the spoke ended"),
-            }
-        };
-        let closed = match (closed, self.connection.close_reason()) {
-            (Closed::ByPeer { code, .. }, Some(reason)) if code != CloseCode::Goodbye => {
-                Closed::from(&reason)
-            }
-            (closed, _) => closed,
-        };
-        let (code, reason) = match &closed {
-            Closed::ByUs { code, reason } => (*code, reason.as_str()),
-            _ => (CloseCode::Goodbye, "goodbye"),
-        };
-        self.connection.close(code.to_varint(), reason.as_bytes());
-        debug!(%closed, "the link to the hub has ended");
-        drop(session);
-        self.closed.send_replace(Some(closed));
+    fn handles(&self) -> (Arc<Shared>, CancellationToken, CancellationToken) {
+        let (finish, cancel) = (self.finish.clone(), self.cancel.clone());
+        (self.shared.clone(), finish, cancel)
     }
 
-    /// The hub no longer reads, but what it wrote before is still to be taken: the session sees the
-    /// end of it.
-    async fn after_write_error(&self, error: LinkError, session: &mut Session) -> Closed {
-        let limit = Duration::from_secs(10);
-        match timeout(limit, session).await {
-            Ok(closed) => closed,
-            Err(_) => error.closed(),
-        }
+    fn session(&self) -> Session {
+        Session::new(
+            self.endpoint.clone(),
+            self.hub.clone(),
+            self.shared.clone(),
+            self.acceptor.clone(),
+            self.deliver.clone(),
+            self.finish.clone(),
+        )
     }
-}
 
-async fn write(
-    mut send: SendStream,
-    outbox: Arc<Outbox>,
-    finish: CancellationToken,
-) -> Result<(), LinkError> {
-    let mut chunks = Vec::new();
-    loop {
-        outbox.next_batch(&mut chunks);
-        if !chunks.is_empty() {
-            write_all(&mut send, &mut chunks).await?;
-            outbox.taken.notify_waiters();
-            continue;
-        }
-        if finish.is_cancelled() && outbox.is_empty() {
-            let _ = send.finish();
-            let stopped = timeout(Duration::from_secs(5), send.stopped()).await;
-            debug!(?stopped, "finished the stream");
-            return Ok(());
-        }
-        tokio::select! {
-            () = outbox.wake.notified() => {}
-            () = outbox.taken.notified(), if finish.is_cancelled() => {}
-            () = finish.cancelled(), if !finish.is_cancelled() => {}
+    fn run(self, session: impl Future<Output = ()> + Send + 'static) -> Spoke {
+        let Self {
+            endpoint,
+            hub,
+            shared,
+            acceptor,
+            routes,
+            finish,
+            cancel,
+            deliveries,
+            ..
+        } = self;
+        let router = routes.then(|| {
+            Router::builder(endpoint.clone())
+                .accept(GOSSIP_ALPN, acceptor)
+                .spawn()
+        });
+        let span = info_span!("spoke", me = %endpoint.id().fmt_short(), hub = %hub.id.fmt_short());
+        let listeners = Arc::new(Listeners::new(shared.config.limits.first_listener_wait));
+        let tasks = TaskTracker::new();
+        tasks.spawn(session.instrument(span.clone()));
+        let delivery = deliver_all(deliveries, listeners.clone(), shared.clone());
+        tasks.spawn(delivery.instrument(span));
+        tasks.close();
+        Spoke {
+            inner: Arc::new(Inner {
+                hub: hub.id,
+                endpoint,
+                shared,
+                listeners,
+                router,
+                finish,
+                cancel,
+                tasks,
+            }),
         }
     }
 }
@@ -590,7 +449,7 @@ async fn write(
 async fn deliver_all(
     mut deliveries: mpsc::Receiver<Incoming>,
     listeners: Arc<Listeners>,
-    shared: Option<Arc<native::Shared>>,
+    shared: Arc<Shared>,
 ) {
     while let Some(item) = deliveries.recv().await {
         let position = match &item {
@@ -599,7 +458,7 @@ async fn deliver_all(
             Incoming::Lagged(_) | Incoming::Status(_) => None,
         };
         listeners.dispatch(item).await;
-        if let (Some(shared), Some(position)) = (&shared, position) {
+        if let Some(position) = position {
             shared.set_position(position);
         }
     }
@@ -609,11 +468,12 @@ async fn deliver_all(
 impl EventTarget for Spoke {
     fn dispatch(&self, event: Envelope) -> Dispatching<'_> {
         Box::pin(async move {
-            self.send(event).await.map_err(|error| {
-                e!(DispatchError::Target {
+            match self.send(event).await {
+                Ok(_) => Ok(()),
+                Err(error) => Err(e!(DispatchError::Target {
                     source: AnyError::from_stack(error)
-                })
-            })
+                })),
+            }
         })
     }
 

@@ -139,6 +139,8 @@ pub(crate) struct Reception {
     recovery: Recovery,
     /// What listeners get before anything else from the inbox.
     ready: VecDeque<Incoming>,
+    /// What they get last.
+    end: Option<SpokeStatus>,
     orders: VecDeque<Order>,
 }
 
@@ -170,6 +172,7 @@ impl Reception {
             topic: None,
             recovery: Recovery::new(resumes),
             ready: VecDeque::new(),
+            end: None,
             orders: VecDeque::new(),
         }
     }
@@ -309,11 +312,11 @@ impl Reception {
         });
     }
 
-    /// The spoke ends. What is here and in its turn can still be let out.
+    /// The spoke ends. What is here and in its turn can still be let out, and the end behind it.
     pub(crate) fn closed(&mut self, now: Instant, closed: &Closed) {
         self.cut(now);
         self.leave_topic();
-        self.tell(SpokeStatus::Closed(closed.clone()));
+        self.end = Some(SpokeStatus::Closed(closed.clone()));
     }
 
     fn cut(&mut self, now: Instant) {
@@ -643,7 +646,10 @@ impl Reception {
         if self.phase == Phase::Greeting {
             return None;
         }
-        self.poll_inbox(now)
+        match self.poll_inbox(now) {
+            Some(item) => Some(item),
+            None => self.end.take().map(Incoming::Status),
+        }
     }
 
     fn poll_inbox(&mut self, now: Instant) -> Option<Incoming> {

@@ -2,11 +2,19 @@
 
 use std::{fmt, time::Duration};
 
-use crate::{close::Closed, listen::Missed};
+use tokio::sync::{
+    broadcast::{self, error::RecvError},
+    watch,
+};
+
+use crate::{close::Closed, hub::WatchLagged, listen::Missed};
+
+/// How many statuses a watch may be behind before it is told that it lagged.
+const WATCH_CAPACITY: usize = 256;
 
 /// What becomes of a spoke's link to its hub.
 ///
-/// A listener that asks for them
+/// A [`StatusWatch`] tells each as it happens. A listener that asks for them
 /// ([`ListenOptions::statuses`](crate::ListenOptions::statuses)) gets them in their place among the
 /// events; it gets holes as [`Incoming::Missed`](crate::Incoming::Missed) in any case.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -48,5 +56,91 @@ impl fmt::Display for SpokeStatus {
             Self::Missed(missed) => missed.fmt(f),
             Self::Closed(closed) => closed.fmt(f),
         }
+    }
+}
+
+/// Watches a spoke's link. Made by [`Spoke::watch`](super::Spoke::watch).
+#[derive(Debug)]
+pub struct StatusWatch {
+    all: broadcast::Receiver<SpokeStatus>,
+    ended: bool,
+}
+
+impl StatusWatch {
+    /// The next status; `None` once the spoke has ended and its end was told.
+    ///
+    /// # Errors
+    ///
+    /// If the watch was more than 256 statuses behind; it goes on behind the hole.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe.
+    pub async fn next(&mut self) -> Option<Result<SpokeStatus, WatchLagged>> {
+        if self.ended {
+            return None;
+        }
+        match self.all.recv().await {
+            Ok(status) => {
+                self.ended = matches!(status, SpokeStatus::Closed(_));
+                Some(Ok(status))
+            }
+            Err(RecvError::Lagged(changes)) => Some(Err(WatchLagged { changes })),
+            Err(RecvError::Closed) => None,
+        }
+    }
+}
+
+/// What is told of a spoke's link, and how it stands.
+#[derive(Debug)]
+pub(super) struct Statuses {
+    all: broadcast::Sender<SpokeStatus>,
+    /// The latest that says how things stand; none before the first attempt has ended.
+    now: watch::Sender<Option<SpokeStatus>>,
+}
+
+impl Statuses {
+    pub(super) fn new() -> Self {
+        Self {
+            all: broadcast::Sender::new(WATCH_CAPACITY),
+            now: watch::Sender::new(None),
+        }
+    }
+
+    /// Tells it; nothing more once the end was told.
+    pub(super) fn tell(&self, status: SpokeStatus) {
+        if self.closed().is_some() {
+            return;
+        }
+        match status {
+            // What happened, not how things stand.
+            SpokeStatus::Recovered { .. } | SpokeStatus::Missed(_) => {}
+            _ => drop(self.now.send_replace(Some(status.clone()))),
+        }
+        // Nobody may be watching.
+        let _ = self.all.send(status);
+    }
+
+    pub(super) fn now(&self) -> Option<SpokeStatus> {
+        self.now.borrow().clone()
+    }
+
+    pub(super) fn watch(&self) -> StatusWatch {
+        let all = self.all.subscribe();
+        let ended = self.closed().is_some();
+        StatusWatch { all, ended }
+    }
+
+    /// How the spoke ended, if it has.
+    pub(super) fn closed(&self) -> Option<Closed> {
+        match &*self.now.borrow() {
+            Some(SpokeStatus::Closed(closed)) => Some(closed.clone()),
+            _ => None,
+        }
+    }
+
+    /// Shows how things stand from now on.
+    pub(super) fn changes(&self) -> watch::Receiver<Option<SpokeStatus>> {
+        self.now.subscribe()
     }
 }

@@ -141,6 +141,7 @@ impl Inbox {
         self.bytes = 0;
         self.missed.clear();
         self.gaps.clear();
+        self.targeted.begin_epoch();
         self.on_tip(now, tip);
     }
 
@@ -323,8 +324,8 @@ impl Inbox {
         }
     }
 
-    /// Takes a whole targeted event, sent when the hub's tip was `after`. It is released, in the order of
-    /// arrival, once everything before `after` has been released or missed.
+    /// Takes a whole targeted event, sent when the hub's tip was `after`. It is released once everything
+    /// before `after` has been released or missed; those of one place, in the order of arrival.
     ///
     /// What bounds its wait: everything before `after` counts as existing from now on, so it is brought by the
     /// direct cursor, or wanted again and again until the hub fills the gap or says that it is missed; a hub
@@ -341,7 +342,7 @@ impl Inbox {
         if body.len() > max {
             return Err(e!(InboxError::TargetedTooLarge { seq, max }));
         }
-        if !self.targeted.push(after, seq, body) {
+        if !self.targeted.push(self.position(), after, seq, body) {
             return Err(e!(InboxError::TargetedFull { seq }));
         }
         if after.epoch == self.epoch {
@@ -363,7 +364,7 @@ impl Inbox {
 
     /// Gives the next thing to do, until there is nothing more.
     pub(crate) fn poll(&mut self, now: Instant) -> Option<Output> {
-        if let Some((seq, body)) = self.targeted.pop(Position::new(self.epoch, self.next)) {
+        if let Some((seq, body)) = self.targeted.pop(self.next) {
             return Some(Output::Targeted { seq, body });
         }
         if let Some(Whole { body, via }) = self.take_next() {
@@ -435,11 +436,6 @@ impl Inbox {
     /// The position to release next.
     pub(crate) fn position(&self) -> Position {
         Position::new(self.epoch, self.next)
-    }
-
-    /// How many targeted events wait for their turn.
-    pub(crate) fn targeted_len(&self) -> usize {
-        self.targeted.len()
     }
 
     /// The offset to release next: all before it has been given out by [`poll`](Self::poll).

@@ -1,6 +1,6 @@
 //! Targeted events that wait for the broadcasts sent before them.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 
@@ -8,15 +8,19 @@ use crate::position::Position;
 
 #[derive(Debug)]
 struct Targeted {
-    after: Position,
     seq: u64,
     body: Bytes,
 }
 
-/// A bounded queue: first in, first out.
+/// Bounded. Lets events out by what they wait for, and those that wait for the same in the order of their
+/// arrival: what need not wait is not held back by what must.
 #[derive(Debug)]
 pub(super) struct TargetedQueue {
-    queue: VecDeque<Targeted>,
+    /// Those whose turn it is.
+    due: VecDeque<Targeted>,
+    /// By the offset that they wait for, and their arrival.
+    waiting: BTreeMap<(u64, u64), Targeted>,
+    arrivals: u64,
     bytes: usize,
     max_events: usize,
     max_bytes: usize,
@@ -25,36 +29,60 @@ pub(super) struct TargetedQueue {
 impl TargetedQueue {
     pub(super) fn new(max_events: usize, max_bytes: usize) -> Self {
         Self {
-            queue: VecDeque::new(),
+            due: VecDeque::new(),
+            waiting: BTreeMap::new(),
+            arrivals: 0,
             bytes: 0,
             max_events,
             max_bytes,
         }
     }
 
-    /// False if there is no place for it.
-    pub(super) fn push(&mut self, after: Position, seq: u64, body: Bytes) -> bool {
+    /// False if there is no place for it. `next` is the position to release next.
+    pub(super) fn push(&mut self, next: Position, after: Position, seq: u64, body: Bytes) -> bool {
         let bytes = self.bytes.saturating_add(body.len());
-        if self.queue.len() >= self.max_events || bytes > self.max_bytes {
+        if self.due.len() + self.waiting.len() >= self.max_events || bytes > self.max_bytes {
             return false;
         }
         self.bytes = bytes;
-        self.queue.push_back(Targeted { after, seq, body });
+        // Before it come those that have waited long enough.
+        self.ripen(next.offset);
+        let targeted = Targeted { seq, body };
+        // Of another epoch, there is nothing to wait for.
+        if after.epoch != next.epoch || after.offset <= next.offset {
+            self.due.push_back(targeted);
+        } else {
+            self.arrivals += 1;
+            self.waiting.insert((after.offset, self.arrivals), targeted);
+        }
         true
     }
 
-    /// The first one, if all that it waits for is behind `next`, or lies in another epoch.
-    pub(super) fn pop(&mut self, next: Position) -> Option<(u64, Bytes)> {
-        let after = self.queue.front()?.after;
-        if after.epoch == next.epoch && after.offset > next.offset {
-            return None;
+    fn ripen(&mut self, next: u64) {
+        while let Some(first) = self.waiting.first_entry()
+            && first.key().0 <= next
+        {
+            self.due.push_back(first.remove());
         }
-        let ready = self.queue.pop_front()?;
-        self.bytes = self.bytes.saturating_sub(ready.body.len());
-        Some((ready.seq, ready.body))
     }
 
+    /// The offsets that are waited for will not come.
+    pub(super) fn begin_epoch(&mut self) {
+        self.ripen(u64::MAX);
+    }
+
+    /// The next one that need not wait for anything.
+    pub(super) fn pop(&mut self, next: u64) -> Option<(u64, Bytes)> {
+        if self.due.is_empty() {
+            self.ripen(next);
+        }
+        let due = self.due.pop_front()?;
+        self.bytes = self.bytes.saturating_sub(due.body.len());
+        Some((due.seq, due.body))
+    }
+
+    #[cfg(test)]
     pub(super) fn len(&self) -> usize {
-        self.queue.len()
+        self.due.len() + self.waiting.len()
     }
 }

@@ -248,15 +248,16 @@ fn a_targeted_event_waits_for_the_broadcasts_before_it() {
         seq,
         body: Bytes::new(),
     };
-    for (offset, seq) in [(1, 0), (0, 1), (3, 2)] {
+    for (offset, seq) in [(1, 0), (0, 1), (3, 2), (1, 3)] {
         inbox
             .on_targeted(now, after(offset), Bytes::new(), seq)
             .unwrap();
     }
     assert_eq!(inbox.tip(), 3);
-    assert_eq!(drain(&mut inbox, now), []);
+    // One that need not wait is not held back by one that must.
+    assert_eq!(drain(&mut inbox, now), [targeted(1)]);
     inbox.insert(now, part(0, 0, Via::Direct)).unwrap();
-    let outputs = [event(0, Via::Direct), targeted(0), targeted(1)];
+    let outputs = [event(0, Via::Direct), targeted(0), targeted(3)];
     assert_eq!(drain(&mut inbox, now), outputs);
     inbox.on_missed(now, 1, 4);
     let outputs = [Output::Missed { from: 1, to: 4 }, targeted(2)];
@@ -463,7 +464,7 @@ impl Model {
                 assert!(self.inbox.deadline().is_none_or(|at| at > self.now));
                 assert_eq!(self.waiting.len(), self.inbox.targeted.len());
                 let free = |(_, after): &(u64, Option<u64>)| after.is_none_or(|o| o <= self.next);
-                assert!(!self.waiting.first().is_some_and(free));
+                assert!(!self.waiting.iter().any(free));
                 return wanted;
             };
             match output {
@@ -481,9 +482,12 @@ impl Model {
                     self.next = to;
                 }
                 Output::Targeted { seq, .. } => {
-                    let (first, after) = self.waiting.remove(0);
-                    assert_eq!(seq, first);
+                    let place = self.waiting.iter().position(|(other, _)| *other == seq);
+                    let place = place.expect("once each");
+                    let (_, after) = self.waiting.remove(place);
                     assert!(after.is_none_or(|offset| offset <= self.next));
+                    let earlier = &self.waiting[..place];
+                    assert!(earlier.iter().all(|(_, other)| *other > after), "in order");
                 }
                 Output::Want { from, to } => {
                     assert!(!self.direct, "wanted while served directly");

@@ -17,7 +17,7 @@ mod recovery;
 mod tests;
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeSet, VecDeque},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -150,10 +150,33 @@ struct Targeted {
     parts: Assembly,
     /// The last one that was taken whole.
     taken: u64,
-    /// The last one that was let out.
+    /// All up to this one were let out, and these beyond it.
     released: u64,
-    /// How many of those that wait in the inbox are of earlier sessions: they come first.
-    stale: usize,
+    ahead: BTreeSet<u64>,
+    /// How many were taken in earlier sessions: in the inbox, the numbers go on over all of them.
+    before: u64,
+}
+
+impl Targeted {
+    /// A session begins that knows nothing of those before.
+    fn begin_session(&mut self) {
+        *self = Self {
+            before: self.before.saturating_add(self.taken),
+            ..Self::default()
+        };
+    }
+
+    /// The inbox has let out the event with this number of its own.
+    fn release(&mut self, number: u64) {
+        // Of what was taken in an earlier session nothing is acknowledged any more.
+        let Some(seq) = number.checked_sub(self.before).filter(|seq| *seq > 0) else {
+            return;
+        };
+        self.ahead.insert(seq);
+        while self.ahead.remove(&self.released.saturating_add(1)) {
+            self.released += 1;
+        }
+    }
 }
 
 impl Reception {
@@ -213,10 +236,7 @@ impl Reception {
         let resumed = self.session == Some(welcome.session);
         if !resumed {
             self.session = Some(welcome.session);
-            self.targeted = Targeted {
-                stale: self.inbox.as_ref().map_or(0, Inbox::targeted_len),
-                ..Targeted::default()
-            };
+            self.targeted.begin_session();
         }
         self.phase = Phase::Linked;
         let every = Duration::from_millis(welcome.ack_every_ms.into());
@@ -456,7 +476,8 @@ impl Reception {
         let Some(inbox) = &mut self.inbox else {
             return Ok(());
         };
-        match inbox.on_targeted(now, after, body, seq) {
+        let number = self.targeted.before.saturating_add(seq);
+        match inbox.on_targeted(now, after, body, number) {
             Ok(()) => {
                 self.targeted.taken = seq;
                 Ok(())
@@ -723,11 +744,8 @@ impl Reception {
         Incoming::Missed(missed)
     }
 
-    fn released_targeted(&mut self, seq: u64, body: Bytes) -> Option<Incoming> {
-        match self.targeted.stale.checked_sub(1) {
-            Some(stale) => self.targeted.stale = stale,
-            None => self.targeted.released = seq,
-        }
+    fn released_targeted(&mut self, number: u64, body: Bytes) -> Option<Incoming> {
+        self.targeted.release(number);
         self.metrics.events_targeted.inc();
         let envelope = Envelope::from_body(body)
             .inspect_err(|error| {

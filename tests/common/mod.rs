@@ -3,6 +3,7 @@
 
 #[cfg(feature = "cli")]
 pub mod process;
+pub mod cuttable;
 pub mod raw;
 
 use std::time::Duration;

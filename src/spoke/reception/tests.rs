@@ -331,13 +331,29 @@ fn targeted_events_that_are_sent_again_are_taken_once() {
         "the hub may not have heard it: {told:?}"
     );
     take(&mut reception, now, [targeted(2, at(1, 5))]);
-    take(&mut reception, now, [targeted(3, at(1, 0))]);
+    take(&mut reception, now, [targeted(3, at(1, 5))]);
     assert_eq!(heard(&mut reception, now), []);
     take(&mut reception, now, (0..5).map(event));
     let all = heard(&mut reception, now);
     assert_eq!(all[5..], [Heard::Targeted(2), Heard::Targeted(3)]);
     let gap = reception.frame(now, targeted(5, after));
     assert!(matches!(gap, Err(LinkError::Misbehaved { .. })));
+}
+
+#[test]
+fn an_event_that_need_not_wait_passes_those_that_do_and_is_acknowledged_in_its_turn() {
+    let (mut reception, now) = linked();
+    take(
+        &mut reception,
+        now,
+        [targeted(1, at(1, 1)), targeted(2, at(1, 0))],
+    );
+    assert_eq!(heard(&mut reception, now), [Heard::Targeted(2)]);
+    assert_eq!(reception.released(), (0, 0), "cumulative");
+    take(&mut reception, now, [event(0), targeted(3, at(1, 1))]);
+    let all = [Heard::Event(0), Heard::Targeted(1), Heard::Targeted(3)];
+    assert_eq!(heard(&mut reception, now), all);
+    assert_eq!(reception.released(), (1, 3));
 }
 
 #[test]
@@ -498,7 +514,7 @@ struct Hub {
     link: Option<HubLink>,
     session: u8,
     /// Targeted events of the session that the spoke is not known to have.
-    targeted: VecDeque<(u64, Position)>,
+    targeted: VecDeque<Sent>,
     last_targeted: u64,
 }
 
@@ -506,7 +522,16 @@ struct Hub {
 struct HubLink {
     cursor: Option<u64>,
     repairs: VecDeque<(u64, u64)>,
-    targeted: VecDeque<(u64, Position)>,
+    targeted: VecDeque<Sent>,
+}
+
+/// A targeted event: the session's number, its own, and what it waits for unless it overtakes.
+#[derive(Clone, Copy, PartialEq, Debug, serde::Serialize, serde::Deserialize)]
+struct Sent {
+    session: u8,
+    seq: u64,
+    after: Position,
+    overtakes: bool,
 }
 
 impl Hub {
@@ -545,16 +570,21 @@ impl Hub {
             }
             (from, to, true)
         } else {
-            if let Some((seq, after)) = link.targeted.front().copied()
-                && (after.epoch.to_u64() != self.epoch
-                    || link.cursor.is_none_or(|cursor| cursor >= after.offset))
+            if let Some(sent) = link.targeted.front().copied()
+                && (sent.overtakes
+                    || sent.after.epoch.to_u64() != self.epoch
+                    || link.cursor.is_none_or(|cursor| cursor >= sent.after.offset))
             {
                 link.targeted.pop_front();
+                let after = match sent.overtakes {
+                    true => Position::new(sent.after.epoch, 0),
+                    false => sent.after,
+                };
                 return Some(ToSpoke::Targeted {
-                    seq,
+                    seq: sent.seq,
                     after,
                     of: PART,
-                    body: body(&(seq, after)),
+                    body: body(&sent),
                 });
             }
             let cursor = link.cursor.filter(|cursor| *cursor < tip)?;
@@ -602,14 +632,16 @@ struct World {
     recovers: Option<bool>,
     /// What the last welcome named.
     named: Option<Position>,
-    targeted: u64,
-    targeted_session: u8,
+    /// The last targeted events, of those that wait and of those that overtake.
+    last: [(u8, u64); 2],
+    /// How many of the last session there were.
+    targeted: (u8, u64),
 }
 
 #[derive(Clone, Debug)]
 enum Op {
     Broadcast(u8),
-    Target,
+    Target { overtakes: bool },
     Frames(u8),
     Gossip { back: u8, count: u8 },
     Listen(u8),
@@ -643,8 +675,8 @@ impl World {
             position: None,
             recovers: matches!(start, Start::At(_)).then_some(false),
             named: None,
-            targeted: 0,
-            targeted_session: 1,
+            last: [(0, 0); 2],
+            targeted: (0, 0),
         }
     }
 
@@ -658,10 +690,15 @@ impl World {
                     hub.log.push(hub.next_value);
                 }
             }
-            Op::Target => {
+            Op::Target { overtakes } => {
                 let hub = &mut self.hub;
                 hub.last_targeted += 1;
-                let event = (hub.last_targeted, at(hub.epoch, hub.tip()));
+                let event = Sent {
+                    session: hub.session,
+                    seq: hub.last_targeted,
+                    after: at(hub.epoch, hub.tip()),
+                    overtakes,
+                };
                 hub.targeted.push_back(event);
                 if let Some(link) = &mut hub.link {
                     link.targeted.push_back(event);
@@ -744,7 +781,7 @@ impl World {
         while self.listen() {}
         let hub = &mut self.hub;
         if hello.session == Some([hub.session; 16]) {
-            hub.targeted.retain(|(seq, _)| *seq > hello.targeted);
+            hub.targeted.retain(|sent| sent.seq > hello.targeted);
         } else {
             hub.session += 1;
             hub.targeted.clear();
@@ -835,17 +872,24 @@ impl World {
         };
         match item {
             Incoming::Event(event) if event.targeted => {
-                let (seq, after): (u64, Position) = event.envelope.payload().unwrap();
+                let sent: Sent = event.envelope.payload().unwrap();
                 // Or a new epoch has begun, which sets it free.
                 let now = self.reception.position().expect("a beginning");
                 let position = self.position.expect("a beginning");
-                assert!(now.epoch != after.epoch || position.offset >= after.offset);
-                if seq != self.targeted + 1 {
-                    assert_eq!(seq, 1, "in order, once each, in one session");
-                    self.targeted_session += 1;
-                    assert!(self.targeted_session <= self.hub.session);
+                assert!(
+                    sent.overtakes
+                        || now.epoch != sent.after.epoch
+                        || position.offset >= sent.after.offset
+                );
+                let last = &mut self.last[usize::from(sent.overtakes)];
+                assert!(*last < (sent.session, sent.seq), "in order, once each");
+                *last = (sent.session, sent.seq);
+                if self.targeted.0 < sent.session {
+                    self.targeted = (sent.session, 0);
                 }
-                self.targeted = seq;
+                if self.targeted.0 == sent.session {
+                    self.targeted.1 += 1;
+                }
             }
             Incoming::Event(event) => {
                 let position = event.position.unwrap();
@@ -912,7 +956,7 @@ impl World {
 fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
         6 => (1..5u8).prop_map(Op::Broadcast),
-        3 => Just(Op::Target),
+        3 => any::<bool>().prop_map(|overtakes| Op::Target { overtakes }),
         8 => (1..9u8).prop_map(Op::Frames),
         5 => (0..9u8, 0..5u8).prop_map(|(back, count)| Op::Gossip { back, count }),
         6 => (1..9u8).prop_map(Op::Listen),
@@ -962,6 +1006,10 @@ proptest! {
         let tip = world.hub.tip();
         prop_assert_eq!(world.position.map(|at| at.offset), Some(tip));
         prop_assert_eq!(world.recovers, None);
-        prop_assert_eq!(world.reception.targeted.released, world.hub.last_targeted);
+        let targeted = world.hub.last_targeted;
+        prop_assert_eq!(world.reception.targeted.released, targeted);
+        if targeted > 0 {
+            prop_assert_eq!(world.targeted, (world.hub.session, targeted));
+        }
     }
 }

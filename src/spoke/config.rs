@@ -32,9 +32,9 @@ pub enum From {
     /// With the oldest event that the hub still has.
     Earliest,
     /// With the event at this position: the [`next`](Position::next) after that of the last event that was
-    /// handled. What the hub no longer has of it is reported as [missed](crate::Missed). If the position is of
-    /// another epoch, or beyond the tip, the spoke begins with the oldest event that the hub has, and reports
-    /// that as missed too, since nobody knows what lay between.
+    /// handled. What the hub no longer has of it is reported as [missed](crate::Missed). A position of another
+    /// life of the log, or beyond the tip, is reported as missed too, since nobody knows what lay between; the
+    /// spoke then begins with the first event that is not known to be one that it had.
     Position(Position),
 }
 

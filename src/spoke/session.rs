@@ -133,7 +133,12 @@ impl Session {
         loop {
             let heard = self.link.next(true).await;
             match self.heard(heard).await {
-                Ok(()) if self.link.is_up() => return Ok(()),
+                Ok(()) if self.link.is_up() => {
+                    return self.let_out().await.map(drop).map_err(|error| {
+                        let closed = error.closed();
+                        e!(ConnectError::Broken { closed })
+                    });
+                }
                 Ok(()) => {}
                 Err(Ended::Attempt(error)) => return Err(error),
                 Err(Ended::Link(error)) => {

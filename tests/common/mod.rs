@@ -1,9 +1,9 @@
 //! What the tests share: endpoints on loopback, and collecting what spokes hear.
 #![allow(dead_code, reason = "each test file uses some of it")]
 
+pub mod cuttable;
 #[cfg(feature = "cli")]
 pub mod process;
-pub mod cuttable;
 pub mod raw;
 
 use std::time::Duration;

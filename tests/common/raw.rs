@@ -230,12 +230,28 @@ pub fn served(from: u64) -> Vec<u8> {
 
 /// A welcome by a hub of another make.
 pub fn welcome(version: u64, epoch: u64, start: u64, tip: u64) -> Vec<u8> {
+    welcome_of(version, 7, 0, epoch, start, tip)
+}
+
+/// A welcome to a session, whose hub has the spoke's events up to `published`.
+pub fn welcome_back(session: u8, published: u64, epoch: u64, start: u64, tip: u64) -> Vec<u8> {
+    welcome_of(1, session, published, epoch, start, tip)
+}
+
+fn welcome_of(
+    version: u64,
+    session: u8,
+    published: u64,
+    epoch: u64,
+    start: u64,
+    tip: u64,
+) -> Vec<u8> {
     let mut out = vec![0];
     for n in [version, 0] {
         out.extend(varint(n));
     }
-    out.extend([7; 16]);
-    for n in [0, epoch, tip, start] {
+    out.extend([session; 16]);
+    for n in [published, epoch, tip, start] {
         out.extend(varint(n));
     }
     // The start is where the spoke asked to begin.

@@ -251,15 +251,22 @@ impl Listeners {
     ///
     /// Not cancel safe: a listener may be left out.
     pub(crate) async fn dispatch(&self, item: Incoming) {
+        self.hand_out(item, || {}).await;
+    }
+
+    /// As [`dispatch`](Self::dispatch). Calls `handed` before any listener can see the item, and not before
+    /// one has room for it; more than once if there are several.
+    pub(crate) async fn hand_out(&self, item: Incoming, handed: impl Fn()) {
         if !*self.begun.borrow() {
             let mut begun = self.begun.subscribe();
             let _ = timeout_at(self.grace_ends, begun.wait_for(|begun| *begun)).await;
         }
         let mut closed = false;
         for slot in self.wanting(&item) {
-            slot.give(item.clone()).await;
+            slot.give(item.clone(), &handed).await;
             closed |= slot.queue.is_closed();
         }
+        handed();
         if closed {
             self.slots().retain(|slot| !slot.queue.is_closed());
         }
@@ -285,7 +292,7 @@ impl Listeners {
 }
 
 impl Slot {
-    async fn give(&self, item: Incoming) {
+    async fn give(&self, item: Incoming, handed: impl Fn()) {
         let behind = self.lagged.load(Ordering::Acquire) > 0;
         let permit = match self.queue.try_reserve() {
             Ok(permit) => permit,
@@ -303,6 +310,7 @@ impl Slot {
             },
         };
         let lagged = self.lagged.swap(0, Ordering::AcqRel);
+        handed();
         permit.send(Queued { lagged, item });
     }
 

@@ -457,10 +457,12 @@ async fn deliver_all(
             Incoming::Missed(missed) => Some(missed.to),
             Incoming::Lagged(_) | Incoming::Status(_) => None,
         };
-        listeners.dispatch(item).await;
-        if let Some(position) = position {
-            shared.set_position(position);
-        }
+        let handed = || {
+            if let Some(position) = position {
+                shared.set_position(position);
+            }
+        };
+        listeners.hand_out(item, handed).await;
     }
     listeners.close();
 }

@@ -396,6 +396,7 @@ async fn which_ends_are_final_depends_on_the_code() {
         (CloseCode::Version, false),
         (CloseCode::Misbehaved, false),
         (CloseCode::Internal, true),
+        (CloseCode::NewEpoch, true),
         (CloseCode::Other(999), true),
     ] {
         let hub = RawHub::bind(NATIVE).await;

@@ -181,6 +181,7 @@ mod tests {
                     | CloseCode::NotAMember
                     | CloseCode::NotNeeded
                     | CloseCode::Internal
+                    | CloseCode::NewEpoch
                     | CloseCode::Other(_)
             );
             for closed in [by_peer(code), Closed::by_us(code, "")] {

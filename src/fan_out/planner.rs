@@ -336,9 +336,9 @@ impl<Id: Copy + Ord + Debug> Planner<Id> {
     fn tell_join(&mut self, now: Instant, id: Id) -> Decision<Id> {
         let most = self.config.bootstrap_peers;
         let mut peers = Vec::new();
-        self.tree.sample(&mut self.rng, id, most, &mut peers);
+        self.tree.sample(&mut self.rng, Some(id), most, &mut peers);
         // Those that have just been told are not on the tree yet, but on their way.
-        self.fresh.sample(&mut self.rng, id, most, &mut peers);
+        self.fresh.sample(&mut self.rng, Some(id), most, &mut peers);
         let seeds = self.tree.len().saturating_add(self.introduced.len());
         let via_hub = seeds < most || peers.is_empty();
         if let Some(spoke) = self.spokes.get_mut(&id) {
@@ -456,6 +456,13 @@ impl<Id: Copy + Ord + Debug> Planner<Id> {
             Phase::Closing => (None, None, None),
         };
         [settled, start, retry, join].into_iter().flatten().min()
+    }
+
+    /// Some spokes that are on the tree, drawn at random.
+    pub(crate) fn sample_tree(&mut self, most: usize) -> Vec<Id> {
+        let mut out = Vec::new();
+        self.tree.sample(&mut self.rng, None, most, &mut out);
+        out
     }
 
     /// By which path a spoke is served, if it is there.

@@ -45,7 +45,7 @@ impl<Id: Copy + Ord> SampleSet<Id> {
     }
 
     /// Adds members other than `not` to `out`, drawn at random, until it has `most` or there are no more.
-    pub(super) fn sample(&self, rng: &mut StdRng, not: Id, most: usize, out: &mut Vec<Id>) {
+    pub(super) fn sample(&self, rng: &mut StdRng, not: Option<Id>, most: usize, out: &mut Vec<Id>) {
         let len = self.members.len();
         // One more than can be used, since one of them may be `not`, and as many as are there already.
         let draw = most.saturating_add(1).saturating_add(out.len()).min(len);
@@ -54,7 +54,7 @@ impl<Id: Copy + Ord> SampleSet<Id> {
                 return;
             }
             match self.members.get(at) {
-                Some(id) if *id != not && !out.contains(id) => out.push(*id),
+                Some(id) if Some(*id) != not && !out.contains(id) => out.push(*id),
                 _ => {}
             }
         }

@@ -259,7 +259,6 @@ impl<G: FrameGate> GossipNode<G> {
     }
 
     /// The number of neighbours, now and as it changes.
-    #[cfg(test)]
     pub(crate) fn neighbors(&self) -> watch::Receiver<usize> {
         self.neighbors.clone()
     }

@@ -17,7 +17,7 @@ use std::{
 use bytes::Bytes;
 
 use super::{
-    pace::Pace,
+    pace::{Has, Pace},
     shared_log::{Entry, SharedLog},
 };
 use crate::{
@@ -55,6 +55,16 @@ pub(crate) struct Content {
     pub(crate) again: bool,
 }
 
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Audience {
+    /// The hub has neighbours.
+    There,
+    /// It has none, but spokes rely on the topic.
+    Lost,
+    /// There is nobody.
+    Nobody,
+}
+
 const WHOLE: PartOf = PartOf { part: 0, parts: 1 };
 
 /// See the [module](self).
@@ -77,6 +87,7 @@ pub(crate) struct Framer<Id> {
     quiet: Duration,
     last_sent: Instant,
     hurry: bool,
+    audience: Audience,
     /// The window is closed, and is looked at again then.
     held_until: Option<Instant>,
 }
@@ -96,12 +107,12 @@ impl<Id: Copy + Ord + Debug> Framer<Id> {
             quiet: BEACON_FIRST,
             last_sent: now,
             hurry: true,
+            audience: Audience::There,
             held_until: None,
         }
     }
 
-    #[cfg_attr(not(test), expect(dead_code, reason = "nobody asks for it yet"))]
-    /// Everything below was given out as frames.
+    /// Everything below was given out as frames, or was not for the topic.
     pub(crate) fn next(&self) -> u64 {
         self.new.next
     }
@@ -116,6 +127,18 @@ impl<Id: Copy + Ord + Debug> Framer<Id> {
         if std::mem::replace(&mut self.hurry, hurry) != hurry {
             self.quiet = BEACON_FIRST;
         }
+    }
+
+    /// Says whether the hub has neighbours on the topic, and whether the topic serves any spoke. Without
+    /// neighbours frames would go nowhere: they wait if there are spokes that rely on them, until the
+    /// hub has neighbours again or the topic is given up; otherwise the topic begins at the tip once there
+    /// are some.
+    pub(crate) fn set_listeners(&mut self, neighbors: bool, served: bool) {
+        self.audience = match (neighbors, served) {
+            (true, _) => Audience::There,
+            (false, true) => Audience::Lost,
+            (false, false) => Audience::Nobody,
+        };
     }
 
     /// Sends `[from, to)` again, as far as it was sent. False: too much waits to be sent again already.
@@ -139,8 +162,16 @@ impl<Id: Copy + Ord + Debug> Framer<Id> {
         acks: impl FnOnce() -> A,
     ) -> Option<Content>
     where
-        A: IntoIterator<Item = (Id, u64)>,
+        A: IntoIterator<Item = (Id, Has)>,
     {
+        if self.audience != Audience::There {
+            self.held_until = None;
+            if self.audience == Audience::Nobody {
+                self.new.skip(log.tip());
+            }
+            // A beacon is due as soon as somebody is there to hear it.
+            return None;
+        }
         let content = if self.turn_of_again {
             self.poll_again(log)
                 .or_else(|| self.poll_new(now, log, acks))
@@ -158,9 +189,10 @@ impl<Id: Copy + Ord + Debug> Framer<Id> {
     }
 
     /// When to call [`poll`](Self::poll) again though nothing happened.
-    pub(crate) fn deadline(&self) -> Instant {
+    pub(crate) fn deadline(&self) -> Option<Instant> {
         let beacon = self.beacon_at();
-        self.held_until.map_or(beacon, |at| at.min(beacon))
+        let due = self.held_until.map_or(beacon, |at| at.min(beacon));
+        (self.audience == Audience::There).then_some(due)
     }
 
     fn poll_new<A>(
@@ -170,7 +202,7 @@ impl<Id: Copy + Ord + Debug> Framer<Id> {
         acks: impl FnOnce() -> A,
     ) -> Option<Content>
     where
-        A: IntoIterator<Item = (Id, u64)>,
+        A: IntoIterator<Item = (Id, Has)>,
     {
         if self.new.is_empty() {
             self.held_until = None;
@@ -191,7 +223,7 @@ impl<Id: Copy + Ord + Debug> Framer<Id> {
         &mut self,
         now: Instant,
         log: &SharedLog,
-        acks: impl IntoIterator<Item = (Id, u64)>,
+        acks: impl IntoIterator<Item = (Id, Has)>,
     ) -> bool {
         let behind = log.back_by(self.new.next, WINDOW_EVENTS, WINDOW_BYTES);
         let floor = self.pace.floor(now, behind, acks.into_iter());
@@ -260,6 +292,13 @@ struct Cutter {
 }
 
 impl Cutter {
+    /// Leaves out what lies before `next`.
+    fn skip(&mut self, next: u64) {
+        if next > self.next {
+            *self = Self::new(next, self.end);
+        }
+    }
+
     fn new(next: u64, end: u64) -> Self {
         Self {
             next,

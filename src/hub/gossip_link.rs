@@ -2,7 +2,10 @@
 //!
 //! What to send next is the [`Framer`]'s decision; here it is sealed and handed to the node.
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, AtomicU64, Ordering},
+};
 
 use bytes::Bytes;
 use n0_future::task::{self, AbortOnDropHandle};
@@ -17,6 +20,7 @@ use super::{
     Inner,
     framer::{Content, Framer},
     pace::Pace,
+    supervisor::TopicStanding,
 };
 use crate::{
     fan_out::Path,
@@ -35,7 +39,9 @@ pub(super) struct GossipLink {
     keys: GenerationKeys,
     max_frame_bytes: u32,
     node: GossipNode<HubGate>,
-    hurry: watch::Sender<bool>,
+    neighbors: watch::Receiver<usize>,
+    audience: watch::Sender<Audience>,
+    standing: Arc<CursorStanding>,
     again: mpsc::Sender<(u64, u64)>,
     cancel: CancellationToken,
     task: AbortOnDropHandle<()>,
@@ -64,7 +70,10 @@ impl GossipLink {
             HubGate::new(opener, Really),
             hub.metrics.gossip.clone(),
         );
-        let hurry = watch::Sender::new(true);
+        let audience = watch::Sender::new(Audience::default());
+        let standing = Arc::new(CursorStanding::default());
+        standing.sent.store(hub.log.tip(), Ordering::Release);
+        let neighbors = node.neighbors();
         let (again, again_rx) = mpsc::channel(AGAIN);
         let cancel = hub.cancel.child_token();
         let limits = &hub.config.limits;
@@ -79,7 +88,9 @@ impl GossipLink {
                 max_frame_bytes - OVERHEAD,
                 Pace::new(limits.stall_after, limits.patience),
             ),
-            hurry: hurry.subscribe(),
+            neighbors: node.neighbors(),
+            audience: audience.subscribe(),
+            standing: standing.clone(),
             again: again_rx,
         };
         let span = info_span!("gossip_link", me = %hub.me.fmt_short());
@@ -89,7 +100,9 @@ impl GossipLink {
             keys,
             max_frame_bytes: max_frame_bytes as u32,
             node,
-            hurry,
+            neighbors,
+            audience,
+            standing,
             again,
             cancel,
             task: AbortOnDropHandle::new(task),
@@ -112,10 +125,18 @@ impl GossipLink {
         &self.node
     }
 
-    /// While somebody is joining, beacons come at their shortest interval.
-    pub(super) fn set_hurry(&self, hurry: bool) {
-        self.hurry
-            .send_if_modified(|now| std::mem::replace(now, hurry) != hurry);
+    pub(super) fn set_audience(&self, audience: Audience) {
+        self.audience
+            .send_if_modified(|now| std::mem::replace(now, audience) != audience);
+    }
+
+    /// How the topic stands, for the supervisor.
+    pub(super) fn standing(&self) -> TopicStanding {
+        TopicStanding {
+            sent: self.standing.sent.load(Ordering::Acquire),
+            held: self.standing.held.load(Ordering::Acquire),
+            neighbors: *self.neighbors.borrow(),
+        }
     }
 
     /// Sends `[from, to)` again. What finds no place is wanted again.
@@ -125,13 +146,22 @@ impl GossipLink {
         }
     }
 
-    /// Resolves when the link has ended without having been asked to.
-    pub(super) async fn failed(link: &mut Option<Self>) {
-        match link {
-            Some(link) => {
-                let _ = (&mut link.task).await;
+    /// Waits for what the switchboard has to know; for ever, if there is no topic. Not to be called again
+    /// after [`LinkEvent::Ended`].
+    pub(super) async fn event(link: &mut Option<Self>) -> LinkEvent {
+        let Some(link) = link else {
+            return std::future::pending().await;
+        };
+        tokio::select! {
+            ended = &mut link.task => {
+                if let Err(error) = ended {
+                    warn!(%error, "the topic's cursor failed");
+                }
+                LinkEvent::Ended
             }
-            None => std::future::pending().await,
+            Ok(()) = link.neighbors.changed() => {
+                LinkEvent::Neighbors(*link.neighbors.borrow_and_update())
+            }
         }
     }
 
@@ -144,13 +174,46 @@ impl GossipLink {
     }
 }
 
+/// For whom the topic is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(super) struct Audience {
+    /// How many spokes are on their way to it.
+    pub(super) joining: usize,
+    /// How many it serves.
+    pub(super) served: usize,
+}
+
+/// What happens to a topic by itself.
+pub(super) enum LinkEvent {
+    /// The hub has so many neighbours now.
+    Neighbors(usize),
+    /// It has ended, though nobody asked it to.
+    Ended,
+}
+
+/// How far the cursor is, for who watches it.
+#[derive(Debug, Default)]
+struct CursorStanding {
+    sent: AtomicU64,
+    held: AtomicBool,
+}
+
+async fn due(at: Option<std::time::Instant>) {
+    match at {
+        Some(at) => sleep_until(at.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
 struct Cursor {
     hub: Arc<Inner>,
     node: GossipNode<HubGate>,
     epoch: Epoch,
     sealer: Sealer,
     framer: Framer<SpokeId>,
-    hurry: watch::Receiver<bool>,
+    neighbors: watch::Receiver<usize>,
+    audience: watch::Receiver<Audience>,
+    standing: Arc<CursorStanding>,
     again: mpsc::Receiver<(u64, u64)>,
 }
 
@@ -163,6 +226,7 @@ impl Cursor {
             while let Ok((from, to)) = self.again.try_recv() {
                 self.send_again(from, to);
             }
+            self.look_around();
             let progress = hub.progress.notified();
             let acks = || hub.fast_acks(Some(Path::Gossip));
             let now = Instant::now().into_std();
@@ -185,11 +249,9 @@ impl Cursor {
             tokio::select! {
                 _ = tip.changed() => {}
                 () = progress, if self.framer.is_held() => {}
-                () = sleep_until(self.framer.deadline().into()) => {}
-                Ok(()) = self.hurry.changed() => {
-                    let hurry = *self.hurry.borrow_and_update();
-                    self.framer.set_hurry(hurry);
-                }
+                () = due(self.framer.deadline()) => {}
+                Ok(()) = self.audience.changed() => {}
+                Ok(()) = self.neighbors.changed() => {}
                 Some((from, to)) = self.again.recv() => self.send_again(from, to),
                 event = events.recv() => match event {
                     Some(event) => debug!(?event, "topic"),
@@ -199,6 +261,19 @@ impl Cursor {
                 () = cancel.cancelled() => return,
             }
         }
+    }
+
+    /// Tells the framer who listens, and others how far it is.
+    fn look_around(&mut self) {
+        let audience = *self.audience.borrow_and_update();
+        let neighbors = *self.neighbors.borrow_and_update();
+        self.framer.set_hurry(audience.joining > 0);
+        self.framer
+            .set_listeners(neighbors > 0, audience.served > 0);
+        let sent = self.framer.next();
+        self.standing.sent.store(sent, Ordering::Release);
+        let held = self.framer.is_held();
+        self.standing.held.store(held, Ordering::Release);
     }
 
     fn send_again(&mut self, from: u64, to: u64) {

@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     config::Behind,
     desk::{Batch, Desk, TopicOrder},
+    pace::Has,
     roster::Given,
     session::Session,
     shared_log::{Entry, SharedLog},
@@ -40,6 +41,8 @@ pub(crate) struct Link {
     acked: AtomicU64,
     /// The epoch that its welcome named, if it is one that positions mean something to.
     pub(crate) epoch: OnceLock<Epoch>,
+    /// How often the spoke has said what it has.
+    beats: AtomicU64,
     /// The path that serves the spoke, as last announced.
     path: Mutex<Path>,
     /// Whether the spoke acknowledges fast, so that pace and supervision can go by it.
@@ -79,6 +82,7 @@ impl Link {
             wake: Arc::default(),
             acked: AtomicU64::new(cursor),
             epoch: OnceLock::new(),
+            beats: AtomicU64::new(0),
             path: Mutex::new(Path::Direct),
             fast: AtomicBool::new(true),
             drain: CancellationToken::new(),
@@ -139,8 +143,17 @@ impl Link {
         std::mem::replace(&mut *now, path) != path
     }
 
+    /// What the spoke has, as far as it has said.
+    pub(crate) fn has(&self) -> Has {
+        Has {
+            acked: self.acked(),
+            beats: self.beats.load(Ordering::Acquire),
+        }
+    }
+
     /// Everything below `offset` reached the spoke. Says whether that is news.
     pub(crate) fn set_acked(&self, offset: u64) -> bool {
+        self.beats.fetch_add(1, Ordering::AcqRel);
         let awaited = self.session.record(|record| {
             record.set_acked(offset);
             record.awaited()

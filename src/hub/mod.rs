@@ -4,6 +4,7 @@
 //! (`connection`), one per spoke (`link_task`), the `switchboard` that decides the paths, and the
 //! `gossip_link` while there is a topic. Nothing that they share waits on one spoke.
 
+pub(crate) mod ack_share;
 pub(crate) mod budget;
 mod builder;
 mod config;
@@ -27,7 +28,8 @@ pub(crate) mod session;
 pub(crate) mod sessions;
 pub(crate) mod shared_log;
 mod spokes;
-pub(crate) mod switchboard;
+pub(crate) mod supervisor;
+mod switchboard;
 
 use std::{
     sync::{
@@ -57,7 +59,7 @@ use self::{
     gossip_link::HubGate,
     link::Link,
     mailbox::MailboxLimits,
-    pace::Pace,
+    pace::{Has, Pace},
     repairs::Payer,
     roster::{Asked, Roster},
     session::Session,
@@ -515,7 +517,7 @@ impl Inner {
             .back_by(tip, log.max_events as u64 / 2, log.max_bytes as u64 / 2);
         if half > self.log.head() {
             let all = self.roster.all();
-            let acks = all.iter().map(|link| (link.id, link.acked()));
+            let acks = all.iter().map(|link| (link.id, link.has()));
             let floor = paces.all.floor(now, half, acks);
             if floor.is_some_and(|floor| floor < half) {
                 return false;
@@ -529,13 +531,13 @@ impl Inner {
     }
 
     /// What the spokes that acknowledge fast have, of those on one path or of all.
-    fn fast_acks(&self, path: Option<Path>) -> Vec<(SpokeId, u64)> {
+    fn fast_acks(&self, path: Option<Path>) -> Vec<(SpokeId, Has)> {
         self.roster
             .all()
             .iter()
             .filter(|link| link.fast.load(Ordering::Acquire))
             .filter(|link| path.is_none_or(|path| link.path() == path))
-            .map(|link| (link.id, link.acked()))
+            .map(|link| (link.id, link.has()))
             .collect()
     }
 
@@ -548,7 +550,7 @@ impl Inner {
     }
 
     fn ack_every_ms(&self) -> u32 {
-        switchboard::ack_every_ms(self.roster.len(), self.config.limits.acks_per_s)
+        ack_share::ack_every_ms(self.roster.len(), self.config.limits.acks_per_s)
     }
 
     /// Makes a stream a spoke, or the new link of one that comes back.
@@ -557,7 +559,7 @@ impl Inner {
         let behind = self.config.limits.behind;
         let make = |given| Link::new(given, connection, asked.start, behind, cancel);
         let (link, promoted) = self.roster.join(asked, || self.log.tip(), make)?;
-        let all_fast = switchboard::all_are_fast(self.roster.len());
+        let all_fast = ack_share::all_are_fast(self.roster.len());
         link.fast.store(all_fast, Ordering::Release);
         for id in [Some(link.id), promoted].into_iter().flatten() {
             self.note(Note::Spoke(id)).await;

@@ -16,6 +16,16 @@ const MOST_STOPPED: u32 = 10;
 /// A part of the time that passes comes back as patience.
 const REGAIN: u32 = 20;
 
+/// What a spoke has, as far as it has said.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Has {
+    /// It has released every broadcast below.
+    pub(crate) acked: u64,
+    /// Counts what it said of that, news or not: while parts of a large event come in, it says the same
+    /// again and again.
+    pub(crate) beats: u64,
+}
+
 #[derive(Debug)]
 pub(crate) struct Pace<Id> {
     stall_after: Duration,
@@ -26,7 +36,7 @@ pub(crate) struct Pace<Id> {
 
 #[derive(Debug)]
 struct Progress {
-    acked: u64,
+    has: Has,
     moved: Instant,
     patience: Duration,
     round: bool,
@@ -50,7 +60,7 @@ impl<Id: Copy + Ord> Pace<Id> {
         &mut self,
         now: Instant,
         behind: u64,
-        spokes: impl Iterator<Item = (Id, u64)>,
+        spokes: impl Iterator<Item = (Id, Has)>,
     ) -> Option<u64> {
         let passed = self
             .last
@@ -60,16 +70,16 @@ impl<Id: Copy + Ord> Pace<Id> {
         self.last = Some(now);
         let round = !self.spokes.values().next().is_some_and(|p| p.round);
         let (mut all, mut late) = (0usize, 0usize);
-        for (id, acked) in spokes {
+        for (id, has) in spokes {
             let progress = self.spokes.entry(id).or_insert(Progress {
-                acked,
+                has,
                 moved: now,
                 patience: self.patience,
                 round,
             });
             progress.round = round;
-            if acked > progress.acked || acked >= behind {
-                progress.acked = progress.acked.max(acked);
+            if has != progress.has || has.acked >= behind {
+                progress.has = has;
                 progress.moved = now;
             }
             all += 1;
@@ -104,7 +114,8 @@ impl<Id: Copy + Ord> Pace<Id> {
                     continue;
                 }
             }
-            floor = Some(floor.map_or(progress.acked, |floor| floor.min(progress.acked)));
+            let acked = progress.has.acked;
+            floor = Some(floor.map_or(acked, |floor| floor.min(acked)));
         }
         floor
     }
@@ -112,7 +123,7 @@ impl<Id: Copy + Ord> Pace<Id> {
 
 impl Progress {
     fn is_behind(&self, behind: u64) -> bool {
-        self.acked < behind
+        self.has.acked < behind
     }
 
     fn is_stalled(&self, now: Instant, stall_after: Duration) -> bool {
@@ -126,6 +137,12 @@ mod tests {
 
     const MS: Duration = Duration::from_millis(1);
 
+    /// Spokes that said nothing but what they have.
+    fn have<const N: usize>(spokes: [(u32, u64); N]) -> impl Iterator<Item = (u32, Has)> {
+        let has = |(id, acked)| (id, Has { acked, beats: 0 });
+        spokes.into_iter().map(has)
+    }
+
     fn pace() -> (Pace<u32>, Instant) {
         (Pace::new(500 * MS, 2000 * MS), Instant::now())
     }
@@ -133,31 +150,34 @@ mod tests {
     #[test]
     fn the_slowest_that_keeps_up_sets_the_pace() {
         let (mut pace, now) = pace();
-        assert_eq!(pace.floor(now, 0, [].into_iter()), None);
+        assert_eq!(pace.floor(now, 0, have([])), None);
         let spokes = [(1, 90), (2, 70), (3, 100)];
-        assert_eq!(pace.floor(now, 50, spokes.into_iter()), Some(70));
+        assert_eq!(pace.floor(now, 50, have(spokes)), Some(70));
     }
 
     #[test]
     fn a_spoke_that_takes_nothing_is_not_waited_for_until_it_moves_again() {
         let (mut pace, now) = pace();
         let at = |ms: u32| now + ms * MS;
-        assert_eq!(
-            pace.floor(at(0), 50, [(1, 10), (2, 90)].into_iter()),
-            Some(10)
-        );
-        assert_eq!(
-            pace.floor(at(400), 50, [(1, 10), (2, 91)].into_iter()),
-            Some(10)
-        );
-        assert_eq!(
-            pace.floor(at(501), 50, [(1, 10), (2, 92)].into_iter()),
-            Some(92)
-        );
-        assert_eq!(
-            pace.floor(at(510), 50, [(1, 11), (2, 92)].into_iter()),
-            Some(11)
-        );
+        assert_eq!(pace.floor(at(0), 50, have([(1, 10), (2, 90)])), Some(10));
+        assert_eq!(pace.floor(at(400), 50, have([(1, 10), (2, 91)])), Some(10));
+        assert_eq!(pace.floor(at(501), 50, have([(1, 10), (2, 92)])), Some(92));
+        assert_eq!(pace.floor(at(510), 50, have([(1, 11), (2, 92)])), Some(11));
+    }
+
+    #[test]
+    fn a_spoke_that_takes_in_the_parts_of_a_large_event_has_not_stopped() {
+        let (mut pace, now) = pace();
+        for beats in 0..100u32 {
+            let has = Has {
+                acked: 10,
+                beats: beats.into(),
+            };
+            let at = now + beats * 200 * MS;
+            // As slow as most, so that patience does not run out.
+            let floor = pace.floor(at, 50, [(1, has)].into_iter());
+            assert_eq!(floor, Some(10));
+        }
     }
 
     #[test]
@@ -166,9 +186,9 @@ mod tests {
         let at = |ms: u32| now + ms * MS;
         let spokes = [(1, 10), (2, 10), (3, 90)];
         for ms in [0, 600, 4900] {
-            assert_eq!(pace.floor(at(ms), 50, spokes.into_iter()), Some(10), "{ms}");
+            assert_eq!(pace.floor(at(ms), 50, have(spokes)), Some(10), "{ms}");
         }
-        assert_eq!(pace.floor(at(5100), 50, spokes.into_iter()), Some(90));
+        assert_eq!(pace.floor(at(5100), 50, have(spokes)), Some(90));
     }
 
     #[test]
@@ -178,7 +198,7 @@ mod tests {
         for n in 0..1000u32 {
             // Always moving, always behind.
             let spokes = [(1, u64::from(n)), (2, 5000), (3, 5000)];
-            if pace.floor(now + n * 10 * MS, 4000, spokes.into_iter()) == Some(u64::from(n)) {
+            if pace.floor(now + n * 10 * MS, 4000, have(spokes)) == Some(u64::from(n)) {
                 waited += 10;
             }
         }
@@ -187,11 +207,11 @@ mod tests {
         let later = now + 10_000 * MS;
         for n in 0..10_000u32 {
             let spokes = [(1, 6000), (2, 6000), (3, 6000)];
-            let _ = pace.floor(later + n * 10 * MS, 4000, spokes.into_iter());
+            let _ = pace.floor(later + n * 10 * MS, 4000, have(spokes));
         }
         let spokes = [(1, 6001), (2, 9000), (3, 9000)];
         assert_eq!(
-            pace.floor(later + 100_001 * MS, 8000, spokes.into_iter()),
+            pace.floor(later + 100_001 * MS, 8000, have(spokes)),
             Some(6001)
         );
     }
@@ -202,7 +222,7 @@ mod tests {
         for n in 0..1000u32 {
             let acked = u64::from(n);
             let spokes = [(1, acked), (2, acked), (3, 5000)];
-            let floor = pace.floor(now + n * 10 * MS, 4000, spokes.into_iter());
+            let floor = pace.floor(now + n * 10 * MS, 4000, have(spokes));
             assert_eq!(floor, Some(acked));
         }
     }

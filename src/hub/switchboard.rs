@@ -7,10 +7,10 @@
 use std::{
     collections::BTreeMap,
     sync::{Arc, atomic::Ordering},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
-use rand::seq::IndexedRandom;
+use iroh::EndpointAddr;
 use tokio::{
     sync::mpsc,
     time::{MissedTickBehavior, interval, sleep_until},
@@ -19,11 +19,13 @@ use tracing::{debug, warn};
 
 use super::{
     Inner,
+    ack_share::{AckShare, Acker, Share},
     desk::TopicOrder,
-    gossip_link::{GossipLink, HubGate},
+    gossip_link::{Audience, GossipLink, HubGate, LinkEvent},
     link::Link,
     repairs::{Answer, Payer, Repairs, piece_of},
     spokes::SpokeChange,
+    supervisor::{Action, Condition, Failure, Standing, Supervisor, TICK},
 };
 use crate::{
     fan_out::{Decision, FanOut, Path, Planner, PlannerConfig},
@@ -55,42 +57,8 @@ pub(super) enum Note {
 /// How many notes may wait; who has one more waits.
 pub(super) const NOTES: usize = 1024;
 
-/// How often acknowledgements, traffic and laggards are looked at.
-const TICK: Duration = Duration::from_millis(200);
-
-/// A spoke on the topic that is behind and has not moved for this long is served directly,
-const STUCK_AFTER: Duration = Duration::from_secs(2);
-/// after this long if it is one of a few: at most four, or a quarter of those on the topic,
-const FEW_STUCK_AFTER: Duration = Duration::from_millis(400);
-const FEW: usize = 4;
-/// and after this long if it is one of most: serving all of them directly costs what the topic saves.
-const MOST_STUCK_AFTER: Duration = Duration::from_secs(6);
-
-/// Up to so many native spokes, all acknowledge fast; beyond, only a few do.
-const ALL_FAST: usize = 20;
-/// How many do beyond.
-const FAST: usize = 8;
-/// How often a fast spoke acknowledges.
-const FAST_EVERY: Duration = Duration::from_millis(20);
-
-/// How often one spoke of `spokes` may acknowledge, in milliseconds, if it is not a fast one.
-pub(crate) fn ack_every_ms(spokes: usize, acks_per_s: u32) -> u32 {
-    let fast_ms = FAST_EVERY.as_millis() as u64;
-    let budget = u64::from(acks_per_s);
-    let spokes_n = spokes as u64;
-    let ms = if spokes <= ALL_FAST {
-        spokes_n * 1000 / budget
-    } else {
-        let left = budget.saturating_sub(FAST as u64 * 1000 / fast_ms).max(1);
-        spokes_n * 1000 / left
-    };
-    u32::try_from(ms.max(fast_ms)).unwrap_or(u32::MAX)
-}
-
-/// Whether every spoke of so many acknowledges fast.
-pub(crate) fn all_are_fast(spokes: usize) -> bool {
-    spokes <= ALL_FAST
-}
+/// Through how many spokes the hub joins a topic on which it is nobody's neighbour.
+const REJOIN_THROUGH: usize = 4;
 
 pub(super) struct Switchboard {
     hub: Arc<Inner>,
@@ -101,16 +69,11 @@ pub(super) struct Switchboard {
     /// for these, whatever has become of them.
     links: BTreeMap<SpokeId, (Arc<Link>, bool)>,
     topic: Option<GossipLink>,
-    /// How many spokes there were when acknowledgements were shared out.
-    shared_among: usize,
-    watched: BTreeMap<SpokeId, Watched>,
+    supervisor: Supervisor<SpokeId>,
+    acks: AckShare,
     bytes_before: u64,
-}
-
-/// What a spoke on the topic had acknowledged, and since when.
-struct Watched {
-    acked: u64,
-    since: Instant,
+    /// The last topic has failed, and no other one has begun.
+    failed: bool,
 }
 
 impl Switchboard {
@@ -127,9 +90,10 @@ impl Switchboard {
             repairs: Repairs::new(),
             links: BTreeMap::new(),
             topic: None,
-            shared_among: 0,
-            watched: BTreeMap::new(),
+            supervisor: Supervisor::new(rand::random()),
+            acks: AckShare::default(),
             bytes_before: 0,
+            failed: false,
         }
     }
 
@@ -150,17 +114,19 @@ impl Switchboard {
                 _ = tick.tick() => self.tick(),
                 () = wait_until(deadline) => {}
                 () = self.hub.budget_line.notified() => {}
-                () = GossipLink::failed(&mut self.topic) => {
-                    // The link ends with the hub too.
-                    if self.hub.cancel.is_cancelled() {
-                        break;
+                event = GossipLink::event(&mut self.topic) => match event {
+                    LinkEvent::Neighbors(neighbors) => {
+                        let served = self.planner.counts().gossip;
+                        self.supervisor.neighbors(neighbors, served);
+                        self.follow_supervisor(Instant::now());
                     }
-                    warn!("the topic failed; everyone is served directly");
-                    debug!(target: events::TOPIC_FAILED, spokes = self.hub.roster.len());
-                    self.hub.metrics.topic.failed.inc();
-                    self.stop_topic();
-                    self.planner.topic_failed(Instant::now());
-                }
+                    // The link ends with the hub too.
+                    LinkEvent::Ended if self.hub.cancel.is_cancelled() => break,
+                    LinkEvent::Ended => {
+                        self.fail_topic(Instant::now(), Failure::Ended);
+                        self.stop_topic();
+                    }
+                },
             }
         }
         self.stop_topic();
@@ -193,7 +159,6 @@ impl Switchboard {
                 self.planner.spoke_left(now, id);
                 self.repairs.left(id);
                 self.hub.budget().leave(Payer::Spoke(id));
-                self.watched.remove(&id);
             }
             return;
         };
@@ -203,7 +168,6 @@ impl Switchboard {
         if before.is_none_or(|(link, gossiped)| link.number != number || gossiped != gossips) {
             self.planner.spoke_joined(now, id, gossips);
             self.repairs.left(id);
-            self.watched.remove(&id);
         }
     }
 
@@ -236,7 +200,6 @@ impl Switchboard {
                     self.moved(id);
                 }
                 Decision::Unpark { id } => {
-                    self.watched.remove(&id);
                     if let Some(link) = self.link(id) {
                         link.unpark();
                     }
@@ -246,10 +209,13 @@ impl Switchboard {
         }
         let counts = self.planner.counts();
         if let Some(topic) = &self.topic {
-            topic.set_hurry(counts.joining > 0);
+            topic.set_audience(Audience {
+                joining: counts.joining,
+                served: counts.gossip,
+            });
         }
-        let members = self.topic.is_some().then_some(counts.gossip);
-        self.repairs.set_topic(members);
+        let alive = self.topic.is_some() && self.supervisor.condition() == Condition::Alive;
+        self.repairs.set_topic(alive.then_some(counts.gossip));
     }
 
     fn answer_wants(&mut self) {
@@ -305,6 +271,10 @@ impl Switchboard {
     fn start_topic(&mut self) {
         debug!(target: events::TOPIC_STARTED, spokes = self.hub.roster.len());
         self.hub.metrics.topic.started.inc();
+        if std::mem::take(&mut self.failed) {
+            self.hub.metrics.topic.rebuilt.inc();
+        }
+        self.supervisor.topic_changed(false);
         let topic = GossipLink::start(&self.hub);
         self.hub
             .set_topic(Some((topic.topic(), topic.node().clone())));
@@ -320,15 +290,16 @@ impl Switchboard {
         }
     }
 
+    fn addrs(&self, spokes: &[SpokeId]) -> Vec<EndpointAddr> {
+        let links = spokes.iter().filter_map(|id| self.link(*id));
+        links.map(|link| link.remote_addr()).collect()
+    }
+
     fn tell_join(&self, id: SpokeId, peers: &[SpokeId], via_hub: bool) {
         let (Some(topic), Some(link)) = (&self.topic, self.link(id)) else {
             return;
         };
-        let mut addrs: Vec<_> = peers
-            .iter()
-            .filter_map(|peer| self.link(*peer))
-            .map(|peer| peer.remote_addr())
-            .collect();
+        let mut addrs = self.addrs(peers);
         if via_hub || addrs.is_empty() {
             addrs.push(self.hub.endpoint.addr());
         }
@@ -352,7 +323,7 @@ impl Switchboard {
         self.planner.traffic(now, per_s);
         let links = self.hub.roster.all();
         self.share_out_acks(&links);
-        self.find_stuck(now, &links);
+        self.supervise(now, &links);
         if self.hub.roster.expire(now, || self.hub.log.tip()) {
             self.hub.progress.notify_waiters();
         }
@@ -360,85 +331,73 @@ impl Switchboard {
 
     /// Tells spokes how often to acknowledge, when their number has changed much.
     fn share_out_acks(&mut self, links: &[Arc<Link>]) {
-        let native: Vec<_> = links
+        let native = links
             .iter()
-            .filter(|link| link.protocol == Protocol::Native)
+            .filter(|link| link.protocol == Protocol::Native);
+        let ackers: Vec<_> = native
+            .map(|link| Acker {
+                id: link.id,
+                on_topic: link.path() == Path::Gossip,
+                fast: link.fast.load(Ordering::Acquire),
+            })
             .collect();
-        let spokes = native.len();
-        let on_topic = native.iter().filter(|link| link.path() == Path::Gossip);
-        let is_fast = |link: &&&Arc<Link>| link.fast.load(Ordering::Acquire);
-        // Pace goes by the fast ones, of all and of those on the topic: there must be some of both.
-        let enough = native.iter().filter(is_fast).count() >= FAST.min(spokes)
-            && on_topic.clone().filter(is_fast).count() >= (FAST / 2).min(on_topic.clone().count());
-        if enough && spokes.abs_diff(self.shared_among) * 5 <= self.shared_among {
-            return;
-        }
-        self.shared_among = spokes;
         let acks_per_s = self.hub.config.limits.acks_per_s;
-        let slow = ack_every_ms(spokes, acks_per_s);
-        let all_fast = all_are_fast(spokes);
-        let on_topic: Vec<SpokeId> = on_topic.map(|link| link.id).collect();
-        let others: Vec<SpokeId> = native
-            .iter()
-            .map(|link| link.id)
-            .filter(|id| !on_topic.contains(id))
-            .collect();
-        let rng = &mut rand::rng();
-        let mut chosen: Vec<SpokeId> = on_topic.sample(rng, FAST).copied().collect();
-        let left = FAST - chosen.len();
-        chosen.extend(others.sample(rng, left.max(1)));
-        for link in native {
-            let fast = all_fast || chosen.contains(&link.id);
-            link.fast.store(fast, Ordering::Release);
-            let millis = if fast && !all_fast {
-                FAST_EVERY.as_millis() as u32
-            } else {
-                slow
-            };
-            link.set_ack_every(millis);
+        let shares = self.acks.share_out(&mut rand::rng(), acks_per_s, &ackers);
+        for Share { id, fast, every_ms } in shares {
+            if let Some(link) = self.hub.roster.get(id) {
+                link.fast.store(fast, Ordering::Release);
+                link.set_ack_every(every_ms);
+            }
         }
     }
 
-    /// Serves directly who is on the topic, is behind, and does not move: soon if only a few are, which
-    /// costs the hub little; later if it is many, who may merely be short of CPU or of bandwidth.
-    fn find_stuck(&mut self, now: Instant, links: &[Arc<Link>]) {
+    fn supervise(&mut self, now: Instant, links: &[Arc<Link>]) {
+        let spokes: Vec<_> = links
+            .iter()
+            .map(|link| Standing {
+                id: link.id,
+                has: link.has(),
+                fast: link.fast.load(Ordering::Acquire),
+                on_topic: link.path() == Path::Gossip,
+            })
+            .collect();
+        let topic = self.topic.as_ref().map(GossipLink::standing);
+        let every = self.acks.every(self.hub.config.limits.acks_per_s);
         let tip = self.hub.log.tip();
-        let every = ack_every_ms(self.shared_among, self.hub.config.limits.acks_per_s);
-        let every = 3 * Duration::from_millis(every.into());
-        let (mut on_topic, mut stuck) = (0, Vec::new());
-        for link in links {
-            let acked = link.acked();
-            if link.path() != Path::Gossip {
-                self.watched.remove(&link.id);
-                continue;
-            }
-            on_topic += 1;
-            let watched = self
-                .watched
-                .entry(link.id)
-                .or_insert(Watched { acked, since: now });
-            if watched.acked != acked || acked >= tip {
-                *watched = Watched { acked, since: now };
-            }
-            let still = now.duration_since(watched.since);
-            if still > FEW_STUCK_AFTER.max(every) {
-                stuck.push((link.id, still));
+        self.supervisor.look(now, tip, topic, &spokes, every);
+        self.follow_supervisor(now);
+    }
+
+    fn follow_supervisor(&mut self, now: Instant) {
+        while let Some(action) = self.supervisor.poll() {
+            match action {
+                Action::ServeAround(id) => {
+                    debug!(spoke = %id.fmt_short(), "the topic does not reach it");
+                    self.hub.metrics.repair.served_around.inc();
+                    self.planner.off_tree(now, id);
+                }
+                Action::Rejoin => self.rejoin(),
+                Action::Fail(failure) => self.fail_topic(now, failure),
             }
         }
-        let patience = if stuck.len() <= (on_topic / FEW).max(FEW) {
-            FEW_STUCK_AFTER
-        } else if stuck.len() * 2 <= on_topic {
-            STUCK_AFTER
-        } else {
-            MOST_STUCK_AFTER
-        };
-        for (id, still) in stuck {
-            if still > patience.max(every) {
-                debug!(spoke = %id.fmt_short(), ?still, "the topic does not reach it");
-                self.hub.metrics.repair.served_around.inc();
-                self.planner.off_tree(now, id);
-            }
-        }
+    }
+
+    /// The hub is nobody's neighbour: it joins through some that are on the tree.
+    fn rejoin(&mut self) {
+        let Some(topic) = &self.topic else { return };
+        let peers = self.planner.sample_tree(REJOIN_THROUGH);
+        debug!(peers = peers.len(), "the hub has lost its neighbours");
+        self.hub.metrics.topic.rejoined.inc();
+        topic.node().join(self.addrs(&peers));
+    }
+
+    fn fail_topic(&mut self, now: Instant, failure: Failure) {
+        warn!(?failure, "the topic failed; everyone is served directly");
+        debug!(target: events::TOPIC_FAILED, spokes = self.hub.roster.len());
+        self.hub.metrics.topic.failed.inc();
+        self.failed = true;
+        self.supervisor.topic_changed(true);
+        self.planner.topic_failed(now);
     }
 }
 

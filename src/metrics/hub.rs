@@ -150,6 +150,10 @@ pub struct TopicMetrics {
     pub started: Counter,
     /// Times that the topic failed and everyone was served directly.
     pub failed: Counter,
+    /// Times that a topic was begun in place of one that failed.
+    pub rebuilt: Counter,
+    /// Times that the hub had lost all its neighbours on the topic, and joined it again through spokes.
+    pub rejoined: Counter,
 }
 
 /// What a hub sent again, and whom it served around the topic.

@@ -7,7 +7,6 @@ use std::{
 
 use bytes::Bytes;
 use iroh::EndpointAddr;
-use rand::RngExt;
 
 use super::{
     clock::Nanos,
@@ -23,15 +22,15 @@ use crate::{
     gossip::GossipConfig,
     hub::{
         Behind, HubLimits,
+        ack_share::{AckShare, Acker, Share, ack_every_ms, all_are_fast},
         budget::Budget,
         desk::{Batch, Desk, TopicOrder},
         framer::{Content, Framer},
         gossip_link::HubGate,
         mailbox::{Mailbox, MailboxLimits},
-        pace::Pace,
+        pace::{Has, Pace},
         repairs::{Answer, Payer, Repairs, piece_of},
         shared_log::{Entry, SharedLog},
-        switchboard::{ack_every_ms, all_are_fast},
     },
     log::{LogConfig, resume::Ask},
     position::{Epoch, Position},
@@ -60,7 +59,7 @@ struct Link {
     desk: Desk,
     mailbox: Mailbox,
     deframer: Deframer,
-    acked: u64,
+    has: Has,
     fast: bool,
     path: Path,
     /// Sent and not read.
@@ -90,7 +89,7 @@ pub(super) struct Hub {
     following: BTreeSet<NodeId>,
     pace: Pace<NodeId>,
     tick_at: Nanos,
-    shared_among: usize,
+    acks: AckShare,
     bytes_before: u64,
     lose_root_frame: Option<u64>,
     pub(super) wake_at: Nanos,
@@ -116,7 +115,7 @@ impl Hub {
             pace: Pace::new(limits.stall_after, limits.patience),
             limits,
             tick_at: ctx.clock.nanos() + TICK,
-            shared_among: 0,
+            acks: AckShare::default(),
             bytes_before: 0,
             lose_root_frame,
             wake_at: Nanos::MAX,
@@ -158,7 +157,7 @@ impl Hub {
             .log
             .back_by(tip, self.limits.pace_events, self.limits.pace_bytes);
         let fast = self.links.iter().filter(|(_, link)| link.fast);
-        let fast = fast.map(|(id, link)| (*id, link.acked));
+        let fast = fast.map(|(id, link)| (*id, link.has));
         let floor = self.pace.floor(ctx.clock.now(), behind, fast);
         if floor.is_some_and(|floor| floor < behind) {
             return false;
@@ -205,7 +204,10 @@ impl Hub {
             desk: Desk::new(Protocol::Native, number, resume.start, Behind::default()),
             mailbox,
             deframer: Deframer::new(native::MAX_FRAME),
-            acked: resume.start,
+            has: Has {
+                acked: resume.start,
+                beats: 0,
+            },
             fast: all_are_fast(self.links.len() + 1),
             path: Path::Direct,
             unread: 0,
@@ -280,7 +282,8 @@ impl Hub {
                     ctx.tally.misbehaved += 1;
                     return;
                 }
-                link.acked = link.acked.max(offset);
+                link.has.acked = link.has.acked.max(offset);
+                link.has.beats += 1;
             }
             ToHub::Want { from, to: Some(to) } => {
                 if from > to || to > tip {
@@ -416,24 +419,17 @@ impl Hub {
     }
 
     fn share_out_acks(&mut self, ctx: &mut Ctx) {
-        let spokes = self.links.len();
-        if spokes.abs_diff(self.shared_among) * 5 <= self.shared_among {
-            return;
-        }
-        self.shared_among = spokes;
-        let every = ack_every_ms(spokes, self.limits.acks_per_s);
-        let share = 8.0 / spokes as f64;
-        let all = all_are_fast(spokes);
-        let ids: Vec<NodeId> = self.links.keys().copied().collect();
-        for id in ids {
-            let fast = all || ctx.rng.random_bool(share.min(1.0));
+        let acker = |(id, link): (&NodeId, &Link)| Acker {
+            id: *id,
+            on_topic: link.path == Path::Gossip,
+            fast: link.fast,
+        };
+        let ackers: Vec<_> = self.links.iter().map(acker).collect();
+        let acks_per_s = self.limits.acks_per_s;
+        for Share { id, fast, every_ms } in self.acks.share_out(&mut ctx.rng, acks_per_s, &ackers) {
             if let Some(link) = self.links.get_mut(&id) {
                 link.fast = fast;
-                link.desk.set_ack_every(if fast {
-                    20.max(if all { every } else { 0 })
-                } else {
-                    every
-                });
+                link.desk.set_ack_every(every_ms);
             }
             self.pump(ctx, id);
         }
@@ -443,16 +439,16 @@ impl Hub {
     pub(super) fn deadline(&self, ctx: &Ctx) -> Option<Nanos> {
         let planner = self.planner.deadline().map(|at| ctx.clock.when(at));
         let topic = self.topic.as_ref().map(|topic| {
-            let framer = ctx.clock.when(topic.framer.deadline());
-            topic
-                .mesh
-                .deadline(ctx)
-                .map_or(framer, |mesh| mesh.min(framer))
+            let framer = topic.framer.deadline().map(|at| ctx.clock.when(at));
+            [topic.mesh.deadline(ctx), framer]
+                .into_iter()
+                .flatten()
+                .min()
         });
         let wants = [self.repairs.deadline(), self.budget.deadline()];
         let wants = wants.into_iter().flatten().min();
         let wants = wants.map(|at| ctx.clock.when(at));
-        [planner, topic, wants, Some(self.tick_at)]
+        [planner, topic.flatten(), wants, Some(self.tick_at)]
             .into_iter()
             .flatten()
             .min()
@@ -477,7 +473,7 @@ impl Hub {
         let acks = || {
             let on_topic = |link: &Link| link.fast && link.path == Path::Gossip;
             let fast = links.iter().filter(move |(_, link)| on_topic(link));
-            fast.map(|(id, link)| (*id, link.acked)).collect::<Vec<_>>()
+            fast.map(|(id, link)| (*id, link.has)).collect::<Vec<_>>()
         };
         while let Some(content) = topic.framer.poll(now, log, acks) {
             topic.send(ctx, &content, self.lose_root_frame);
@@ -535,7 +531,7 @@ impl Hub {
                 id
             }
             Decision::Unpark { id } => {
-                let acked = self.links.get(&id).map_or(0, |link| link.acked);
+                let acked = self.links.get(&id).map_or(0, |link| link.has.acked);
                 self.desk(id, |desk| desk.unpark(acked));
                 id
             }

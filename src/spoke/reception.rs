@@ -419,7 +419,11 @@ impl Reception {
             via,
         };
         match inbox.insert(now, part) {
-            Ok(Inserted::New) => {}
+            Ok(Inserted::New) => {
+                if of.parts > 1 && offset == inbox.next() {
+                    self.acks.moving();
+                }
+            }
             Ok(Inserted::Duplicate) => {
                 self.metrics.duplicates.inc();
             }

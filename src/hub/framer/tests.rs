@@ -33,8 +33,12 @@ fn append(log: &SharedLog, n: usize, size: usize) {
     log.append(event).unwrap();
 }
 
-fn nobody() -> Vec<(u32, u64)> {
+fn nobody() -> Vec<(u32, Has)> {
     Vec::new()
+}
+
+fn has(acked: u64) -> Has {
+    Has { acked, beats: 0 }
 }
 
 /// Puts events together from frames, and checks that no frame is over the limit.
@@ -197,7 +201,7 @@ fn an_idle_topic_says_where_the_tip_is_ever_more_rarely() {
     framer.set_hurry(false);
     let mut waits = Vec::new();
     for _ in 0..7 {
-        let at = framer.deadline();
+        let at = framer.deadline().unwrap();
         assert_eq!(
             framer.poll(at - Duration::from_millis(1), &log, nobody),
             None
@@ -210,7 +214,7 @@ fn an_idle_topic_says_where_the_tip_is_ever_more_rarely() {
     assert_eq!(waits, [250, 500, 1000, 2000, 4000, 5000, 5000]);
     // Somebody joins, and is not to wait for long.
     framer.set_hurry(true);
-    assert_eq!(framer.deadline(), now + BEACON_FIRST);
+    assert_eq!(framer.deadline(), Some(now + BEACON_FIRST));
 }
 
 #[test]
@@ -221,7 +225,7 @@ fn the_topic_runs_a_window_ahead_of_its_spokes_and_no_further() {
     let mut acked = 0;
     let mut at = now;
     while framer.next() < 100 {
-        while let Some(content) = framer.poll(at, &log, || vec![(1, acked)]) {
+        while let Some(content) = framer.poll(at, &log, || vec![(1, has(acked))]) {
             if content.count == 0 {
                 assert!(framer.is_held());
             }
@@ -232,7 +236,7 @@ fn the_topic_runs_a_window_ahead_of_its_spokes_and_no_further() {
         assert!(ahead <= most, "{ahead}");
         if framer.next() < 100 {
             assert!(framer.is_held());
-            assert!(framer.deadline() <= at + WINDOW_POLL);
+            assert!(framer.deadline().unwrap() <= at + WINDOW_POLL);
         }
         acked += 1;
         at += Duration::from_millis(100);
@@ -248,11 +252,46 @@ fn a_closed_window_is_not_silence() {
     let mut beacons = 0;
     let begin = now;
     while now < begin + Duration::from_millis(1900) {
-        while let Some(content) = framer.poll(now, &log, || vec![(1, 0), (2, 0)]) {
+        while let Some(content) = framer.poll(now, &log, || vec![(1, has(0)), (2, has(0))]) {
             beacons += u32::from(content.count == 0);
         }
-        now = framer.deadline();
+        now = framer.deadline().unwrap();
     }
     assert!(framer.is_held());
     assert_eq!(beacons, 7);
+}
+
+#[test]
+fn frames_wait_for_neighbours_if_spokes_rely_on_them_and_begin_at_the_tip_otherwise() {
+    let now = Instant::now();
+    let log = log_of(&[10; 3]);
+    let mut framer = framer(now);
+    framer.set_listeners(false, false);
+    assert_eq!(framer.poll(now, &log, nobody), None);
+    assert_eq!((framer.next(), framer.deadline()), (3, None));
+    framer.set_listeners(true, false);
+    append(&log, 3, 10);
+    let frames = drain(&mut framer, now, &log);
+    assert_eq!(
+        frames
+            .iter()
+            .map(|f| (f.first, f.count))
+            .collect::<Vec<_>>(),
+        [(3, 1)]
+    );
+    framer.set_listeners(false, true);
+    for n in 4..7 {
+        append(&log, n, 10);
+    }
+    assert_eq!(framer.poll(now + BEACON_LAST, &log, nobody), None);
+    assert_eq!((framer.next(), framer.deadline()), (4, None));
+    framer.set_listeners(true, true);
+    let frames = drain(&mut framer, now, &log);
+    assert_eq!(
+        frames
+            .iter()
+            .map(|f| (f.first, f.count))
+            .collect::<Vec<_>>(),
+        [(4, 3)]
+    );
 }

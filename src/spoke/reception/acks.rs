@@ -2,6 +2,9 @@
 
 use std::time::{Duration, Instant};
 
+/// While parts of a large event come in, the hub is told so this often at most, by being told the same again.
+const BEAT: Duration = Duration::from_millis(200);
+
 /// What was released: every broadcast below an offset, every targeted event up to a number.
 type Released = (u64, u64);
 
@@ -14,6 +17,9 @@ pub(super) struct Acks {
     at: Instant,
     /// Somebody waits for everything below this offset.
     awaited: u64,
+    /// Parts of the next event came since the hub was told something, and when to tell it.
+    moving: bool,
+    beat_at: Instant,
 }
 
 impl Acks {
@@ -23,6 +29,8 @@ impl Acks {
             every: Duration::ZERO,
             at: now,
             awaited: 0,
+            moving: false,
+            beat_at: now,
         }
     }
 
@@ -33,7 +41,14 @@ impl Acks {
             every,
             at: now,
             awaited: 0,
+            moving: false,
+            beat_at: now + BEAT,
         };
+    }
+
+    /// A part of the event that is due next came, and does not complete it.
+    pub(super) fn moving(&mut self) {
+        self.moving = true;
     }
 
     /// How often from now on.
@@ -50,16 +65,22 @@ impl Acks {
     /// What to tell now, if that is news and due.
     pub(super) fn poll(&mut self, now: Instant, released: Released) -> Option<Released> {
         let awaited = self.told.0 < self.awaited && self.awaited <= released.0;
-        if released == self.told || !(awaited || now >= self.at) {
+        let news = released != self.told && (awaited || now >= self.at);
+        let beat = self.moving && now >= self.at.max(self.beat_at);
+        if !news && !beat {
             return None;
         }
         self.told = released;
         self.at = now + self.every;
+        self.moving = false;
+        self.beat_at = now + BEAT;
         Some(released)
     }
 
     pub(super) fn deadline(&self, released: Released) -> Option<Instant> {
-        (released != self.told).then_some(self.at)
+        let beat = self.moving.then(|| self.at.max(self.beat_at));
+        let news = (released != self.told).then_some(self.at);
+        [beat, news].into_iter().flatten().min()
     }
 }
 
@@ -84,5 +105,27 @@ mod tests {
         assert_eq!(acks.poll(now, (9, 1)), None, "nobody waits for more");
         acks.pace(now, Duration::ZERO);
         assert_eq!(acks.poll(now, (9, 1)), Some((9, 1)));
+    }
+
+    #[test]
+    fn while_parts_come_in_the_hub_is_told_so_now_and_then() {
+        let begin = Instant::now();
+        let mut acks = Acks::new(begin);
+        acks.begin(begin, Duration::from_millis(20), (5, 0));
+        let mut told = 0;
+        for ms in 0..1000 {
+            let now = begin + Duration::from_millis(ms);
+            acks.moving();
+            assert!(acks.deadline((5, 0)).is_some());
+            told += u32::from(acks.poll(now, (5, 0)) == Some((5, 0)));
+        }
+        assert_eq!(told, 4);
+        // And no more once none come.
+        let mut now = begin + Duration::from_secs(2);
+        assert_eq!(acks.poll(now, (5, 0)), Some((5, 0)));
+        now += Duration::from_secs(1);
+        assert_eq!(acks.poll(now, (5, 0)), None);
+        assert_eq!(acks.deadline((5, 0)), None);
+        assert_eq!(acks.poll(now, (6, 0)), Some((6, 0)));
     }
 }

@@ -1,0 +1,353 @@
+//! Whether the topic delivers, and what to do when it does not: sans-IO.
+//!
+//! The supervisor goes by what the spokes that acknowledge fast have. A few spokes that the topic does not
+//! reach are served directly soon, which costs the hub little. When it reaches nobody, either the topic is
+//! dead or everything is slow, and both look alike from here; so a few are served directly as a trial. If
+//! those go on and the rest does not, it is the topic: it has failed, and is to be built anew. If they do
+//! not go on either, a new topic would not help, and would be torn down in turn.
+//!
+//! Time in which the hub itself did not run does not count. After each failure the next trial lasts longer.
+//!
+//! Not for: building topics (the planner waits and begins anew), nor for who joins through whom.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    fmt::Debug,
+    time::{Duration, Instant},
+};
+
+use rand::{SeedableRng, rngs::StdRng, seq::IndexedRandom};
+
+use super::pace::Has;
+
+/// How often the supervisor looks.
+pub(crate) const TICK: Duration = Duration::from_millis(200);
+
+/// A spoke that is behind and has not moved for this long is served directly,
+const STUCK_AFTER: Duration = Duration::from_secs(2);
+/// after this long if it is one of a few: at most four, or a quarter of those on the topic,
+const FEW_STUCK_AFTER: Duration = Duration::from_millis(400);
+const FEW: usize = 4;
+/// and after this long if it is one of most: serving all of them directly costs what the topic saves.
+const MOST_STUCK_AFTER: Duration = Duration::from_secs(6);
+
+/// When nobody has moved for this long, a few are served directly as a trial,
+const TRIAL_AFTER: Duration = Duration::from_millis(400);
+/// and a few more after as long again, if those do not move.
+const NEXT_TRIAL_AFTER: Duration = Duration::from_secs(1);
+/// A topic that has reached nobody for this long, though a trial goes on, has failed.
+const DEAD_AFTER: Duration = Duration::from_millis(1200);
+/// That doubles with each failure up to this, when those who wait for the outcome are served directly,
+const DEAD_AFTER_AT_MOST: Duration = Duration::from_secs(5);
+/// and is forgotten when a topic has done well for so long.
+const GOOD_RUN: Duration = Duration::from_secs(60);
+
+/// How long the hub may be without a neighbour on the topic while spokes are on it.
+const ALONE: Duration = Duration::from_secs(1);
+
+/// How long the topic's cursor may stand still though nothing holds it back.
+const CURSOR_STUCK: Duration = Duration::from_millis(1600);
+
+/// A spoke that is there, as it stands.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Standing<Id> {
+    pub(crate) id: Id,
+    pub(crate) has: Has,
+    /// Whether it acknowledges fast.
+    pub(crate) fast: bool,
+    /// Whether the topic serves it.
+    pub(crate) on_topic: bool,
+}
+
+/// The topic, as it stands.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct TopicStanding {
+    /// Everything below was sent on it.
+    pub(crate) sent: u64,
+    /// Whether its cursor waits for spokes to acknowledge.
+    pub(crate) held: bool,
+    /// How many neighbours the hub has on it.
+    pub(crate) neighbors: usize,
+}
+
+/// What is to be done.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Action<Id> {
+    /// Serve this spoke directly: the topic does not reach it.
+    ServeAround(Id),
+    /// The hub has lost its neighbours: it has to join through spokes that are on the topic.
+    Rejoin,
+    /// The topic has failed.
+    Fail(Failure),
+}
+
+/// Why a topic has failed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Failure {
+    /// It reaches nobody, though spokes go on that are served directly.
+    Dead,
+    /// The hub is nobody's neighbour.
+    Alone,
+    /// Nothing more is sent on it.
+    CursorStuck,
+    /// The hub's part in it has ended, or panicked.
+    Ended,
+}
+
+/// How the topic does.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) enum Condition {
+    /// There is none, or nobody is on it.
+    #[default]
+    Idle,
+    Alive,
+    /// It reaches nobody, or the hub is nobody's neighbour.
+    Stalled,
+}
+
+#[derive(Debug)]
+pub(crate) struct Supervisor<Id> {
+    rng: StdRng,
+    /// Time that the hub has run.
+    clock: Duration,
+    looked: Option<Instant>,
+    watched: BTreeMap<Id, Watched>,
+    /// Since when the topic has reached nobody.
+    stalled: Option<Stall<Id>>,
+    /// Since when the hub is nobody's neighbour.
+    alone: Option<Duration>,
+    /// Where the cursor stands, and since when.
+    cursor: (u64, Duration),
+    dead_after: Duration,
+    /// Since when there is this topic.
+    begun: Option<Duration>,
+    condition: Condition,
+    out: VecDeque<Action<Id>>,
+}
+
+/// What a spoke on the topic had, and since when.
+#[derive(Debug)]
+struct Watched {
+    has: Has,
+    since: Duration,
+}
+
+#[derive(Debug)]
+struct Stall<Id> {
+    since: Duration,
+    next_trial: Duration,
+    /// Who is served directly as a trial, and what it had then.
+    trial: BTreeMap<Id, Has>,
+}
+
+impl<Id: Copy + Ord + Debug> Supervisor<Id> {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self {
+            rng: StdRng::seed_from_u64(seed),
+            clock: Duration::ZERO,
+            looked: None,
+            watched: BTreeMap::new(),
+            stalled: None,
+            alone: None,
+            cursor: (0, Duration::ZERO),
+            dead_after: DEAD_AFTER,
+            begun: None,
+            condition: Condition::Idle,
+            out: VecDeque::new(),
+        }
+    }
+
+    /// How the topic does.
+    pub(crate) fn condition(&self) -> Condition {
+        self.condition
+    }
+
+    /// What to do next, if anything.
+    pub(crate) fn poll(&mut self) -> Option<Action<Id>> {
+        self.out.pop_front()
+    }
+
+    /// The topic has begun, or is gone, for whatever reason. What was known of it is forgotten.
+    pub(crate) fn topic_changed(&mut self, failed: bool) {
+        let ran = self.begun.map(|at| self.clock.saturating_sub(at));
+        if ran.is_some_and(|ran| ran >= GOOD_RUN) {
+            self.dead_after = DEAD_AFTER;
+        }
+        if failed {
+            self.dead_after = (self.dead_after * 2).min(DEAD_AFTER_AT_MOST);
+        }
+        self.watched.clear();
+        self.stalled = None;
+        self.alone = None;
+        self.begun = None;
+        self.condition = Condition::Idle;
+        self.out.clear();
+    }
+
+    /// The number of the hub's neighbours has changed. `on_topic` is how many spokes the topic serves.
+    pub(crate) fn neighbors(&mut self, neighbors: usize, on_topic: usize) {
+        if neighbors > 0 || on_topic == 0 {
+            self.alone = None;
+        } else if self.alone.is_none() {
+            self.alone = Some(self.clock);
+            self.condition = Condition::Stalled;
+            self.out.push_back(Action::Rejoin);
+        }
+    }
+
+    /// Looks at how things stand; every [`TICK`]. `tip` is the log's, `ack_every` how often a spoke
+    /// acknowledges that is not a fast one.
+    pub(crate) fn look(
+        &mut self,
+        now: Instant,
+        tip: u64,
+        topic: Option<TopicStanding>,
+        spokes: &[Standing<Id>],
+        ack_every: Duration,
+    ) {
+        let before = self.looked.replace(now);
+        let passed = before.map_or(Duration::ZERO, |at| now.saturating_duration_since(at));
+        self.clock += passed.min(2 * TICK);
+        let Some(topic) = topic else {
+            return;
+        };
+        self.begun.get_or_insert(self.clock);
+        let on_topic: Vec<&Standing<Id>> = spokes.iter().filter(|spoke| spoke.on_topic).collect();
+        self.watch(&on_topic, topic.sent);
+        self.neighbors(topic.neighbors, on_topic.len());
+        let failure = self
+            .failure(tip, topic, &on_topic)
+            .or_else(|| self.look_for_stall(&on_topic, spokes));
+        if let Some(failure) = failure {
+            self.condition = Condition::Stalled;
+            return self.out.push_back(Action::Fail(failure));
+        }
+        self.find_stuck(&on_topic, 3 * ack_every);
+        self.condition = if on_topic.is_empty() {
+            Condition::Idle
+        } else if self.alone.is_some() || self.stalled.is_some() {
+            Condition::Stalled
+        } else {
+            Condition::Alive
+        };
+    }
+
+    /// Notes since when each has not moved though it lacks something that was sent.
+    fn watch(&mut self, on_topic: &[&Standing<Id>], sent: u64) {
+        let mut watched = std::mem::take(&mut self.watched);
+        for spoke in on_topic {
+            let has = spoke.has;
+            let still = |had: &Watched| had.has == has && has.acked < sent;
+            let since = watched.remove(&spoke.id).filter(still);
+            let since = since.map_or(self.clock, |had| had.since);
+            self.watched.insert(spoke.id, Watched { has, since });
+        }
+    }
+
+    /// For how long the spoke has not moved though it lacks something.
+    fn still(&self, spoke: &Standing<Id>) -> Duration {
+        let watched = self.watched.get(&spoke.id);
+        watched.map_or(Duration::ZERO, |watched| self.since(watched.since))
+    }
+
+    fn since(&self, at: Duration) -> Duration {
+        self.clock.saturating_sub(at)
+    }
+
+    /// What cannot be blamed on spokes.
+    fn failure(
+        &mut self,
+        tip: u64,
+        topic: TopicStanding,
+        on_topic: &[&Standing<Id>],
+    ) -> Option<Failure> {
+        if self.alone.is_some_and(|at| self.since(at) >= ALONE) {
+            return Some(Failure::Alone);
+        }
+        let behind = |spoke: &&&Standing<Id>| spoke.fast && spoke.has.acked < topic.sent;
+        let goes_on = self.cursor.0 != topic.sent || topic.sent >= tip;
+        let waits = topic.held || topic.neighbors == 0 || on_topic.iter().any(|s| behind(&s));
+        if goes_on || waits {
+            self.cursor = (topic.sent, self.clock);
+        }
+        (self.since(self.cursor.1) >= CURSOR_STUCK).then_some(Failure::CursorStuck)
+    }
+
+    /// Finds out whether the topic reaches anybody.
+    fn look_for_stall(
+        &mut self,
+        on_topic: &[&Standing<Id>],
+        all: &[Standing<Id>],
+    ) -> Option<Failure> {
+        let fast: Vec<_> = on_topic.iter().filter(|spoke| spoke.fast).collect();
+        let still = fast.iter().map(|spoke| self.still(spoke)).min();
+        let Some(still) = still.filter(|still| *still >= TRIAL_AFTER) else {
+            self.stalled = None;
+            return None;
+        };
+        let clock = self.clock;
+        let stall = self.stalled.get_or_insert(Stall {
+            since: clock.saturating_sub(still),
+            next_trial: clock,
+            trial: BTreeMap::new(),
+        });
+        let untried: Vec<_> = fast
+            .iter()
+            .filter(|spoke| !stall.trial.contains_key(&spoke.id))
+            .collect();
+        let goes_on = |spoke: &Standing<Id>| {
+            let had = stall.trial.get(&spoke.id);
+            had.is_some_and(|had| *had != spoke.has)
+        };
+        if all.iter().any(goes_on) {
+            let dead = clock.saturating_sub(stall.since) >= self.dead_after && !untried.is_empty();
+            return dead.then_some(Failure::Dead);
+        }
+        if clock >= stall.next_trial {
+            stall.next_trial = clock + NEXT_TRIAL_AFTER;
+            // One at least has to stay, to show whether the topic reaches it; but not one that is alone.
+            let only = stall.trial.is_empty() && untried.len() == 1;
+            let most = FEW.min(untried.len().saturating_sub(1)).max(only.into());
+            for spoke in untried.sample(&mut self.rng, most) {
+                stall.trial.insert(spoke.id, spoke.has);
+                self.out.push_back(Action::ServeAround(spoke.id));
+            }
+        }
+        None
+    }
+
+    /// Serves directly who is on the topic, is behind, and does not move: soon if only a few are, which
+    /// costs the hub little; later if it is many, who may merely be short of CPU or of bandwidth.
+    fn find_stuck(&mut self, on_topic: &[&Standing<Id>], slow: Duration) {
+        let patience_with = |spoke: &Standing<Id>, patience: Duration| {
+            if spoke.fast {
+                patience
+            } else {
+                patience.max(slow)
+            }
+        };
+        let mut stuck = Vec::new();
+        for spoke in on_topic {
+            let still = self.still(spoke);
+            if still >= patience_with(spoke, FEW_STUCK_AFTER) {
+                stuck.push((spoke, still));
+            }
+        }
+        let few = stuck.len() <= (on_topic.len() / FEW).max(FEW) && self.stalled.is_none();
+        let patience = if few {
+            FEW_STUCK_AFTER
+        } else if stuck.len() * 2 <= on_topic.len() {
+            STUCK_AFTER
+        } else {
+            MOST_STUCK_AFTER
+        };
+        for (spoke, still) in stuck {
+            if still >= patience_with(spoke, patience) {
+                self.out.push_back(Action::ServeAround(spoke.id));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -80,7 +80,11 @@ impl AckShare {
         self.among = spokes.len();
         let slow = ack_every_ms(self.among, acks_per_s);
         let all_fast = all_are_fast(self.among);
-        let chosen = choose(rng, spokes);
+        let chosen = if all_fast {
+            BTreeSet::new()
+        } else {
+            choose(rng, spokes)
+        };
         let share = |spoke: &Acker<Id>| {
             let fast = all_fast || chosen.contains(&spoke.id);
             let every_ms = if fast && !all_fast {

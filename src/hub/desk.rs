@@ -21,6 +21,7 @@ use crate::{
     link_io::LinkError,
     log::Read,
     metrics::events,
+    position::Position,
     protocol::Protocol,
     wire::{
         compat,
@@ -189,7 +190,7 @@ impl Desk {
         {
             let before = bytes_of(chunks);
             // A targeted event goes out where the cursor passes its place.
-            let stop = mailbox.stop(self.link, log.epoch());
+            let stop = mailbox.stop(self.link);
             let (next, tip) = self.advance(cursor, stop, log, entries, chunks)?;
             if self.fallback {
                 cost += bytes_of(chunks) - before;
@@ -203,8 +204,9 @@ impl Desk {
         }
         self.put_targeted(mailbox, log, chunks);
         if chunks.is_empty() {
+            let waits = self.cursor.is_none() && mailbox.stop(self.link).is_some();
             return Ok(Batch::Idle {
-                follows_tip: at_tip,
+                follows_tip: at_tip || waits,
             });
         }
         Ok(Batch::Frames {
@@ -337,18 +339,27 @@ impl Desk {
         Ok(())
     }
 
-    /// Writes the targeted events whose place the cursor has reached; all of them if the topic
-    /// serves the spoke, whose inbox then keeps the order.
+    /// Writes the targeted events whose place the cursor has reached; if the topic serves the spoke, those
+    /// whose place it can reach, since the spoke's inbox then keeps the order.
     fn put_targeted(&self, mailbox: &mut Mailbox, log: &SharedLog, chunks: &mut Vec<Bytes>) {
+        let tip = log.tip();
+        let mut written = self.cursor.unwrap_or(tip);
+        let waits = mailbox.stop(self.link).is_some_and(|after| after > tip);
+        if waits && written >= tip && log.failure().is_some() {
+            // Broadcasts that the log will never have are not waited for.
+            written = u64::MAX;
+        }
+        let epoch = log.epoch();
         let mut bytes = 0;
         while bytes < BATCH_BYTES {
-            let Some(due) = mailbox.next(self.link, log.epoch(), self.cursor) else {
+            let Some(due) = mailbox.next(self.link, written) else {
                 return;
             };
             bytes += due.envelope.size();
             match self.protocol {
                 Protocol::Native => {
-                    native::put_targeted(chunks, due.seq, due.after, due.envelope.body());
+                    let after = Position::new(epoch, due.after.min(tip));
+                    native::put_targeted(chunks, due.seq, after, due.envelope.body());
                 }
                 Protocol::Compat => chunks.push(compat::encode(&due.envelope)),
             }
@@ -359,3 +370,6 @@ impl Desk {
 fn bytes_of(chunks: &[Bytes]) -> u64 {
     chunks.iter().map(|chunk| chunk.len() as u64).sum()
 }
+
+#[cfg(test)]
+mod tests;

@@ -15,7 +15,6 @@ use crate::{
     delivery::{Loss, SendReceipt, Ticket},
     event::Envelope,
     link_io::LinkError,
-    position::{Epoch, Position},
     protocol::Protocol,
     spoke_id::SpokeId,
 };
@@ -56,8 +55,9 @@ pub(crate) struct Mailbox {
 
 #[derive(Debug)]
 struct Kept {
-    /// To be seen when everything before was.
-    after: Position,
+    /// To be seen when every broadcast below was. An offset is enough: a hub whose log begins a new epoch
+    /// goes on counting.
+    after: u64,
     envelope: Envelope,
     ticket: Ticket,
 }
@@ -66,7 +66,7 @@ struct Kept {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Due {
     pub(crate) seq: u64,
-    pub(crate) after: Position,
+    pub(crate) after: u64,
     pub(crate) envelope: Envelope,
 }
 
@@ -118,11 +118,11 @@ impl Mailbox {
             .saturating_add(self.len().saturating_mul(OVERHEAD))
     }
 
-    /// Takes an event, sent when the log stood at `tip`.
+    /// Takes an event, sent when `end` was the offset of the next broadcast.
     pub(crate) fn push(
         &mut self,
         envelope: &Envelope,
-        tip: Position,
+        end: u64,
         overtake: bool,
     ) -> Result<SendReceipt, NoRoom> {
         if self.ended {
@@ -137,9 +137,9 @@ impl Mailbox {
         let (ticket, receipt) = Ticket::new(Some(self.spoke));
         let (queue, after) = if overtake {
             // Offset 0 has nothing before it.
-            (&mut self.overtaking, Position::new(tip.epoch, 0))
+            (&mut self.overtaking, 0)
         } else {
-            (&mut self.waiting, tip)
+            (&mut self.waiting, end)
         };
         queue.push_back(Kept {
             after,
@@ -183,14 +183,14 @@ impl Mailbox {
     }
 
     /// Up to where a cursor may go before this link has an event to write.
-    pub(crate) fn stop(&self, link: u64, epoch: Epoch) -> Option<u64> {
+    pub(crate) fn stop(&self, link: u64) -> Option<u64> {
         let first = self.waiting.front().filter(|_| self.link == Some(link))?;
-        (first.after.epoch == epoch).then_some(first.after.offset)
+        Some(first.after)
     }
 
-    /// The next event for `link` to write, when the cursor stands at `cursor`; with no cursor, the spoke
-    /// itself keeps the order.
-    pub(crate) fn next(&mut self, link: u64, epoch: Epoch, cursor: Option<u64>) -> Option<Due> {
+    /// The next event for `link` to write, when everything below `written` was written to it, or is left to
+    /// the topic.
+    pub(crate) fn next(&mut self, link: u64, written: u64) -> Option<Due> {
         if self.link != Some(link) {
             return None;
         }
@@ -207,9 +207,7 @@ impl Mailbox {
         let first = match self.overtaking.pop_front() {
             Some(first) => first,
             None => {
-                let after = self.waiting.front()?.after;
-                let waits = after.epoch == epoch && cursor.is_some_and(|at| at < after.offset);
-                if waits {
+                if self.waiting.front()?.after > written {
                     return None;
                 }
                 self.waiting.pop_front()?
@@ -282,8 +280,6 @@ mod tests {
     use super::*;
     use crate::delivery::Delivery;
 
-    const EPOCH: Epoch = Epoch::from_u64(7);
-
     fn mailbox(protocol: Protocol, events: usize, bytes: usize) -> Mailbox {
         let spoke = SpokeId {
             endpoint: iroh::SecretKey::from_bytes(&[7; 32]).public(),
@@ -296,10 +292,6 @@ mod tests {
         Envelope::new("n", &n).unwrap()
     }
 
-    fn at(offset: u64) -> Position {
-        Position::new(EPOCH, offset)
-    }
-
     fn number(due: Option<Due>) -> Option<(u64, u64)> {
         due.map(|due| (due.seq, due.envelope.payload().unwrap()))
     }
@@ -308,19 +300,13 @@ mod tests {
     fn an_event_waits_for_its_place_unless_it_overtakes() {
         let mut mailbox = mailbox(Protocol::Native, 10, 1000);
         mailbox.attach(1, 0);
-        mailbox.push(&event(1), at(5), false).unwrap();
-        mailbox.push(&event(2), at(6), true).unwrap();
-        assert_eq!(mailbox.stop(1, EPOCH), Some(5));
-        assert_eq!(number(mailbox.next(1, EPOCH, Some(3))), Some((1, 2)));
-        assert_eq!(number(mailbox.next(1, EPOCH, Some(4))), None);
-        assert_eq!(number(mailbox.next(1, EPOCH, Some(5))), Some((2, 1)));
-        // Without a cursor, or in another life of the log, there is nothing to wait for here.
-        mailbox.push(&event(3), at(9), false).unwrap();
-        assert_eq!(number(mailbox.next(1, EPOCH, None)), Some((3, 3)));
-        mailbox.push(&event(4), at(9), false).unwrap();
-        let other = Epoch::from_u64(8);
-        assert_eq!(mailbox.stop(1, other), None);
-        assert_eq!(number(mailbox.next(1, other, Some(0))), Some((4, 4)));
+        mailbox.push(&event(1), 5, false).unwrap();
+        mailbox.push(&event(2), 6, true).unwrap();
+        assert_eq!(mailbox.stop(1), Some(5));
+        assert_eq!(number(mailbox.next(1, 3)), Some((1, 2)));
+        assert_eq!(number(mailbox.next(1, 4)), None);
+        assert_eq!(number(mailbox.next(1, 5)), Some((2, 1)));
+        assert_eq!(mailbox.stop(1), None);
     }
 
     #[test]
@@ -328,10 +314,10 @@ mod tests {
         let mut mailbox = mailbox(Protocol::Native, 10, 1000);
         mailbox.attach(1, 0);
         let receipts: Vec<_> = (1..=4)
-            .map(|n| mailbox.push(&event(n), at(0), false).unwrap())
+            .map(|n| mailbox.push(&event(n), 0, false).unwrap())
             .collect();
         for n in 1..=3 {
-            assert_eq!(number(mailbox.next(1, EPOCH, Some(0))), Some((n, n)));
+            assert_eq!(number(mailbox.next(1, 0)), Some((n, n)));
         }
         assert!(mailbox.acked(1, 1).unwrap());
         assert!(mailbox.acked(1, 4).is_err(), "it was not written");
@@ -340,37 +326,31 @@ mod tests {
         assert!(mailbox.check_taken(4).is_err(), "it was never written");
         mailbox.check_taken(2).unwrap();
         mailbox.attach(2, 2);
-        assert_eq!(number(mailbox.next(1, EPOCH, Some(0))), None);
+        assert_eq!(number(mailbox.next(1, 0)), None);
         assert!(!mailbox.acked(1, 3).unwrap());
         assert!(mailbox.acked(2, 3).is_err(), "not written on this link");
-        assert_eq!(number(mailbox.next(2, EPOCH, Some(0))), Some((3, 3)));
-        assert_eq!(number(mailbox.next(2, EPOCH, Some(0))), Some((4, 4)));
+        assert_eq!(number(mailbox.next(2, 0)), Some((3, 3)));
+        assert_eq!(number(mailbox.next(2, 0)), Some((4, 4)));
         assert!(mailbox.acked(2, 3).unwrap());
-        mailbox.push(&event(5), at(0), false).unwrap();
+        mailbox.push(&event(5), 0, false).unwrap();
         assert_eq!(mailbox.end(&Loss::Expired), (1, 1));
         let outcomes: Vec<_> = receipts.iter().map(SendReceipt::now).collect();
         assert!(outcomes[..3].iter().all(|o| *o == Delivery::Delivered));
         assert_eq!(outcomes[3], Delivery::MaybeDelivered(Loss::Expired));
-        assert_eq!(
-            mailbox.push(&event(6), at(0), false).err(),
-            Some(NoRoom::Ended)
-        );
+        assert_eq!(mailbox.push(&event(6), 0, false).err(), Some(NoRoom::Ended));
     }
 
     #[test]
     fn one_event_always_fits_and_a_plain_spokes_stream_is_all_that_is_known() {
         let mut mailbox = mailbox(Protocol::Compat, 1, 1);
         mailbox.attach(1, 0);
-        let receipt = mailbox.push(&event(1), at(0), false).unwrap();
-        assert_eq!(
-            mailbox.push(&event(2), at(0), false).err(),
-            Some(NoRoom::Full)
-        );
-        mailbox.next(1, EPOCH, Some(0)).unwrap();
+        let receipt = mailbox.push(&event(1), 0, false).unwrap();
+        assert_eq!(mailbox.push(&event(2), 0, false).err(), Some(NoRoom::Full));
+        mailbox.next(1, 0).unwrap();
         let outcome = Delivery::MaybeDelivered(Loss::CannotAcknowledge);
         assert_eq!(receipt.now(), outcome);
         assert!(mailbox.is_empty() && mailbox.cost() == 0);
-        let receipt = mailbox.push(&event(2), at(0), false).unwrap();
+        let receipt = mailbox.push(&event(2), 0, false).unwrap();
         mailbox.end(&Loss::ShutDown);
         assert_eq!(receipt.now(), Delivery::NotDelivered(Loss::ShutDown));
     }
@@ -432,7 +412,7 @@ mod tests {
                     Op::Push { overtake } => {
                         let n = sent.len() as u64;
                         let before = mailbox.len();
-                        match mailbox.push(&event(n), at(tip), overtake) {
+                        match mailbox.push(&event(n), tip, overtake) {
                             Ok(receipt) => {
                                 prop_assert!(before < events);
                                 sent.push((receipt, overtake, tip));
@@ -445,18 +425,17 @@ mod tests {
                     }
                     Op::Broadcast => tip += 1,
                     Op::Cursor => {
-                        let stop = mailbox.stop(link, EPOCH).unwrap_or(tip);
+                        let stop = mailbox.stop(link).unwrap_or(tip);
                         cursor = cursor.max((cursor + 1).min(stop).min(tip));
                     }
                     Op::Park(park) => parked = park,
                     Op::Write { arrives } => {
-                        let at = (!parked).then_some(cursor);
-                        let due = mailbox.next(link, EPOCH, at);
+                        let due = mailbox.next(link, if parked { tip } else { cursor });
                         prop_assert!(due.is_none() || connected);
                         let Some(due) = due else { continue };
                         let n: u64 = due.envelope.payload().unwrap();
                         let (_, overtake, after) = sent[n as usize];
-                        prop_assert_eq!(due.after.offset, if overtake { 0 } else { after });
+                        prop_assert_eq!(due.after, if overtake { 0 } else { after });
                         // A link that has lost a frame delivers nothing behind it.
                         torn |= !arrives;
                         if torn {

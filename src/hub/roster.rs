@@ -24,7 +24,6 @@ use crate::{
     event::Envelope,
     link_io::LinkError,
     metrics::HubMetrics,
-    position::Position,
     protocol::Protocol,
     spoke_id::SpokeId,
     wire::native::SessionId,
@@ -221,18 +220,19 @@ impl Roster {
         &self,
         session: &Session,
         event: &Envelope,
-        tip: Position,
+        end: u64,
+        tip: u64,
         overtake: bool,
     ) -> Result<SendReceipt, NoRoom> {
         let mut inner = self.inner();
         let inner = &mut *inner;
         let before = session.mailbox(|mailbox| mailbox.cost());
-        let receipt = session.push(event, tip, overtake, true)?;
+        let receipt = session.push(event, end, overtake, true)?;
         let cost = session.mailbox(|mailbox| mailbox.cost());
         let evicted = inner
             .sessions
             .keep_more(session.id, cost.saturating_sub(before));
-        self.evict(inner, evicted, &|| tip.offset);
+        self.evict(inner, evicted, &|| tip);
         self.gauge(inner);
         Ok(receipt)
     }

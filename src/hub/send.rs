@@ -144,9 +144,13 @@ impl Inner {
         event: &Envelope,
         options: SendOptions,
     ) -> Result<SendReceipt, NoRoom> {
-        let tip = self.log.tip_position();
-        let pushed = match session.push(event, tip, options.overtake, false) {
-            Err(NoRoom::Away) => self.roster.push_away(session, event, tip, options.overtake),
+        let end = self.log.appended();
+        let overtake = options.overtake;
+        let pushed = match session.push(event, end, overtake, false) {
+            Err(NoRoom::Away) => {
+                let tip = self.log.tip();
+                self.roster.push_away(session, event, end, tip, overtake)
+            }
             pushed => pushed,
         };
         if pushed.is_ok() {

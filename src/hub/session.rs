@@ -19,7 +19,6 @@ use super::{
 use crate::{
     delivery::{Loss, SendReceipt},
     event::Envelope,
-    position::Position,
     protocol::Protocol,
     spoke_id::SpokeId,
     wire::native::SessionId,
@@ -103,7 +102,7 @@ impl Session {
     pub(crate) fn push(
         &self,
         event: &Envelope,
-        tip: Position,
+        end: u64,
         overtake: bool,
         may_be_away: bool,
     ) -> Result<SendReceipt, NoRoom> {
@@ -111,7 +110,7 @@ impl Session {
         if outgoing.wake.is_none() && !may_be_away && !outgoing.mailbox.has_ended() {
             return Err(NoRoom::Away);
         }
-        let receipt = outgoing.mailbox.push(event, tip, overtake)?;
+        let receipt = outgoing.mailbox.push(event, end, overtake)?;
         if let Some(wake) = &outgoing.wake {
             wake.notify_one();
         }

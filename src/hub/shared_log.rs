@@ -228,6 +228,11 @@ impl SharedLog {
         Position::new(inner.log.epoch(), inner.readable())
     }
 
+    /// The offset of the next event, whether or not all before it can be read.
+    pub(crate) fn appended(&self) -> u64 {
+        self.read_lock().log.tip()
+    }
+
     /// Appends an event. It can be read at once, or, if the log is durable, when it is
     /// [synced](Self::synced).
     pub(crate) fn append(&self, envelope: Envelope) -> Result<Position, NotAppended> {

@@ -1,0 +1,179 @@
+use bytes::Bytes;
+
+use super::*;
+use crate::{
+    event::Envelope,
+    hub::{mailbox::MailboxLimits, shared_log::UnsyncedLimits},
+    log::{LogConfig, LogFailed},
+    position::Epoch,
+    spoke_id::SpokeId,
+    wire::{framing::Deframer, native::MAX_FRAME},
+};
+
+fn event(n: u64) -> Envelope {
+    Envelope::new("n", &n).unwrap()
+}
+
+fn mailbox() -> Mailbox {
+    let spoke = SpokeId {
+        endpoint: iroh::SecretKey::from_bytes(&[7; 32]).public(),
+        number: 1,
+    };
+    let limits = MailboxLimits {
+        events: 100,
+        bytes: 1 << 20,
+    };
+    let mut mailbox = Mailbox::new(spoke, Protocol::Native, limits);
+    mailbox.attach(1, 0);
+    mailbox
+}
+
+fn desk(behind: Behind, cursor: u64) -> Desk {
+    Desk::new(Protocol::Native, 1, cursor, behind)
+}
+
+/// What is written next, in short: offsets, and targeted events with what they wait for.
+fn next(desk: &mut Desk, mailbox: &mut Mailbox, log: &SharedLog) -> Result<Vec<String>, LinkError> {
+    let mut chunks = Vec::new();
+    let mut all = Vec::new();
+    loop {
+        if let Batch::Idle { .. } =
+            desk.next_batch(mailbox, log, true, &mut Vec::new(), &mut chunks)?
+        {
+            break;
+        }
+        all.append(&mut chunks);
+    }
+    let mut deframer = Deframer::new(MAX_FRAME);
+    deframer.push(Bytes::from(all.concat()));
+    let mut words = Vec::new();
+    while let Some(frame) = deframer.next().unwrap() {
+        words.push(match ToSpoke::decode(frame).unwrap().unwrap() {
+            ToSpoke::Event { offset, .. } => format!("{offset}"),
+            ToSpoke::Targeted { seq, after, .. } => format!("#{seq} after {}", after.offset),
+            ToSpoke::Missed { from, to } => format!("missed {from}..{to}"),
+            ToSpoke::AckNow { offset } => format!("ask {offset}"),
+            other => format!("{other:?}"),
+        });
+    }
+    Ok(words)
+}
+
+#[test]
+fn targeted_events_go_out_in_their_places_or_ahead_of_them() {
+    let log = SharedLog::new(LogConfig::default());
+    let mut mailbox = mailbox();
+    let mut desk = desk(Behind::Skip, 0);
+    for n in 0..4 {
+        if n == 2 {
+            mailbox.push(&event(n), log.appended(), false).unwrap();
+        }
+        log.append(event(n)).unwrap();
+    }
+    mailbox.push(&event(9), log.appended(), true).unwrap();
+    let written = next(&mut desk, &mut mailbox, &log).unwrap();
+    assert_eq!(written, ["0", "1", "#1 after 0", "#2 after 2", "2", "3"]);
+    // On the topic, the spoke keeps the order itself.
+    desk.park();
+    log.append(event(4)).unwrap();
+    mailbox.push(&event(5), log.appended(), false).unwrap();
+    let written = next(&mut desk, &mut mailbox, &log).unwrap();
+    assert_eq!(written, ["#3 after 5"]);
+    // A later link begins with what the spoke did not take, wherever its cursor is.
+    mailbox.attach(2, 1);
+    assert_eq!(next(&mut desk, &mut mailbox, &log).unwrap(), [""; 0]);
+    let mut again = Desk::new(Protocol::Native, 2, 0, Behind::Skip);
+    let written = next(&mut again, &mut mailbox, &log).unwrap();
+    assert_eq!(
+        written,
+        ["0", "1", "2", "3", "4", "#2 after 2", "#3 after 5"]
+    );
+}
+
+#[test]
+fn an_event_waits_for_broadcasts_that_are_not_synced_yet_but_not_for_those_that_never_will_be() {
+    let limits = UnsyncedLimits {
+        events: 100,
+        bytes: 1 << 20,
+    };
+    let lives = (Epoch::from_u64(7), Vec::new());
+    let log = SharedLog::durable(LogConfig::default(), limits, lives, 0, []);
+    for on_topic in [false, true] {
+        let begin = log.tip();
+        let mut mailbox = mailbox();
+        let mut desk = desk(Behind::Skip, begin);
+        if on_topic {
+            desk.park();
+        }
+        log.append(event(0)).unwrap();
+        mailbox.push(&event(1), log.appended(), false).unwrap();
+        assert_eq!(next(&mut desk, &mut mailbox, &log).unwrap(), [""; 0]);
+        log.set_synced(&log.unsynced().unwrap());
+        let written = next(&mut desk, &mut mailbox, &log).unwrap();
+        let targeted = format!("#1 after {}", begin + 1);
+        match on_topic {
+            true => assert_eq!(written, [targeted]),
+            false => assert_eq!(written, [format!("{begin}"), targeted]),
+        }
+    }
+    let end = log.tip();
+    let mut of_direct = (mailbox(), desk(Behind::Skip, end));
+    let mut of_topic = (mailbox(), desk(Behind::Skip, end));
+    of_topic.1.park();
+    log.append(event(0)).unwrap();
+    for (mailbox, _) in [&mut of_direct, &mut of_topic] {
+        mailbox.push(&event(1), log.appended(), false).unwrap();
+    }
+    log.fail(LogFailed::because("no space"));
+    for (mailbox, desk) in [&mut of_direct, &mut of_topic] {
+        let written = next(desk, mailbox, &log).unwrap();
+        assert_eq!(written, [format!("#1 after {end}")]);
+    }
+}
+
+#[test]
+fn who_falls_behind_skips_or_is_closed_but_never_for_where_it_began() {
+    for behind in [Behind::Skip, Behind::Close] {
+        let log = SharedLog::new(LogConfig::default().with_max_events(4));
+        for n in 0..10 {
+            log.append(event(n)).unwrap();
+        }
+        let mut mailbox = mailbox();
+        let mut desk = desk(behind, 2);
+        assert_eq!(desk.fell_behind(log.head()), None);
+        let written = next(&mut desk, &mut mailbox, &log).unwrap();
+        assert_eq!(written, ["missed 2..6", "6", "7", "8", "9"]);
+        assert_eq!(desk.take_told_lost(), [(2, 6)]);
+        for n in 10..20 {
+            log.append(event(n)).unwrap();
+        }
+        let fell_behind = desk.fell_behind(log.head());
+        let written = next(&mut desk, &mut mailbox, &log);
+        match behind {
+            Behind::Skip => {
+                assert_eq!(fell_behind, None);
+                assert_eq!(written.unwrap()[0], "missed 10..16");
+            }
+            Behind::Close => {
+                assert_eq!(fell_behind, Some(6));
+                let error = written.unwrap_err();
+                assert!(matches!(error, LinkError::FellBehind { events: 6, .. }));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_spoke_is_asked_to_acknowledge_when_somebody_waits_and_it_has_answered() {
+    let mut desk = desk(Behind::Skip, 0);
+    let mut asks = |awaited, acked| {
+        let mut chunks = Vec::new();
+        desk.put_ask(awaited, acked, &mut chunks);
+        !chunks.is_empty()
+    };
+    assert!(!asks(0, 0) && !asks(5, 5), "nobody waits");
+    assert!(asks(7, 5));
+    assert!(!asks(7, 5) && !asks(9, 6), "it has not answered");
+    assert!(asks(9, 7));
+    assert!(!asks(9, 9));
+}

@@ -269,18 +269,25 @@ async fn events_of_many_parts_come_by_the_topic() {
         let payload = "x".repeat((n + 1) * 100_000);
         Envelope::new("large", &payload).expect("JSON")
     };
-    for n in 0..4 {
-        hub.broadcast(event(n)).await.expect("open");
-    }
+    // An event that takes the topic too long comes by the direct link; on a busy machine, all of them.
     let mut by_gossip = 0;
-    for (listener, _) in &mut spokes {
+    let deadline = tokio::time::Instant::now() + LIMIT;
+    while by_gossip == 0 {
+        assert!(
+            tokio::time::Instant::now() < deadline,
+            "some come by the topic"
+        );
         for n in 0..4 {
-            let got = next_large(listener).await;
-            is_intact(&got, &event(n));
-            by_gossip += usize::from(got.via == Some(Via::Gossip));
+            hub.broadcast(event(n)).await.expect("open");
+        }
+        for (listener, _) in &mut spokes {
+            for n in 0..4 {
+                let got = next_large(listener).await;
+                is_intact(&got, &event(n));
+                by_gossip += usize::from(got.via == Some(Via::Gossip));
+            }
         }
     }
-    assert!(by_gossip > 0, "some came by the topic");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

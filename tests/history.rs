@@ -20,6 +20,10 @@ enum Line {
     },
     Targeted,
     Lagged(u64),
+    Reconnecting,
+    Recovered {
+        wholly: bool,
+    },
     Garbage,
 }
 
@@ -48,6 +52,8 @@ impl Line {
                 json!({"position": null, "type": "t", "id": "", "payload": 0, "via": "direct", "targeted": true})
             }
             Self::Lagged(events) => json!({"lagged": {"events": events}}),
+            Self::Reconnecting => json!({"status": "reconnecting", "attempt": 1}),
+            Self::Recovered { wholly } => json!({"status": "recovered", "wholly": wholly}),
             Self::Garbage => json!({"positron": 7}),
         };
         format!("{line}\n")
@@ -204,6 +210,14 @@ fn spoke(
         if n % 11 == 5 {
             lines.push(Line::Targeted);
         }
+        if n % 13 == 5 {
+            lines.push(Line::Reconnecting);
+        }
+        if n % 13 == 9 {
+            let since = lines.iter().rev().take_while(|l| **l != Line::Reconnecting);
+            let missed = since.into_iter().any(|l| matches!(l, Line::Missed { .. }));
+            lines.push(Line::Recovered { wholly: !missed });
+        }
     }
     // A spoke that is to have all begins where it says.
     let begins_at = (has_all && begin == 0).then_some(0);
@@ -283,9 +297,10 @@ enum Break {
     TornInLife,
     MissFalsely,
     LagTooFew,
+    RecoverFalsely,
 }
 
-const BREAKS: [Break; 10] = [
+const BREAKS: [Break; 11] = [
     Break::Lose,
     Break::LoseTail,
     Break::Repeat,
@@ -296,6 +311,7 @@ const BREAKS: [Break; 10] = [
     Break::TornInLife,
     Break::MissFalsely,
     Break::LagTooFew,
+    Break::RecoverFalsely,
 ];
 
 /// Lines of a life that are events of one epoch, with such neighbours, and not what a life before it wrote too.
@@ -389,6 +405,14 @@ fn break_it(model: &mut Model, how: Break, place: Index) -> Option<&'static [&'s
             lines.drain(n - 1..=n);
             lines.insert(n - 1, Line::Lagged(1));
             Some(&["lost"])
+        }
+        Break::RecoverFalsely => {
+            // The event that stood there is missed now, and yet it says otherwise.
+            let from = at(&lines[n]);
+            let to = (from.0, from.1 + 1);
+            lines[n] = Line::Missed { from, to };
+            lines.insert(n + 1, Line::Recovered { wholly: true });
+            Some(&["falsely recovered"])
         }
         Break::LoseTail | Break::TwoReceipts => None,
     }

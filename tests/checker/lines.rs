@@ -110,6 +110,14 @@ pub(super) enum Line {
     Lagged {
         events: u64,
     },
+    /// The link to the hub is lost.
+    Reconnecting,
+    /// The spoke has caught up; whether it says that nothing is missing.
+    Recovered {
+        wholly: bool,
+    },
+    /// Some other status.
+    Status,
 }
 
 #[derive(Deserialize)]
@@ -150,6 +158,13 @@ struct Lagged {
     events: u64,
 }
 
+/// Each status has some fields more.
+#[derive(Deserialize)]
+struct StatusLine<'a> {
+    status: &'a str,
+    wholly: Option<bool>,
+}
+
 fn read(line: &[u8]) -> Option<Line> {
     if let Ok(event) = serde_json::from_slice::<EventLine<'_>>(line) {
         if event.targeted {
@@ -169,8 +184,16 @@ fn read(line: &[u8]) -> Option<Line> {
             to: missed.to,
         });
     }
-    let LaggedLine { lagged } = serde_json::from_slice(line).ok()?;
-    Some(Line::Lagged {
-        events: lagged.events,
-    })
+    if let Ok(LaggedLine { lagged }) = serde_json::from_slice(line) {
+        return Some(Line::Lagged {
+            events: lagged.events,
+        });
+    }
+    let status: StatusLine<'_> = serde_json::from_slice(line).ok()?;
+    match (status.status, status.wholly) {
+        ("recovered", Some(wholly)) => Some(Line::Recovered { wholly }),
+        ("reconnecting", None) => Some(Line::Reconnecting),
+        ("connected" | "closed", None) => Some(Line::Status),
+        _ => None,
+    }
 }

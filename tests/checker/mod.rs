@@ -9,7 +9,7 @@
 //! - it goes from one epoch to another without a word only if it had everything of the old one, or gets it
 //!   under the same offsets in the new one;
 //! - a life that was killed may end in half a line, and the next one may begin with the line that it was writing;
-//! - `missed` never names what was printed.
+//! - `missed` never names what was printed; and who says that it recovered wholly missed nothing since it lost its link.
 //!
 //! Not for: timing, and events that are sent to one spoke (they have no position).
 #![allow(dead_code, reason = "each test file uses some of it")]
@@ -105,6 +105,10 @@ pub enum Fault {
         from: Position,
         to: Position,
     },
+    /// It says that it recovered wholly, and missed or lost something since it lost its link.
+    FalselyRecovered {
+        who: String,
+    },
 }
 
 impl Fault {
@@ -119,6 +123,7 @@ impl Fault {
             Self::Reordered { .. } => "reordered",
             Self::Lost { .. } => "lost",
             Self::FalselyMissed { .. } => "falsely missed",
+            Self::FalselyRecovered { .. } => "falsely recovered",
         }
     }
 }
@@ -128,6 +133,7 @@ impl fmt::Display for Fault {
         let kind = self.kind();
         match self {
             Self::Garbage { who, line } => write!(f, "{who}: {kind}: {line}"),
+            Self::FalselyRecovered { who } => write!(f, "{who}: {kind}"),
             Self::Forged { who, at } => write!(f, "{who}: {kind}: {at}"),
             Self::Altered { who, at }
             | Self::TwoEvents { who, at }
@@ -159,6 +165,9 @@ pub struct Report {
     /// Events that came by gossip, and as repairs.
     pub by_gossip: u64,
     pub repaired: u64,
+    /// How often a spoke caught up after it had lost its link, and how often wholly.
+    pub recovered: u64,
+    pub recovered_wholly: u64,
     /// Lines that a life wrote and the one after it wrote again.
     pub written_again: u64,
 }
@@ -186,8 +195,15 @@ impl fmt::Display for Report {
         let faults = self.faults.len() as u64 + self.more_faults;
         write!(
             f,
-            "{} spokes printed {} events of {} receipts; {} missed, {} lagged, {} written again after a kill; {faults} faults",
-            self.spokes, self.events, self.receipts, self.missed, self.lagged, self.written_again
+            "{} spokes printed {} events of {} receipts; {} missed, {} lagged, {} of {} recoveries whole, {} written again after a kill; {faults} faults",
+            self.spokes,
+            self.events,
+            self.receipts,
+            self.missed,
+            self.lagged,
+            self.recovered_wholly,
+            self.recovered,
+            self.written_again
         )?;
         for fault in self.faults.iter().take(20) {
             write!(f, "\n  {fault}")?;

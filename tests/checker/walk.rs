@@ -19,6 +19,8 @@ pub(super) struct Walk<'a> {
     gaps: Vec<(Position, Position)>,
     /// What it did not have when it left an epoch without a word.
     owed: BTreeMap<(u64, String), Content>,
+    /// Whether it missed or lost something since it lost its link.
+    incomplete: bool,
     /// How many events a `lagged` line still explains.
     lag: u64,
     /// Where the last line begins, if a life that was killed may have been writing it.
@@ -51,6 +53,7 @@ impl<'a> Walk<'a> {
             left: Vec::new(),
             gaps: Vec::new(),
             owed: BTreeMap::new(),
+            incomplete: false,
             lag: 0,
             last: None,
             again: None,
@@ -61,6 +64,7 @@ impl<'a> Walk<'a> {
         let mut killed = false;
         for life in &self.spoke.lives {
             self.again = self.last.take().filter(|_| killed);
+            self.incomplete = false;
             self.life(life);
             killed = life.killed;
         }
@@ -93,7 +97,9 @@ impl<'a> Walk<'a> {
                     self.lag += events;
                     self.report.lagged += events;
                 }
-                Ok(Line::Targeted) => {}
+                Ok(Line::Reconnecting) => self.incomplete = false,
+                Ok(Line::Recovered { wholly }) => self.recovered(wholly),
+                Ok(Line::Targeted | Line::Status) => {}
                 Err(line) => self.fault(|who| Fault::Garbage { who, line }),
             }
             self.again = None;
@@ -102,6 +108,14 @@ impl<'a> Walk<'a> {
 
     fn fault(&mut self, fault: impl FnOnce(String) -> Fault) {
         self.report.fault(fault(self.spoke.name.clone()));
+    }
+
+    fn recovered(&mut self, wholly: bool) {
+        self.report.recovered += 1;
+        self.report.recovered_wholly += u64::from(wholly);
+        if wholly && self.incomplete {
+            self.fault(|who| Fault::FalselyRecovered { who });
+        }
     }
 
     /// Where a line stands that may not say so itself.
@@ -169,6 +183,7 @@ impl<'a> Walk<'a> {
 
     fn hole(&mut self, from: Position, to: Position) {
         let size = to.offset - from.offset;
+        self.incomplete = true;
         self.gaps.push((from.clone(), to.clone()));
         if self.lag >= size {
             self.lag -= size;
@@ -240,6 +255,7 @@ impl<'a> Walk<'a> {
         }
         let explained = |offset: u64| from.offset <= offset && (offset < to.offset || !same_epoch);
         self.owed.retain(|(offset, _), _| !explained(*offset));
+        self.incomplete = true;
         self.gaps.push((from.clone(), to.clone()));
         self.last = Some(from);
         let ahead = self

@@ -3,18 +3,22 @@
 
 use std::{
     io::Write,
+    ops::Range,
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
-use iroh_hub::{Event, Incoming, ListenOptions, Listener, OnFull, Spoke, SpokeBuilder};
+use iroh::endpoint::QuicTransportConfig;
+use iroh_hub::{
+    Envelope, Event, Hub, Incoming, ListenOptions, Listener, OnFull, Position, Spoke, SpokeStatus,
+};
 use serde_json::json;
-use tokio::task::JoinSet;
+use tokio::{task::JoinSet, time::sleep};
 
 use crate::{
-    checker::{Life, Spoke as Printed},
+    checker::{Life, Report, Spoke as Printed, check},
     common::{self, LIMIT, soon},
-    load::Clock,
+    load::{self, Clock},
 };
 
 /// How many spokes connect at once.
@@ -45,6 +49,20 @@ pub fn put_line(out: &mut Vec<u8>, item: &Incoming) {
         Incoming::Lagged(lagged) => {
             writeln!(out, "{}", json!({"lagged": {"events": lagged.events}}))
         }
+        Incoming::Status(status) => {
+            let line = match status {
+                SpokeStatus::Connected => json!({"status": "connected"}),
+                SpokeStatus::Reconnecting { .. } => json!({"status": "reconnecting"}),
+                SpokeStatus::Recovered { wholly } => {
+                    json!({"status": "recovered", "wholly": wholly})
+                }
+                SpokeStatus::Closed(_) => json!({"status": "closed"}),
+                // It has a line of its own.
+                SpokeStatus::Missed(_) => return,
+                other => panic!("what is {other:?}?"),
+            };
+            writeln!(out, "{line}")
+        }
         other => panic!("what is {other:?}?"),
     };
     written.expect("memory can be written");
@@ -56,11 +74,60 @@ pub fn number(event: &Event) -> Option<u64> {
     text.split(',').next()?.parse().ok()
 }
 
+/// QUIC that soon notices a dead peer.
+pub fn impatient() -> QuicTransportConfig {
+    let idle = Duration::from_secs(3).try_into().expect("in bounds");
+    QuicTransportConfig::builder()
+        .max_idle_timeout(Some(idle))
+        .keep_alive_interval(Duration::from_secs(1))
+        .build()
+}
+
 /// One event that arrived.
 #[derive(Clone, Copy, Debug)]
 pub struct Arrival {
     pub n: u64,
     pub at: Instant,
+}
+
+/// What was broadcast, as the receipts that `iroh-hub hub --receipts` would have written.
+#[derive(Debug, Default)]
+pub struct Receipts(Vec<u8>);
+
+impl Receipts {
+    /// Broadcasts the events of these numbers, ten at a time and a while between.
+    pub async fn broadcast(&mut self, hub: &Hub, numbers: Range<u64>, pause: Duration) {
+        for n in numbers {
+            let event = load::event(n, 100);
+            let receipt = hub.broadcast(event.clone()).await.expect("open");
+            self.add(receipt.position(), &event);
+            if n % 10 == 9 {
+                sleep(pause).await;
+            }
+        }
+    }
+
+    fn add(&mut self, at: Position, event: &Envelope) {
+        writeln!(
+            self.0,
+            "{{\"position\":{},\"type\":{},\"id\":{},\"payload\":{}}}",
+            json!(at),
+            json!(event.event_type()),
+            json!(event.id()),
+            event.payload_json(),
+        )
+        .expect("memory can be written");
+    }
+
+    /// Checks what spokes heard that were there from the first event to the last.
+    pub fn check(self, heard: &[Heard]) -> Report {
+        let printed: Vec<_> = heard
+            .iter()
+            .enumerate()
+            .map(|(n, heard)| heard.printed(n).begins_at(0).has_all())
+            .collect();
+        check(&[Life::ended(self.0)], &printed)
+    }
 }
 
 /// What a spoke heard.
@@ -90,8 +157,11 @@ pub struct Listeners {
 }
 
 impl Listeners {
-    /// Connects so many spokes, each with an endpoint of its own.
-    pub async fn connect(ticket: &str, count: usize, builder: &SpokeBuilder) -> Self {
+    /// Connects so many spokes, a few at once.
+    pub async fn connect<F>(count: usize, connect: impl Fn() -> F) -> Self
+    where
+        F: Future<Output = Spoke> + Send + 'static,
+    {
         let mut all = Self {
             spokes: Vec::with_capacity(count),
             listening: JoinSet::new(),
@@ -101,12 +171,7 @@ impl Listeners {
             if n >= CONNECTING {
                 all.add(connecting.join_next().await.expect("one"));
             }
-            let (ticket, builder) = (ticket.to_owned(), builder.clone());
-            connecting.spawn(async move {
-                let endpoint = common::bind().await;
-                let spoke = builder.connect_ticket(endpoint, &ticket).await;
-                spoke.expect("the hub lets us in")
-            });
+            connecting.spawn(connect());
         }
         while let Some(connected) = connecting.join_next().await {
             all.add(connected);
@@ -114,14 +179,35 @@ impl Listeners {
         all
     }
 
+    /// Connects so many spokes to a hub's ticket, on loopback.
+    pub async fn of_ticket(ticket: &str, count: usize) -> Self {
+        Self::connect(count, || {
+            let ticket = ticket.to_owned();
+            async move {
+                let endpoint = common::bind().await;
+                let spoke = Spoke::builder().connect_ticket(endpoint, &ticket).await;
+                spoke.expect("the hub lets us in")
+            }
+        })
+        .await
+    }
+
     fn add(&mut self, connected: Result<Spoke, tokio::task::JoinError>) {
         let spoke = connected.expect("no panic");
         let hold = OnFull::Hold { at_most: LIMIT };
-        let options = ListenOptions::default().on_full(hold);
+        let options = ListenOptions::default().on_full(hold).statuses(true);
         let listener = iroh_hub::EventTarget::listen_with(&spoke, "*".into(), options);
         let heard = Arc::<Mutex<Heard>>::default();
         self.listening.spawn(hear(listener, heard.clone()));
         self.spokes.push(Listening { spoke, heard });
+    }
+
+    /// Waits until the topic serves every spoke.
+    pub async fn all_on_topic(&self) {
+        common::until("all are on the tree", || {
+            self.spokes.iter().all(|one| one.spoke.is_on_topic())
+        })
+        .await;
     }
 
     /// Waits until every spoke has heard event `n`.

@@ -8,13 +8,16 @@ use std::{
     time::{Duration, Instant},
 };
 
+use iroh_hub::Envelope;
 use tokio::{
     io::AsyncWriteExt,
     process::ChildStdin,
     sync::watch,
     task::JoinHandle,
-    time::{MissedTickBehavior, interval},
+    time::{MissedTickBehavior, interval, timeout},
 };
+
+use crate::common::LIMIT;
 
 /// How many events a load may have.
 const MOST: usize = 1 << 20;
@@ -71,6 +74,21 @@ impl Clock {
 pub fn line(n: u64, size: usize) -> String {
     let filling = "x".repeat(size);
     format!("{{\"type\":\"n\",\"payload\":[{n},\"{filling}\"]}}\n")
+}
+
+/// Writes event `n` alone.
+pub async fn put(stdin: &mut ChildStdin, n: u64) {
+    let writing = async {
+        stdin.write_all(line(n, 0).as_bytes()).await?;
+        stdin.flush().await
+    };
+    let written = timeout(LIMIT, writing).await.expect("the hub reads");
+    written.expect("the hub is there");
+}
+
+/// The same event for a hub inside of the test.
+pub fn event(n: u64, size: usize) -> Envelope {
+    Envelope::new("n", &(n, "x".repeat(size))).expect("a pair is JSON")
 }
 
 /// A load that runs.

@@ -2,16 +2,21 @@
 
 use std::time::{Duration, Instant};
 
+use iroh_hub::{FanOut, Hub, Spoke};
 use tokio::time::sleep;
 
 use crate::{
     checker::{Life, Report, Spoke as Printed, check},
     common::process::{spoke_command, spoke_into, start_hub},
+    heard::{Listeners, Receipts},
     load::{Clock, Load, Pace},
     net::Net,
+    wire::Wire,
 };
 
 const PATIENCE: Duration = Duration::from_secs(300);
+/// Between ten events and the next ten.
+const PAUSE: Duration = Duration::from_millis(10);
 
 struct Plan {
     fan_out: &'static str,
@@ -112,7 +117,6 @@ async fn every_event_arrives_though_one_packet_in_twenty_is_lost_on_every_link()
     }
 }
 
-/// Without the means for a network of one's own, there is the transport inside of the test alone.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_few_processes_have_everything_though_packets_are_lost() {
     let net = match Net::new() {
@@ -133,5 +137,38 @@ async fn a_few_processes_have_everything_though_packets_are_lost() {
             percent: 5,
         };
         run(&net, &plan).await;
+    }
+}
+
+/// The same with nothing of the machine: a hub and spokes on the network inside of the test.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn endpoints_on_a_network_that_loses_packets_have_everything() {
+    for fan_out in [FanOut::Direct, FanOut::Gossip] {
+        let by_gossip = matches!(fan_out, FanOut::Gossip);
+        let wire = Wire::new(7);
+        wire.lose(0.05);
+        let hub = Hub::builder().fan_out(fan_out).spawn(wire.endpoint().await);
+        let hub = hub.expect("a fresh endpoint");
+        let listeners = Listeners::connect(6, || {
+            let (wire, hub) = (wire.clone(), Wire::addr_of(hub.id()));
+            async move {
+                let spoke = Spoke::connect(wire.endpoint().await, hub).await;
+                spoke.expect("the hub lets us in")
+            }
+        })
+        .await;
+        if by_gossip {
+            listeners.all_on_topic().await;
+        }
+        let mut receipts = Receipts::default();
+        receipts.broadcast(&hub, 0..500, PAUSE).await;
+        listeners.all_have(499).await;
+        assert!(hub.shutdown().await.behind.is_empty());
+        let report = receipts.check(&listeners.end().await);
+        report.assert_ok();
+        assert_eq!((report.missed, report.lagged), (0, 0), "{report}");
+        assert_eq!(report.by_gossip > 0, by_gossip, "{report}");
+        let (packets, lost) = wire.packets();
+        assert!(lost * 30 > packets, "{lost} of {packets} packets lost");
     }
 }

@@ -16,9 +16,16 @@ mod checker;
 #[path = "../common/mod.rs"]
 mod common;
 
+mod cut;
 mod figures;
 mod heard;
+mod hub_kills;
+mod leaks;
+mod lives;
 mod load;
 mod loss;
 mod net;
+mod refused;
+mod roles;
 mod stopped;
+mod wire;

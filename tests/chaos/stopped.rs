@@ -5,7 +5,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use iroh_hub::Spoke;
 use rustix::process::Signal;
 use tokio::time::sleep;
 
@@ -14,7 +13,7 @@ use crate::{
     common::process::{Hub, Program, program, spoke_command, spoke_into},
     figures::{Latencies, Ratios},
     heard::Listeners,
-    load::{Clock, Load, Pace},
+    load::{self, Clock, Load, Pace},
 };
 
 /// How long a hub and its spokes may take to end.
@@ -79,21 +78,15 @@ async fn run(plan: Plan) -> Run {
             (spoke_into(command, &out).patient(PATIENCE), out)
         })
         .collect();
-    let others = Listeners::connect(&hub.ticket, plan.others, &Spoke::builder()).await;
+    let others = Listeners::of_ticket(&hub.ticket, plan.others).await;
 
     // The hub reads the first event once all are on the tree.
     let clock = Clock::default();
-    let stdin = hub.program.stdin.take().expect("piped");
-    let one = Pace {
-        every: Duration::from_secs(3600),
-        batch: 1,
-        size: 0,
-    };
-    let first = Load::start(stdin, 0, one, clock.clone());
+    let mut stdin = hub.program.stdin.take().expect("piped");
+    load::put(&mut stdin, 0).await;
     others.all_have(0).await;
-    let (stdin, next) = first.stop().await;
 
-    let load = Load::start(stdin, next, plan.pace, clock.clone());
+    let load = Load::start(stdin, 1, plan.pace, clock.clone());
     sleep(plan.warm_up).await;
     for (victim, _) in &victims {
         victim.signal(Signal::STOP);

@@ -1,0 +1,232 @@
+//! Spokes come and go, and nothing stays behind: what the hub's process uses, against bare iroh with the same connections.
+
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
+use crate::roles::{Ask, Crowd, Host, Kind, Usage};
+
+/// How long a host may take to settle.
+const SETTLE: Duration = Duration::from_secs(120);
+/// For so long iroh keeps a task for who was connected.
+const REMEMBERED: Duration = Duration::from_secs(65);
+
+/// Waits until nobody is connected and the tasks no longer change.
+fn settled(host: &mut Host) -> Usage {
+    let begin = Instant::now();
+    let mut last = host.usage();
+    let mut since = Instant::now();
+    while last.peers > 0 || since.elapsed() < Duration::from_secs(3) {
+        thread::sleep(Duration::from_millis(250));
+        let now = host.usage();
+        if (now.tasks, now.peers) != (last.tasks, last.peers) {
+            since = Instant::now();
+        }
+        last = now;
+        assert!(begin.elapsed() < SETTLE, "it does not settle: {now:?}");
+    }
+    last
+}
+
+/// How much a figure grows with each step, by the least squares; and how far off a point is from that line.
+fn slope(figures: &[f64]) -> (f64, f64) {
+    let n = figures.len() as f64;
+    let mean_x = (n - 1.0) / 2.0;
+    let mean_y = figures.iter().sum::<f64>() / n;
+    let (mut xy, mut xx) = (0.0, 0.0);
+    for (x, y) in figures.iter().enumerate() {
+        let x = x as f64 - mean_x;
+        xy += x * (y - mean_y);
+        xx += x * x;
+    }
+    let slope = xy / xx;
+    let off = figures.iter().enumerate().map(|(x, y)| {
+        let line = mean_y + slope * (x as f64 - mean_x);
+        (y - line).powi(2)
+    });
+    (slope, (off.sum::<f64>() / n).sqrt())
+}
+
+#[test]
+fn a_slope_is_found() {
+    let (slope, off) = slope(&[1.0, 3.0, 5.0, 7.0]);
+    assert!((slope - 2.0).abs() < 1e-9 && off < 1e-9);
+}
+
+/// What a process used over time, and how much each figure grows.
+#[derive(Default)]
+struct Course(Vec<Usage>);
+
+impl Course {
+    fn say(&self, what: &str, step: &str) {
+        for (name, figure) in FIGURES {
+            let figures: Vec<f64> = self.0.iter().map(figure).collect();
+            let (slope, off, _) = self.late_slope(figure);
+            println!(
+                "  {what}, {name}: {:.0} to {:.0}, late {slope:+.3} a {step} (off by {off:.2})",
+                figures.first().copied().unwrap_or_default(),
+                figures.last().copied().unwrap_or_default(),
+            );
+        }
+    }
+
+    /// Without the first third, in which pools and caches fill.
+    fn late_slope(&self, figure: fn(&Usage) -> f64) -> (f64, f64, usize) {
+        let late = &self.0[self.0.len() / 3..];
+        let (slope, off) = slope(&late.iter().map(figure).collect::<Vec<_>>());
+        (slope, off, late.len())
+    }
+}
+
+type Figure = (&'static str, fn(&Usage) -> f64);
+
+const FIGURES: [Figure; 3] = [
+    ("files", |usage| usage.files as f64),
+    ("tasks", |usage| usage.tasks as f64),
+    ("KiB", |usage| usage.memory_kib as f64),
+];
+
+/// Whether each figure grows no more than that of bare iroh, give or take what the points are off.
+fn assert_no_slope_beyond(ours: &Course, bare: &Course) {
+    for (what, figure) in FIGURES {
+        let (our_slope, our_off, points) = ours.late_slope(figure);
+        let (bare_slope, bare_off, _) = bare.late_slope(figure);
+        // A line through so many points that scatter so much may rise so far by chance.
+        let chance = 3.0 * (our_off + bare_off) / points as f64;
+        assert!(
+            our_slope <= bare_slope.max(0.0) + chance + 1e-6,
+            "{what}: {our_slope:+.3} a step, bare iroh {bare_slope:+.3}, {chance:.3} by chance"
+        );
+    }
+}
+
+/// A host and its crowd, and what they used.
+struct Mesh {
+    kind: Kind,
+    host: Host,
+    crowd: Crowd,
+    host_course: Course,
+    crowd_course: Course,
+}
+
+impl Mesh {
+    fn start(kind: Kind) -> Self {
+        let (host, ticket) = Host::start(kind);
+        Self {
+            kind,
+            crowd: Crowd::start(kind, &ticket),
+            host,
+            host_course: Course::default(),
+            crowd_course: Course::default(),
+        }
+    }
+
+    /// So many rounds of joins and leaves; what is used after each.
+    fn rounds(mut self, rounds: u64, joins: u64, rest: Duration) -> Self {
+        self.crowd.ask(Ask::JoinAndLeave(10));
+        for round in 0..=rounds {
+            if round > 0 {
+                self.crowd.ask(Ask::JoinAndLeave(joins));
+                thread::sleep(rest);
+            }
+            self.host_course.0.push(settled(&mut self.host));
+            self.crowd_course.0.push(self.crowd.ask(Ask::Nothing));
+        }
+        self
+    }
+
+    /// So many stay, and some of them are replaced each second.
+    fn churn(mut self, spokes: u64, minutes: u64) -> Self {
+        self.crowd.ask(Ask::Stay(spokes));
+        for _ in 0..minutes * 6 {
+            let usage = self.crowd.ask(Ask::Churn {
+                seconds: 10,
+                per_s: 2,
+            });
+            self.crowd_course.0.push(usage);
+            self.host_course.0.push(self.host.usage());
+        }
+        self.crowd.ask(Ask::Leave);
+        self
+    }
+
+    /// What is left once all have left and are forgotten.
+    fn rest(&mut self) -> [Usage; 2] {
+        settled(&mut self.host);
+        thread::sleep(REMEMBERED);
+        [settled(&mut self.host), self.crowd.ask(Ask::Nothing)]
+    }
+
+    fn say(&self, step: &str) {
+        let kind = self.kind;
+        self.host_course.say(&format!("{kind:?}"), step);
+        self.crowd_course.say(&format!("{kind:?}'s crowd"), step);
+    }
+}
+
+/// The same with this crate and with bare iroh, at the same time.
+fn both<T: Send>(run: impl Fn(Kind) -> T + Sync) -> (T, T) {
+    thread::scope(|scope| {
+        let hub = scope.spawn(|| run(Kind::Hub));
+        let bare = scope.spawn(|| run(Kind::Bare));
+        let both = (hub.join(), bare.join());
+        (both.0.expect("no panic"), both.1.expect("no panic"))
+    })
+}
+
+#[test]
+fn spokes_that_come_and_go_leave_no_file_and_no_task_behind() {
+    let (hub, bare) = both(|kind| Mesh::start(kind).rounds(2, 30, Duration::ZERO));
+    hub.say("30 joins");
+    bare.say("30 joins");
+    let growth = |course: &Course, figure: fn(&Usage) -> u64| {
+        figure(&course.0[2]).saturating_sub(figure(&course.0[0]))
+    };
+    for (ours, bare) in [
+        (&hub.host_course, &bare.host_course),
+        (&hub.crowd_course, &bare.crowd_course),
+    ] {
+        assert_eq!(growth(ours, |usage| usage.files), 0);
+        // iroh keeps one for each peer for a while.
+        let tasks = [ours, bare].map(|course| growth(course, |usage| usage.tasks));
+        assert!(tasks[0] <= tasks[1], "{tasks:?}");
+    }
+}
+
+/// Compares the courses, and what is left once all are forgotten.
+fn compare(step: &str, run: impl Fn(Mesh) -> Mesh + Sync) {
+    let ((hub, hub_left), (bare, bare_left)) = both(|kind| {
+        let mut mesh = run(Mesh::start(kind));
+        let left = mesh.rest();
+        (mesh, left)
+    });
+    for (mesh, [host, crowd]) in [(&hub, &hub_left), (&bare, &bare_left)] {
+        mesh.say(step);
+        println!("  left: {host:?}\n    of the crowd: {crowd:?}");
+    }
+    assert_no_slope_beyond(&hub.host_course, &bare.host_course);
+    assert_no_slope_beyond(&hub.crowd_course, &bare.crowd_course);
+    for (ours, bare) in hub_left.iter().zip(&bare_left) {
+        // Of its own, a hub has its router's, the switchboard's, and those of the topic.
+        assert!(
+            ours.tasks <= bare.tasks + 20,
+            "{ours:?}, bare iroh {bare:?}"
+        );
+        assert!(ours.files <= bare.files + 5, "{ours:?}, bare iroh {bare:?}");
+    }
+}
+
+#[test]
+#[ignore = "takes minutes; see the module"]
+fn ten_thousand_joins_and_leaves_leave_nothing_behind_that_bare_iroh_does_not() {
+    println!("\n10,000 joins and leaves");
+    compare("2,000 joins", |mesh| mesh.rounds(5, 2000, REMEMBERED));
+}
+
+#[test]
+#[ignore = "takes minutes; see the module"]
+fn ten_minutes_of_churn_among_a_hundred_spokes_use_no_more_at_their_end() {
+    println!("\n100 spokes, 2 replaced a second, 10 minutes");
+    compare("10 s", |mesh| mesh.churn(100, 10));
+}

@@ -41,8 +41,12 @@
 //! 1. Every spoke sees the hub's broadcasts in offset order, each exactly once, whichever path they took.
 //! 2. No broadcast is lost silently: a gap is repaired from the log, or listeners get [`Missed`]. A listener
 //!    that is too slow for its own queue gets [`Lagged`].
-//! 3. A targeted event ([`Hub::send`]) is seen after every broadcast before it.
-//! 4. Events from one spoke reach the hub in order, while it is connected.
+//! 3. A targeted event ([`Hub::send`]) is seen after every broadcast before it, unless it
+//!    [overtakes](SendOptions::overtake). It waits for a position; a [`Missed`] past it, or a new epoch, sets
+//!    it free.
+//! 4. Targeted events reach a spoke, and its own events the hub, in order and once, over lost links too, within
+//!    the lifetime of the spoke's session ([`HubLimits::session_lifetime`]). What could not be delivered, or may
+//!    have been, is reported to its sender as just that ([`SendReceipt`]).
 //! 5. A slow, stuck or hostile spoke holds a cursor at the hub and not a queue, and holds
 //!    [`Hub::broadcast`] back no longer than [`HubLimits::stall_after`] and [`HubLimits::patience`] say.
 //! 6. A broadcast on the topic is encrypted, and signed by the hub: what does not verify is dropped,
@@ -55,9 +59,8 @@
 //!
 //! # What it is not for
 //!
-//! It is not a database: the log is bounded, and in memory unless it is [durable](log#durable-logs). It is not a mesh of equals: one hub writes,
-//! and when it is gone its spokes wait. A spoke does not reconnect by itself; when [`Spoke::closed`]
-//! resolves, connect again [from its position](From::Position).
+//! It is not a database: the log is bounded, and in memory unless it is [durable](log#durable-logs). It
+//! is not a mesh of equals: one hub writes, and when it is gone its spokes wait for it to come back.
 #![deny(missing_docs, rustdoc::broken_intra_doc_links, unreachable_pub)]
 
 mod admission;

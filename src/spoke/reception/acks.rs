@@ -5,6 +5,10 @@ use std::time::{Duration, Instant};
 /// While parts of a large event come in, the hub is told so this often at most, by being told the same again.
 const BEAT: Duration = Duration::from_millis(200);
 
+/// Targeted events are acknowledged this often at most, however rarely broadcasts are: they are few, each
+/// one was sent to this spoke alone, and its sender may be waiting.
+const TARGETED_EVERY: Duration = Duration::from_millis(20);
+
 /// What was released: every broadcast below an offset, every targeted event up to a number.
 type Released = (u64, u64);
 
@@ -15,6 +19,8 @@ pub(super) struct Acks {
     every: Duration,
     /// When it may be told next.
     at: Instant,
+    /// When it may be told of targeted events.
+    targeted_at: Instant,
     /// Somebody waits for everything below this offset.
     awaited: u64,
     /// Parts of the next event came since the hub was told something, and when to tell it.
@@ -28,6 +34,7 @@ impl Acks {
             told: (0, 0),
             every: Duration::ZERO,
             at: now,
+            targeted_at: now,
             awaited: 0,
             moving: false,
             beat_at: now,
@@ -40,6 +47,7 @@ impl Acks {
             told: known,
             every,
             at: now,
+            targeted_at: now,
             awaited: 0,
             moving: false,
             beat_at: now + BEAT,
@@ -65,13 +73,16 @@ impl Acks {
     /// What to tell now, if that is news and due.
     pub(super) fn poll(&mut self, now: Instant, released: Released) -> Option<Released> {
         let awaited = self.told.0 < self.awaited && self.awaited <= released.0;
-        let news = released != self.told && (awaited || now >= self.at);
+        let news = self
+            .news_at(released)
+            .is_some_and(|at| awaited || now >= at);
         let beat = self.moving && now >= self.at.max(self.beat_at);
         if !news && !beat {
             return None;
         }
         self.told = released;
         self.at = now + self.every;
+        self.targeted_at = now + self.every.min(TARGETED_EVERY);
         self.moving = false;
         self.beat_at = now + BEAT;
         Some(released)
@@ -79,8 +90,15 @@ impl Acks {
 
     pub(super) fn deadline(&self, released: Released) -> Option<Instant> {
         let beat = self.moving.then(|| self.at.max(self.beat_at));
-        let news = (released != self.told).then_some(self.at);
-        [beat, news].into_iter().flatten().min()
+        [beat, self.news_at(released)].into_iter().flatten().min()
+    }
+
+    /// When the hub may be told, if there is something to tell.
+    fn news_at(&self, released: Released) -> Option<Instant> {
+        if released.1 != self.told.1 {
+            return Some(self.at.min(self.targeted_at));
+        }
+        (released != self.told).then_some(self.at)
     }
 }
 
@@ -98,13 +116,17 @@ mod tests {
         assert_eq!(acks.deadline((5, 0)), None);
         assert_eq!(acks.poll(now, (6, 0)), Some((6, 0)));
         assert_eq!(acks.poll(now, (6, 1)), None, "too soon");
-        assert_eq!(acks.deadline((6, 1)), Some(now + every));
+        assert_eq!(acks.deadline((6, 1)), Some(now + TARGETED_EVERY));
+        assert_eq!(acks.deadline((7, 0)), Some(now + every));
         acks.hurry(8);
         assert_eq!(acks.poll(now, (7, 1)), None, "not what is waited for");
         assert_eq!(acks.poll(now, (8, 1)), Some((8, 1)));
         assert_eq!(acks.poll(now, (9, 1)), None, "nobody waits for more");
-        acks.pace(now, Duration::ZERO);
-        assert_eq!(acks.poll(now, (9, 1)), Some((9, 1)));
+        let later = now + TARGETED_EVERY;
+        assert_eq!(acks.poll(later, (9, 1)), None, "broadcasts can wait");
+        assert_eq!(acks.poll(later, (9, 2)), Some((9, 2)));
+        acks.pace(later, Duration::ZERO);
+        assert_eq!(acks.poll(later, (10, 2)), Some((10, 2)));
     }
 
     #[test]

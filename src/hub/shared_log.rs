@@ -290,6 +290,19 @@ impl SharedLog {
         self.read_lock().file.as_ref()?.failed.clone()
     }
 
+    /// Resolves when no event can be appended any more; never, for a log in memory.
+    pub(crate) async fn failed(&self) -> LogFailed {
+        let mut tip = self.tip.subscribe();
+        loop {
+            tip.mark_unchanged();
+            if let Some(failed) = self.failure() {
+                return failed;
+            }
+            // The sender is ours.
+            let _ = tip.changed().await;
+        }
+    }
+
     pub(crate) fn read(
         &self,
         from: u64,

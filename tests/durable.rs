@@ -435,15 +435,23 @@ async fn a_hub_whose_disk_is_full_says_so_and_gives_no_receipts_that_do_not_hold
     ];
     let (mut hub, _) = process::start_hub(limited, dir.path(), &args).await;
     let long = "x".repeat(4000);
-    let lines: String = (0..4000)
-        .map(|n| format!("{{\"type\":\"n\",\"id\":\"{n}\",\"payload\":\"{long}\"}}\n"))
-        .collect();
-    let _stdin = hub.write(lines);
+    let lines = |numbers: std::ops::Range<u32>| {
+        let line = |n| format!("{{\"type\":\"n\",\"id\":\"{n}\",\"payload\":\"{long}\"}}\n");
+        numbers.map(line).collect::<String>()
+    };
+    hub.stdin = hub.write(lines(0..100)).await.ok();
+    until("the first have receipts", || {
+        let named = fs::read_to_string(&receipts);
+        named.is_ok_and(|named| named.lines().count() == 100)
+    })
+    .await;
+    // Its stdin stays open: that the disk is full is what ends it.
+    let _stdin = hub.write(lines(100..4000));
     let ended = timeout(LIMIT, hub.end()).await.expect("it ends");
     ended.assert_fails_with(1, "the log cannot be written");
 
     let named = fs::read_to_string(&receipts).unwrap().lines().count();
-    assert!(named > 10, "{named}");
+    assert!(named >= 100, "{named}");
     let args = ["--key", &key, "--log", &log];
     let (hub, ticket) = process::start_hub(process::program(), dir.path(), &args).await;
     let args = ["--from", "earliest", "--count", &named.to_string()];

@@ -38,6 +38,31 @@ impl HubBuilder {
     ///
     /// What is kept is bounded as [`log`](Self::log) says, and also in memory, from where it is read. See
     /// [`log`](crate::log#durable-logs) for what a durable log promises.
+    ///
+    /// ```
+    /// use iroh::SecretKey;
+    /// use iroh_hub::{Envelope, Hub, endpoint};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let folder = tempfile::tempdir()?;
+    /// # let path = folder.path().join("hub.log");
+    /// // The log belongs to this key.
+    /// let key = SecretKey::generate();
+    /// let mut tip = None;
+    /// for life in 0..2 {
+    ///     let endpoint = endpoint::local(Some(key.clone())).bind().await?;
+    ///     let hub = Hub::builder().durable_log(&path).spawn(endpoint)?;
+    ///     // When this returns, the event is on the disk.
+    ///     let receipt = hub.broadcast(Envelope::new("life", &life)?).await?;
+    ///     if let Some(tip) = tip.replace(hub.tip()) {
+    ///         assert_eq!(receipt.position(), tip);
+    ///     }
+    ///     hub.shutdown().await;
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     #[cfg(feature = "durable")]
     pub fn durable_log(mut self, path: impl Into<std::path::PathBuf>) -> Self {
         self.config.log_file = Some(path.into());

@@ -13,7 +13,7 @@ use tracing::{debug, error, info};
 
 use super::{
     config::HubConfig,
-    shared_log::{SharedLog, UnsyncedLimits},
+    shared_log::{Loading, SharedLog, UnsyncedLimits},
 };
 use crate::{
     event::Envelope,
@@ -31,23 +31,21 @@ pub(super) fn open(
     config: &HubConfig,
     metrics: Arc<LogMetrics>,
 ) -> Result<(Arc<SharedLog>, LogWriter), OpenLogError> {
-    let mut head = None;
-    let mut kept = Vec::new();
+    let mut loading = Loading::new(config.log);
     let file = LogFile::open(path, hub, |offset, body| {
-        head.get_or_insert(offset);
         let event = Envelope::from_body(Bytes::from(body));
-        kept.push(event.map_err(|error| format!("event {offset} is not one: {error}"))?);
+        let event = event.map_err(|error| format!("event {offset} is not one: {error}"))?;
+        loading.push(offset, event);
         Ok(())
     })?;
-    let head = head.unwrap_or(file.tip());
-    info!(epoch = %file.epoch(), head, tip = file.tip(), "the log is open");
+    info!(epoch = %file.epoch(), tip = file.tip(), "the log is open");
     metrics.file_bytes.set(len(&file));
     let limits = UnsyncedLimits {
         events: config.limits.unsynced_events,
         bytes: config.limits.unsynced_bytes,
     };
     let lives = (file.epoch(), file.previous().to_vec());
-    let log = Arc::new(SharedLog::durable(config.log, limits, lives, head, kept));
+    let log = Arc::new(loading.finish(limits, lives, file.tip()));
     let writer = LogWriter {
         log: log.clone(),
         file: Some(file),

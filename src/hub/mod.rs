@@ -378,6 +378,16 @@ impl Hub {
         self.inner.log.tip_position()
     }
 
+    /// Resolves when the durable log cannot be written, so that no event is broadcast any more, or when
+    /// the hub has ended. Never resolves with a log in memory.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: it only looks.
+    pub async fn log_failed(&self) -> LogFailed {
+        self.inner.log.failed().await
+    }
+
     /// What the hub counts, to be read or [registered](crate::metrics).
     pub fn metrics(&self) -> &HubMetrics {
         &self.inner.metrics

@@ -148,6 +148,66 @@ impl Inner {
     }
 }
 
+/// A durable log while its file is read: never more of it is in memory than the log keeps.
+#[cfg_attr(not(feature = "durable"), allow(dead_code))]
+#[derive(Debug)]
+pub(crate) struct Loading {
+    config: LogConfig,
+    inner: Option<Inner>,
+}
+
+#[cfg_attr(not(feature = "durable"), allow(dead_code))]
+impl Loading {
+    pub(crate) fn new(config: LogConfig) -> Self {
+        Self {
+            config,
+            inner: None,
+        }
+    }
+
+    fn starting_at(config: LogConfig, head: u64) -> Inner {
+        Inner {
+            // Whose events these are is known once all of them are read.
+            log: Log::starting_at(config, Epoch::from_u64(0), head),
+            bytes: 0,
+            previous: Vec::new(),
+            file: None,
+        }
+    }
+
+    /// The next event of the file; the first one says where the log begins.
+    pub(crate) fn push(&mut self, offset: u64, event: Envelope) {
+        let start = || Self::starting_at(self.config, offset);
+        self.inner.get_or_insert_with(start).push(event);
+    }
+
+    /// The log, all of it synced, which is empty at `tip` if there were no events.
+    pub(crate) fn finish(
+        self,
+        limits: UnsyncedLimits,
+        (epoch, previous): (Epoch, Vec<Previous>),
+        tip: u64,
+    ) -> SharedLog {
+        let start = || Self::starting_at(self.config, tip);
+        let mut inner = self.inner.unwrap_or_else(start);
+        inner.log.set_epoch(epoch);
+        inner.previous = previous;
+        inner.file = Some(Syncing {
+            limits: UnsyncedLimits {
+                // What is not synced must not push what nobody could read yet out of the log.
+                events: limits.events.min(self.config.max_events).max(1),
+                bytes: limits.bytes.min(self.config.max_bytes),
+            },
+            synced: inner.log.tip(),
+            unsynced_bytes: 0,
+            wanted: None,
+            claimed: false,
+            failed: None,
+        });
+        SharedLog::of(inner)
+    }
+}
+
 impl SharedLog {
     pub(crate) fn new(config: LogConfig) -> Self {
         Self::in_memory(Log::new(config))
@@ -166,39 +226,6 @@ impl SharedLog {
             previous: Vec::new(),
             file: None,
         })
-    }
-
-    /// A durable log that has these events, all synced, from `head` on.
-    #[cfg_attr(not(feature = "durable"), allow(dead_code))]
-    pub(crate) fn durable(
-        config: LogConfig,
-        limits: UnsyncedLimits,
-        (epoch, previous): (Epoch, Vec<Previous>),
-        head: u64,
-        events: impl IntoIterator<Item = Envelope>,
-    ) -> Self {
-        let mut inner = Inner {
-            log: Log::starting_at(config, epoch, head),
-            bytes: 0,
-            previous,
-            file: None,
-        };
-        for event in events {
-            inner.push(event);
-        }
-        inner.file = Some(Syncing {
-            limits: UnsyncedLimits {
-                // What is not synced must not push what nobody could read yet out of the log.
-                events: limits.events.min(config.max_events).max(1),
-                bytes: limits.bytes.min(config.max_bytes),
-            },
-            synced: inner.log.tip(),
-            unsynced_bytes: 0,
-            wanted: None,
-            claimed: false,
-            failed: None,
-        });
-        Self::of(inner)
     }
 
     fn of(inner: Inner) -> Self {
@@ -288,6 +315,19 @@ impl SharedLog {
     /// Why no event can be appended any more, if so.
     pub(crate) fn failure(&self) -> Option<LogFailed> {
         self.read_lock().file.as_ref()?.failed.clone()
+    }
+
+    /// Resolves when no event can be appended any more; never, for a log in memory.
+    pub(crate) async fn failed(&self) -> LogFailed {
+        let mut tip = self.tip.subscribe();
+        loop {
+            tip.mark_unchanged();
+            if let Some(failed) = self.failure() {
+                return failed;
+            }
+            // The sender is ours.
+            let _ = tip.changed().await;
+        }
     }
 
     pub(crate) fn read(
@@ -510,7 +550,7 @@ mod tests {
     fn durable(config: LogConfig, events: usize, bytes: usize) -> SharedLog {
         let limits = UnsyncedLimits { events, bytes };
         let lives = (Epoch::from_u64(1), Vec::new());
-        SharedLog::durable(config, limits, lives, 0, [])
+        Loading::new(config).finish(limits, lives, 0)
     }
 
     fn sync(log: &SharedLog) {
@@ -622,6 +662,29 @@ mod tests {
         assert!(!log.begin_epoch().await);
         assert_eq!(log.epoch(), new);
         assert!(!SharedLog::new(LogConfig::default()).begin_epoch().await);
+    }
+
+    #[test]
+    fn of_a_file_no_more_is_kept_than_the_log_keeps() {
+        let mut loading = Loading::new(LogConfig::default().with_max_events(3));
+        for offset in 5..15 {
+            loading.push(offset, event(5));
+        }
+        let limits = UnsyncedLimits {
+            events: 10,
+            bytes: 1000,
+        };
+        let fork = Previous {
+            epoch: Epoch::from_u64(1),
+            fork: 7,
+        };
+        let log = loading.finish(limits, (Epoch::from_u64(2), vec![fork]), 15);
+        assert_eq!((log.head(), log.tip()), (12, 15));
+        assert_eq!(log.epoch(), Epoch::from_u64(2));
+        let resumed = log.resume(Ask::At(Position::new(Epoch::from_u64(1), 7)));
+        assert!(resumed.resume.continues);
+        assert_eq!(read(&log, 12), (Read::Events, 3));
+        assert_eq!(log.append(event(5)).unwrap().offset, 15);
     }
 
     proptest::proptest! {

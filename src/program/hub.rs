@@ -88,6 +88,7 @@ pub(super) async fn run(args: HubArgs, stop: Stop) -> Result<Exit, Failure> {
     };
     let served = tokio::select! {
         served = served => served,
+        failed = hub.log_failed() => Err(failed.into()),
         () = stop.requested() => Ok(()),
     };
     if stop.is_requested() {

@@ -1,7 +1,8 @@
 //! What a hub and a spoke count: groups of [`iroh_metrics`], never labelled by endpoint.
 //!
-//! [`Hub::metrics`](crate::Hub::metrics) is a [`MetricsGroupSet`](iroh_metrics::MetricsGroupSet) like that
-//! of an iroh endpoint, to be read one by one or registered as a whole:
+//! [`Hub::metrics`](crate::Hub::metrics) and [`Spoke::metrics`](crate::Spoke::metrics) are each a
+//! [`MetricsGroupSet`](iroh_metrics::MetricsGroupSet) like that of an iroh endpoint, to be read one by one or
+//! registered as a whole:
 //!
 //! ```
 //! use iroh_hub::{Hub, endpoint};
@@ -42,6 +43,6 @@ pub use self::{
         AdmissionMetrics, DirectMetrics, EventMetrics, HubMetrics, LogMetrics, RepairMetrics,
         RosterMetrics, TopicMetrics,
     },
-    spoke::SpokeMetrics,
+    spoke::{LinkMetrics, ReceptionMetrics, SpokeMetrics},
 };
 pub use crate::gossip::GossipMetrics;

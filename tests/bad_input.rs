@@ -635,7 +635,7 @@ async fn who_is_no_member_gets_nowhere_on_the_topic() {
         }
     }
     assert_eq!(hub.metrics().gossip.auth_failed.get(), 2);
-    assert_eq!(honest[0].0.gossip_metrics().auth_failed.get(), 2);
+    assert_eq!(honest[0].0.metrics().gossip.auth_failed.get(), 2);
     for n in 0..100 {
         hub.broadcast(numbered(n)).await.expect("the hub is open");
     }

@@ -95,7 +95,7 @@ async fn a_targeted_event_comes_after_the_broadcasts_before_it_on_the_topic() {
         );
     }
     publisher.await.expect("no panic");
-    assert!(spokes[3].metrics().events_gossip.get() > 0);
+    assert!(spokes[3].metrics().reception.events_gossip.get() > 0);
     // Nobody else got what was targeted.
     for n in 0..300 {
         assert_eq!(number(&next_event(&mut others).await), 2 * n);

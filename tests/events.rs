@@ -100,6 +100,13 @@ async fn each_change_of_state_is_an_event_as_the_docs_list_it() {
     soon("the end", hub.shutdown()).await;
 
     for name in [
+        "hub::connected",
+        "hub::recovered",
+        "hub::missed",
+        "hub::closed",
+        "member::joins",
+        "member::served",
+        "member::left",
         "admission::refused",
         "direct::closed",
         "spoke::joined",

@@ -351,8 +351,8 @@ async fn a_broadcast_that_is_no_event_is_an_explicit_hole() {
     let event = next_event(&mut listener).await;
     assert!(event.targeted && number(&event) == 9);
     assert_eq!(number(&next_event(&mut listener).await), 3);
-    assert_eq!(spoke.metrics().frames_bad.get(), 3);
-    assert_eq!(spoke.metrics().events_missed.get(), 2);
+    assert_eq!(spoke.metrics().reception.frames_bad.get(), 3);
+    assert_eq!(spoke.metrics().reception.events_missed.get(), 2);
     spoke.shutdown().await;
 }
 
@@ -380,7 +380,7 @@ async fn what_makes_no_sense_but_breaks_no_rule_is_survived() {
     }
     stream.write(raw::event(0, 0, 1, &good(0))).await;
     assert_eq!(number(&next_event(&mut listener).await), 0);
-    assert!(spoke.metrics().dropped.get() > 100);
+    assert!(spoke.metrics().reception.dropped.get() > 100);
     // The hub gives up everything there will ever be.
     stream.write(raw::native(6, &[1, u64::MAX], b"")).await;
     let mut reached = 0;

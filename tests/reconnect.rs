@@ -141,10 +141,10 @@ async fn a_lost_link_costs_nothing_and_the_spoke_says_so() {
         }
     }
     let metrics = spoke.metrics();
-    assert_eq!(metrics.links.get(), 2);
-    assert_eq!(metrics.links_lost.get(), 1);
-    assert_eq!(metrics.recoveries.get(), 1);
-    assert!(metrics.attempts.get() >= 2);
+    assert_eq!(metrics.link.welcomed.get(), 2);
+    assert_eq!(metrics.link.lost.get(), 1);
+    assert_eq!(metrics.link.recovered.get(), 1);
+    assert!(metrics.link.attempts.get() >= 2);
     spoke.shutdown().await;
     assert!(matches!(
         next_status(&mut watch).await,
@@ -223,8 +223,8 @@ async fn over_many_lost_links_everything_arrives_once_in_order_both_ways() {
     .await
     .0
     .expect("no panic");
-    assert!(spoke.metrics().links.get() > 5);
-    assert_eq!(spoke.metrics().events_missed.get(), 0);
+    assert!(spoke.metrics().link.welcomed.get() > 5);
+    assert_eq!(spoke.metrics().reception.events_missed.get(), 0);
     spoke.shutdown().await;
 }
 
@@ -279,7 +279,7 @@ async fn a_hub_that_lost_its_memory_is_a_hole_and_what_is_not_known_is_said() {
         .await
         .expect("it was never written to the first hub");
     assert_eq!(number(&next_event(&mut heard).await), 1);
-    assert_eq!(spoke.metrics().positions_lost.get(), 1);
+    assert_eq!(spoke.metrics().reception.positions_lost.get(), 1);
     spoke.shutdown().await;
 }
 
@@ -345,7 +345,7 @@ async fn what_was_written_and_not_acknowledged_may_have_arrived_if_the_session_i
         "{flushed:?}"
     );
     spoke.flush().await.expect("said once");
-    assert_eq!(spoke.metrics().events_maybe_delivered.get(), 1);
+    assert_eq!(spoke.metrics().link.events_maybe_delivered.get(), 1);
     drop(stream);
     spoke.shutdown().await;
 }
@@ -542,7 +542,7 @@ async fn a_spoke_may_be_there_before_its_hub() {
     let lost = spoke.send(numbered(1)).await.expect("queued");
     let closed = soon("the end", spoke.closed()).await;
     assert!(matches!(closed, Closed::Lost { .. }), "{closed}");
-    assert_eq!(spoke.metrics().attempts.get(), 4);
+    assert_eq!(spoke.metrics().link.attempts.get(), 4);
     let lost = soon("a receipt", lost.delivered()).await;
     assert!(matches!(lost, Err(Undelivered::NotDelivered { .. })));
     let spoke = builder().spawn(bind().await, hub_addr);
@@ -663,7 +663,7 @@ async fn events_come_by_the_topic_while_the_link_is_away() {
         hub.hub.broadcast(numbered(n)).await.expect("open");
     }
     expect_numbers(&mut listener, 20, 20).await;
-    assert_eq!(spoke.metrics().links.get(), 2);
+    assert_eq!(spoke.metrics().link.welcomed.get(), 2);
     spoke.shutdown().await;
 }
 
@@ -678,9 +678,9 @@ async fn listeners_that_hold_back_lose_nothing_when_links_break() {
         hub.hub.broadcast(numbered(n)).await.expect("open");
         if n % 500 == 250 {
             // Its link ends and it comes back, though nobody takes what is here.
-            let links = spoke.metrics().links.get();
+            let links = spoke.metrics().link.welcomed.get();
             hub.cut(0);
-            until("it is back", || spoke.metrics().links.get() > links).await;
+            until("it is back", || spoke.metrics().link.welcomed.get() > links).await;
         }
     }
     expect_numbers(&mut listener, 0, 3_000).await;
@@ -731,9 +731,9 @@ async fn no_task_is_left_behind_however_often_a_spoke_comes_back() {
     };
     let mut after_ten = 0;
     for round in 1..=60 {
-        let links = spoke.metrics().links.get();
+        let links = spoke.metrics().link.welcomed.get();
         hub.cut(0);
-        until("it is back", || spoke.metrics().links.get() > links).await;
+        until("it is back", || spoke.metrics().link.welcomed.get() > links).await;
         if round == 10 {
             after_ten = tasks();
         }

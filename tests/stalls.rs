@@ -180,7 +180,7 @@ async fn a_native_spoke_that_stalls_is_told_what_it_missed_and_goes_on_in_order(
     // It goes on, and so does the hub.
     let missed = expect_all_or_missed(&mut held, 20_000).await;
     assert!(missed > 0, "20 MB do not fit into windows and queues");
-    assert_eq!(stalls.metrics().events_missed.get(), missed);
+    assert_eq!(stalls.metrics().reception.events_missed.get(), missed);
     hub.broadcast(numbered(20_000)).await.expect("open");
     assert_eq!(number(&next_event(&mut held).await), 20_000);
     assert_eq!(number(&next_event(&mut listener).await), 20_000);

@@ -47,4 +47,22 @@ events! {
     EPOCH = "log::epoch" ["epoch" "fork"];
     /// A durable log could not be written; nothing more is broadcast.
     LOG_FAILED = "log::failed" ["reason"];
+    /// A hub welcomed the spoke that says so.
+    CONNECTED = "hub::connected" ["protocol"];
+    /// A spoke has no link to its hub, and will try to make one after a while.
+    RECONNECTING = "hub::reconnecting" ["attempt" "after" "code" "closed"];
+    /// A spoke has caught up after a lost link, and whether it missed nothing.
+    RECOVERED = "hub::recovered" ["wholly"];
+    /// A spoke will never see these broadcasts.
+    MISSED_HERE = "hub::missed" ["from" "to"];
+    /// A spoke has ended, and how its link to the hub did.
+    CLOSED = "hub::closed" ["code" "closed"];
+    /// A spoke joins the topic, with so many peers to begin with.
+    MEMBER_JOINS = "member::joins" ["peers"];
+    /// The topic serves the spoke from this offset on.
+    MEMBER_SERVED = "member::served" ["from"];
+    /// The topic fell silent; the hub serves the spoke directly from this offset on.
+    MEMBER_ISOLATED = "member::isolated" ["from"];
+    /// A spoke leaves the topic.
+    MEMBER_LEFT = "member::left" ["was_served"];
 }

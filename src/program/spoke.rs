@@ -65,10 +65,8 @@ pub(super) async fn run(args: SpokeArgs, stop: Stop) -> Result<Exit, Failure> {
     };
     let ended = match connected {
         Ok(spoke) => {
-            let metrics = scrape::serve(metrics, &endpoint, |all| {
-                all.register(spoke.metrics().clone());
-                all.register(spoke.gossip_metrics().clone());
-            })?;
+            let metrics =
+                scrape::serve(metrics, &endpoint, |all| all.register_all(spoke.metrics()))?;
             let ended = serve(&spoke, &args, &stop).await;
             scrape::end(metrics).await;
             ended

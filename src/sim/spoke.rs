@@ -17,7 +17,7 @@ use crate::{
     close::{CloseCode, Closed},
     gossip::GossipConfig,
     listen::Incoming,
-    metrics::SpokeMetrics,
+    metrics::ReceptionMetrics,
     position::{Epoch, Position},
     seal::{Context, Opener},
     spoke::{
@@ -62,7 +62,7 @@ impl Spoke {
         ctx: &mut Ctx,
         id: NodeId,
         gossip: bool,
-        metrics: &Arc<SpokeMetrics>,
+        metrics: &Arc<ReceptionMetrics>,
     ) -> Self {
         let config = ReceptionConfig {
             hub: ctx.hub_id,

@@ -14,7 +14,7 @@ use super::{
     report::{Report, Spread},
     spoke::Spoke,
 };
-use crate::{event::Envelope, metrics::SpokeMetrics};
+use crate::{event::Envelope, metrics::ReceptionMetrics};
 
 /// How long the mesh may take to form before the first event.
 const WARM_UP: Nanos = 600 * SECOND;
@@ -45,7 +45,7 @@ pub(super) struct World {
     pub(super) hub: Option<Hub>,
     pub(super) spokes: Vec<Option<Box<Spoke>>>,
     pub(super) live: BTreeSet<NodeId>,
-    metrics: Arc<SpokeMetrics>,
+    metrics: Arc<ReceptionMetrics>,
     payload: Payload,
     published: u64,
     /// Since when all spokes are served as they should.

@@ -44,7 +44,7 @@ pub(super) async fn connect(
         let dialed = hands::dial(endpoint, hub, Protocol::Compat).await?;
         hands::greet_plainly(dialed, limits).await
     };
-    shared.metrics.attempts.inc();
+    shared.metrics.link.attempts.inc();
     match timeout_at(deadline, connecting).await {
         Ok(greeted) => greeted,
         Err(_) => Err(e!(ConnectError::TimedOut)),
@@ -65,7 +65,7 @@ pub(super) async fn run(
         send,
         mut reader,
     } = greeted;
-    shared.metrics.links.inc();
+    shared.metrics.link.welcomed.inc();
     shared.set_connection(Some(connection.clone()));
     shared.statuses.tell(SpokeStatus::Connected);
     let error = {
@@ -129,11 +129,11 @@ async fn read(
             Ok(envelope) => envelope,
             Err(error) => {
                 warn!(%error, "the hub sent something that is no event");
-                shared.metrics.frames_bad.inc();
+                shared.metrics.reception.frames_bad.inc();
                 return error.into();
             }
         };
-        shared.metrics.events_direct.inc();
+        shared.metrics.reception.events_direct.inc();
         let mut event = Event::new(envelope, Source::Hub(hub));
         event.via = Some(Via::Direct);
         if deliver.send(Incoming::Event(event)).await.is_err() {

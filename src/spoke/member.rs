@@ -20,6 +20,7 @@ use super::shared::Shared;
 use crate::{
     close::CloseCode,
     gossip::{FrameGate, FrameRefused, GossipEvent, GossipNode},
+    metrics::events,
     position::Epoch,
     seal::{Check, Context, OpenError, Opened, Opener, Really},
     wire::{
@@ -111,7 +112,7 @@ impl Seat {
 
     /// Joins a topic. False if the hub's keys are none.
     pub(super) fn join(&mut self, topic: Topic, epoch: Epoch) -> bool {
-        debug!(peers = topic.peers.len(), "joins the topic");
+        debug!(target: events::MEMBER_JOINS, peers = topic.peers.len());
         let mut opener = Opener::new(Context::new(self.hub, topic.topic), epoch);
         if let Err(error) = opener.add(&topic.keys) {
             warn!(%error, "the hub's keys do not fit; the topic is not joined");
@@ -126,7 +127,7 @@ impl Seat {
             topic.keys.generation,
             topic.keys.key,
             SpokeGate::new(opener, Really),
-            self.shared.gossip_metrics.clone(),
+            self.shared.metrics.gossip.clone(),
         );
         self.acceptor.set(Some(node.clone()));
         node.join(topic.peers);

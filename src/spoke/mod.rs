@@ -44,7 +44,7 @@ use crate::{
     close::{CloseCode, Closed},
     delivery::{Loss, SendReceipt},
     event::Envelope,
-    gossip::{GOSSIP_ALPN, GossipMetrics},
+    gossip::GOSSIP_ALPN,
     listen::{Incoming, ListenOptions, Listener, Listeners},
     metrics::SpokeMetrics,
     pattern::Pattern,
@@ -213,7 +213,7 @@ impl Spoke {
                 Some(closed) => Some(Err(e!(SpokeSendError::Closed { closed }))),
             })
             .await?;
-        shared.metrics.events_sent.inc();
+        shared.metrics.link.events_sent.inc();
         if let Some(closed) = shared.statuses.closed() {
             // It ended between the look and the queue, which nobody reads any more.
             shared.close_outbox(&closed);
@@ -336,14 +336,9 @@ impl Spoke {
         }
     }
 
-    /// The spoke's counters.
-    pub fn metrics(&self) -> &Arc<SpokeMetrics> {
+    /// What the spoke counts, to be read or [registered](crate::metrics).
+    pub fn metrics(&self) -> &SpokeMetrics {
         &self.inner.shared.metrics
-    }
-
-    /// The counters of the spoke's node on the topic.
-    pub fn gossip_metrics(&self) -> &Arc<GossipMetrics> {
-        &self.inner.shared.gossip_metrics
     }
 
     /// Ends the spoke: lets the hub take what was sent within [`SpokeLimits::drain_timeout`], leaves

@@ -40,7 +40,7 @@ use crate::{
     inbox::{Inbox, InboxConfig, InboxError, Inserted, Output, Part},
     link_io::LinkError,
     listen::{Event, Incoming, Missed, Source},
-    metrics::SpokeMetrics,
+    metrics::{ReceptionMetrics, events},
     position::{Epoch, Position},
     seal::Opened,
     via::Via,
@@ -127,7 +127,7 @@ struct Membership {
 #[derive(Debug)]
 pub(crate) struct Reception {
     config: ReceptionConfig,
-    metrics: Arc<SpokeMetrics>,
+    metrics: Arc<ReceptionMetrics>,
     phase: Phase,
     /// None before the first welcome.
     inbox: Option<Inbox>,
@@ -180,7 +180,11 @@ impl Targeted {
 }
 
 impl Reception {
-    pub(crate) fn new(config: ReceptionConfig, metrics: Arc<SpokeMetrics>, now: Instant) -> Self {
+    pub(crate) fn new(
+        config: ReceptionConfig,
+        metrics: Arc<ReceptionMetrics>,
+        now: Instant,
+    ) -> Self {
         // To begin at a position is to go on.
         let resumes = matches!(config.start, Start::At(_));
         Self {
@@ -534,7 +538,8 @@ impl Reception {
 
     fn leave_topic(&mut self) {
         if let Some(member) = self.topic.take() {
-            debug!(was_served = member.reach.is_served(), "leaves the topic");
+            let was_served = member.reach.is_served();
+            debug!(target: events::MEMBER_LEFT, was_served);
             self.orders.push_back(Order::Leave);
         }
     }
@@ -589,7 +594,7 @@ impl Reception {
             return;
         };
         if member.reach.heard(now, beacon, joins_up) == Some(Change::Served) && member.told {
-            debug!("the topic serves us");
+            debug!(target: events::MEMBER_SERVED, from = next);
             inbox.set_direct(now, false);
             let topic = member.topic;
             self.orders
@@ -604,7 +609,8 @@ impl Reception {
         };
         if member.told {
             if member.reach.tick(now) == Some(Change::Isolated) {
-                debug!("the topic fell silent; the hub serves us directly");
+                let from = self.inbox.as_ref().map(Inbox::next);
+                debug!(target: events::MEMBER_ISOLATED, from);
                 self.metrics.isolated.inc();
                 self.want_direct(now);
             }

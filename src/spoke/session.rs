@@ -114,7 +114,7 @@ impl Session {
             seed: rand::random(),
         };
         Self {
-            reception: Reception::new(reception, shared.metrics.clone(), now),
+            reception: Reception::new(reception, shared.metrics.reception.clone(), now),
             backoff: Backoff::new(config.reconnect.clone(), rand::random()),
             link: Link::Waiting(now.into()),
             attempt_until: now,
@@ -182,7 +182,7 @@ impl Session {
                     error.closed()
                 }
                 Err(Ended::Link(error)) => {
-                    self.shared.metrics.links_lost.inc();
+                    self.shared.metrics.link.lost.inc();
                     self.hang_up(&error).await
                 }
             };
@@ -275,7 +275,7 @@ impl Session {
     }
 
     fn dial(&mut self) {
-        self.shared.metrics.attempts.inc();
+        self.shared.metrics.link.attempts.inc();
         self.attempt_until = Instant::now() + self.shared.config.limits.connect_timeout;
         self.link = Link::dial(
             self.endpoint.clone(),
@@ -294,7 +294,7 @@ impl Session {
             .begin_link(resumed, welcome.published, window);
         let lost = begun.map_err(|_| never_sent())?;
         self.shared.count_lost(&lost);
-        self.shared.metrics.links.inc();
+        self.shared.metrics.link.welcomed.inc();
         self.shared.limit_events(welcome.max_event_bytes);
         self.shared.begin_at(self.reception.position());
         self.shared.set_connection(Some(greeted.connection.clone()));
@@ -312,7 +312,7 @@ impl Session {
             match ToSpoke::decode(bytes)? {
                 Some(frame) => self.reception.frame(Instant::now(), frame)?,
                 None => {
-                    self.shared.metrics.frames_unknown.inc();
+                    self.shared.metrics.link.frames_unknown.inc();
                 }
             }
             budget -= 1;
@@ -365,7 +365,7 @@ impl Session {
             Order::Leave => self.seat.leave(),
             Order::Tell(status) => {
                 if let SpokeStatus::Recovered { .. } = status {
-                    self.shared.metrics.recoveries.inc();
+                    self.shared.metrics.link.recovered.inc();
                 }
                 self.shared.statuses.tell(status);
             }

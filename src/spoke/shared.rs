@@ -18,7 +18,6 @@ use super::{
 use crate::{
     close::{CloseCode, Closed},
     delivery::Loss,
-    gossip::GossipMetrics,
     metrics::SpokeMetrics,
     position::Position,
 };
@@ -28,8 +27,7 @@ pub(super) struct Shared {
     pub(super) config: SpokeConfig,
     pub(super) outbox: Outbox,
     pub(super) statuses: Statuses,
-    pub(super) metrics: Arc<SpokeMetrics>,
-    pub(super) gossip_metrics: Arc<GossipMetrics>,
+    pub(super) metrics: SpokeMetrics,
     /// Listeners have everything before this.
     position: Mutex<Option<Position>>,
     /// The present link.
@@ -48,9 +46,8 @@ impl Shared {
         let limits = &config.limits;
         Self {
             outbox: Outbox::new(config.protocol, limits.send_buffer_bytes as u64),
-            statuses: Statuses::new(),
-            metrics: Arc::default(),
-            gossip_metrics: Arc::default(),
+            statuses: Statuses::new(config.protocol),
+            metrics: SpokeMetrics::default(),
             position: Mutex::new(match config.from {
                 From::Position(position) => Some(position),
                 From::Tip | From::Earliest => None,
@@ -109,8 +106,12 @@ impl Shared {
 
     /// Counts what became of events that will not be sent any more.
     pub(super) fn count_lost(&self, lost: &Lost) {
-        self.metrics.events_not_delivered.inc_by(lost.not_delivered);
         self.metrics
+            .link
+            .events_not_delivered
+            .inc_by(lost.not_delivered);
+        self.metrics
+            .link
             .events_maybe_delivered
             .inc_by(lost.maybe_delivered);
     }

@@ -6,8 +6,15 @@ use tokio::sync::{
     broadcast::{self, error::RecvError},
     watch,
 };
+use tracing::debug;
 
-use crate::{close::Closed, hub::WatchLagged, listen::Missed};
+use crate::{
+    close::{CloseCode, Closed},
+    hub::WatchLagged,
+    listen::Missed,
+    metrics::events,
+    protocol::Protocol,
+};
 
 /// How many statuses a watch may be behind before it is told that it lagged.
 const WATCH_CAPACITY: usize = 256;
@@ -42,6 +49,28 @@ pub enum SpokeStatus {
     Missed(Missed),
     /// The spoke has ended.
     Closed(Closed),
+}
+
+impl SpokeStatus {
+    fn trace(&self, protocol: Protocol) {
+        let code = |closed: &Closed| closed.code().map(CloseCode::to_u64);
+        match self {
+            Self::Connected => debug!(target: events::CONNECTED, %protocol),
+            Self::Reconnecting {
+                attempt,
+                after,
+                closed,
+            } => {
+                let code = code(closed);
+                debug!(target: events::RECONNECTING, attempt, ?after, code, %closed);
+            }
+            Self::Recovered { wholly } => debug!(target: events::RECOVERED, wholly),
+            Self::Missed(Missed { from, to }) => debug!(target: events::MISSED_HERE, %from, %to),
+            Self::Closed(closed) => {
+                debug!(target: events::CLOSED, code = code(closed), %closed);
+            }
+        }
+    }
 }
 
 impl fmt::Display for SpokeStatus {
@@ -94,14 +123,16 @@ impl StatusWatch {
 /// What is told of a spoke's link, and how it stands.
 #[derive(Debug)]
 pub(super) struct Statuses {
+    protocol: Protocol,
     all: broadcast::Sender<SpokeStatus>,
     /// The latest that says how things stand; none before the first attempt has ended.
     now: watch::Sender<Option<SpokeStatus>>,
 }
 
 impl Statuses {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(protocol: Protocol) -> Self {
         Self {
+            protocol,
             all: broadcast::Sender::new(WATCH_CAPACITY),
             now: watch::Sender::new(None),
         }
@@ -112,6 +143,7 @@ impl Statuses {
         if self.closed().is_some() {
             return;
         }
+        status.trace(self.protocol);
         match status {
             // What happened, not how things stand.
             SpokeStatus::Recovered { .. } | SpokeStatus::Missed(_) => {}

@@ -3,7 +3,10 @@ use bytes::Bytes;
 use super::*;
 use crate::{
     event::Envelope,
-    hub::{mailbox::MailboxLimits, shared_log::UnsyncedLimits},
+    hub::{
+        mailbox::MailboxLimits,
+        shared_log::{Loading, UnsyncedLimits},
+    },
     log::{LogConfig, LogFailed},
     position::Epoch,
     spoke_id::SpokeId,
@@ -97,7 +100,7 @@ fn an_event_waits_for_broadcasts_that_are_not_synced_yet_but_not_for_those_that_
         bytes: 1 << 20,
     };
     let lives = (Epoch::from_u64(7), Vec::new());
-    let log = SharedLog::durable(LogConfig::default(), limits, lives, 0, []);
+    let log = Loading::new(LogConfig::default()).finish(limits, lives, 0);
     for on_topic in [false, true] {
         let begin = log.tip();
         let mut mailbox = mailbox();

@@ -307,6 +307,41 @@ async fn dropping_a_spoke_or_a_hub_ends_it() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_endpoints_place_on_the_topic_goes_to_its_newest_spoke_when_it_is_free() {
+    let hub = hub_with(FanOut::Gossip).await;
+    let peer = RawPeer::connect(&hub, NATIVE).await;
+    // A node that can gossip, three times; as a process that was started again while the hub has not
+    // noticed that the first one is dead.
+    let mut streams = Vec::new();
+    for _ in 0..3 {
+        let mut stream = peer.open().await;
+        stream
+            .greet_with(raw::native(0, &[1, 1, 0, 0, 0], b""))
+            .await;
+        streams.push(stream);
+    }
+    let capable = || {
+        let spokes = hub.spokes();
+        let capable = spokes.iter().filter(|info| info.gossip_capable);
+        capable.map(|info| info.id.number).collect::<Vec<_>>()
+    };
+    let first = capable();
+    let [place] = first[..] else {
+        panic!("{first:?}")
+    };
+    for (gone, next) in [(0, place + 2), (1, place + 1)] {
+        let mut stream = match gone {
+            0 => streams.remove(0),
+            _ => streams.pop().expect("two are left"),
+        };
+        stream.finish();
+        until("the place is another's", || capable() == [next]).await;
+    }
+    drop(streams);
+    peer.leave().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_hub_needs_an_endpoint_that_is_open() {
     let endpoint = bind().await;
     endpoint.close().await;

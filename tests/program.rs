@@ -436,6 +436,42 @@ mod signals {
         }
     }
 
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn events_for_one_spoke_that_it_may_not_have_got_are_named_when_the_hub_ends() {
+        let args = ["--input", "json", "--exit-on-eof", "--drain-timeout", "2"];
+        let mut hub = Hub::start(&args).await;
+        let mut stuck = hub.spoke(&["--no-gossip"]);
+        let _stdin = stuck.write("here\n").await.expect("written");
+        let here = hub.program.next_json().await;
+        let to = here["from"].as_str().expect("an id");
+        let event = |n: u64| format!("{{\"type\":\"t\",\"payload\":{n},\"to\":\"{to}\"}}\n");
+        let mut stdin = hub.program.stdin.take().expect("stdin is open");
+        stdin.write_all(event(1).as_bytes()).await.expect("read");
+        assert_eq!(stuck.next_json().await["payload"], 1);
+        stuck.signal(Signal::STOP);
+        for n in 2..4 {
+            stdin.write_all(event(n).as_bytes()).await.expect("read");
+        }
+        drop(stdin);
+        let ended = hub.program.end().await;
+        ended.assert_code(7);
+        let named = |line: usize| format!("line {line} of stdin, for {to}: ");
+        for line in 2..4 {
+            let said = ended
+                .stderr
+                .lines()
+                .find(|said| said.starts_with(&named(line)));
+            assert!(
+                said.is_some_and(|said| said.contains("may have been delivered")),
+                "{}",
+                ended.stderr
+            );
+        }
+        // It may have stopped before it acknowledged the first one.
+        stuck.signal(Signal::CONT);
+        drop(stuck.end().await);
+    }
+
     /// QUIC gives a silent peer half a minute.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn a_spoke_of_a_killed_hub_says_that_it_is_gone() {

@@ -6,13 +6,14 @@ mod common;
 use std::time::Duration;
 
 use common::{
+    cuttable::Cuttable,
     raw::{Heard, NATIVE, RawPeer, RawStream, Welcomed, code},
     *,
 };
 use iroh_hub::{
     Behind, CloseCode, Delivery, Envelope, EventTarget, FanOut, Hub, HubBuilder, HubLimits,
-    ListenOptions, Listener, Loss, OnFull, SendError, SendOptions, SendReceipt, SpokeChange,
-    SpokeId, SpokeWatch, Undelivered, log::LogConfig,
+    ListenOptions, Listener, Loss, OnFull, Path, SendError, SendOptions, SendReceipt, Spoke,
+    SpokeChange, SpokeId, SpokeWatch, Undelivered, log::LogConfig,
 };
 
 async fn direct(change: impl FnOnce(&mut HubLimits)) -> Hub {
@@ -598,5 +599,126 @@ async fn who_falls_behind_the_log_is_closed_where_that_is_the_policy_and_told_wh
     match back.stream.heard().await {
         Heard::Event(offset, _) => assert_eq!(offset, head),
         other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hole_sets_free_what_waited_for_the_events_in_it() {
+    let limits = hub_limits(|limits| limits.stall_after = Duration::from_millis(50));
+    let builder = Hub::builder().fan_out(FanOut::Direct).limits(limits);
+    let hub = hub(builder.log(LogConfig::default().with_max_events(1000))).await;
+    let mut slow = Peer::join(&hub).await;
+    let id = slow.id(&hub);
+    // More than the windows of a connection hold, with an event for it alone in every tenth place.
+    let mut receipts = Vec::new();
+    for n in 0..5000 {
+        if n % 10 == 0 {
+            receipts.extend(send(&hub, id, n..=n).await);
+        }
+        let event = numbered(n).with_id(&"x".repeat(1000)).expect("an id");
+        soon("room", hub.broadcast(event)).await.expect("open");
+    }
+    let (mut next, mut missed, mut targeted) = (0, 0, 0);
+    while next < 5000 || targeted < 500 {
+        match slow.stream.heard().await {
+            Heard::Event(offset, _) => {
+                assert_eq!(offset, next);
+                next += 1;
+            }
+            Heard::Missed(from, to) => {
+                assert_eq!(from, next);
+                missed += to - from;
+                next = to;
+            }
+            Heard::Targeted(seq, after, body) => {
+                assert_eq!((seq, raw::number_in(&body)), (targeted + 1, targeted * 10));
+                assert_eq!(after, targeted * 10);
+                assert!(after <= next, "behind what was sent before it");
+                targeted += 1;
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(missed > 0, "5 MB do not fit into windows and log");
+    slow.stream.write(raw::ack(5000, 500)).await;
+    delivered(&receipts).await;
+}
+
+/// Hears broadcasts and targeted events of numbers that count up over both, and checks the order that is
+/// promised: each kind in its own, and no targeted event before a broadcast with a lower number.
+async fn hear_both(mut listener: Listener, rounds: u64) {
+    let (mut broadcasts, mut targeted, mut overtaking) = (0, 0, 0);
+    while broadcasts < rounds || targeted < rounds || overtaking < rounds {
+        let event = next_event(&mut listener).await;
+        let n = number(&event);
+        match event.envelope.event_type() {
+            "all" => {
+                assert!(!event.targeted);
+                assert_eq!(n, broadcasts);
+                broadcasts += 1;
+            }
+            "you" => {
+                assert!(event.targeted);
+                assert_eq!(n, targeted);
+                assert!(n < broadcasts, "{n} was sent after the broadcast {n}");
+                targeted += 1;
+            }
+            _ => {
+                assert_eq!(n, overtaking);
+                overtaking += 1;
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn on_either_path_and_over_lost_links_order_holds_and_receipts_are_true() {
+    const ROUNDS: u64 = 300;
+    for fan_out in [FanOut::Direct, FanOut::Gossip] {
+        let hub = Cuttable::start(Hub::builder().fan_out(fan_out.clone())).await;
+        let mut spokes = Vec::new();
+        for _ in 0..5 {
+            let spoke = spoke(&hub.hub, Spoke::builder()).await;
+            let listener = spoke.listen("*");
+            spokes.push((spoke, tokio::spawn(hear_both(listener, ROUNDS))));
+        }
+        if matches!(fan_out, FanOut::Gossip) {
+            until("all are on the topic", || {
+                let spokes = hub.hub.spokes();
+                spokes.iter().all(|info| info.path == Path::Gossip)
+            })
+            .await;
+        }
+        let ids: Vec<SpokeId> = hub.hub.spokes().iter().map(|info| info.id).collect();
+        let event = |kind, n: u64| Envelope::new(kind, &n).expect("JSON");
+        let overtake = SendOptions::default().overtake(true);
+        let (mut sent, mut broadcast) = (Vec::new(), Vec::new());
+        for n in 0..ROUNDS {
+            broadcast.push(hub.hub.broadcast(event("all", n)).await.expect("open"));
+            for id in &ids {
+                sent.push(hub.hub.send(*id, event("you", n)).await.expect("kept"));
+                let first = hub.hub.send_with(*id, event("first", n), overtake);
+                sent.push(first.await.expect("kept"));
+            }
+            if n % 50 == 49 {
+                hub.cut(0);
+            }
+        }
+        for (_, hearing) in &mut spokes {
+            soon("everything", hearing).await.expect("in order");
+        }
+        delivered(&sent).await;
+        for receipt in &broadcast {
+            let all = receipt.all(LIMIT).await.expect("all have it");
+            let mut acked = all.acked.clone();
+            acked.sort();
+            assert_eq!(acked, ids);
+        }
+        assert!(hub.hub.metrics().spokes.returned.get() >= 5);
+        assert_eq!(hub.hub.metrics().spokes.joined.get(), 5);
+        for (spoke, _) in &spokes {
+            assert_eq!(spoke.metrics().events_missed.get(), 0);
+        }
+        assert!(soon("the end", hub.hub.shutdown()).await.behind.is_empty());
     }
 }

@@ -94,6 +94,8 @@ struct Spoke {
     retry: Option<Instant>,
     /// It has been told once since it came, or was last on the tree.
     told: bool,
+    /// When it was told last.
+    told_at: Option<Instant>,
 }
 
 /// See the [module](super).
@@ -225,6 +227,21 @@ impl<Id: Copy + Ord + Debug> Planner<Id> {
         self.note_settled(id);
     }
 
+    /// A spoke says that the topic does not reach it. The same as [`off_tree`](Self::off_tree), but it is told
+    /// at once of others to join through, unless it was told not long ago.
+    pub(crate) fn isolated(&mut self, now: Instant, id: Id) {
+        if self.phase != Phase::Running || !self.tree.contains(id) {
+            return;
+        }
+        self.tree.remove(id);
+        let told = self.spokes.get(&id).and_then(|spoke| spoke.told_at);
+        match told.map(|at| after(at, self.config.join_retry)) {
+            Some(at) if at > now => self.retry_at(at, id),
+            _ => self.enqueue(id),
+        }
+        self.note_settled(id);
+    }
+
     fn note_settled(&mut self, id: Id) {
         if self.tree.contains(id) == self.parked.contains(&id) {
             self.unsettled.remove(&id);
@@ -343,6 +360,7 @@ impl<Id: Copy + Ord + Debug> Planner<Id> {
         let via_hub = seeds < most || peers.is_empty();
         if let Some(spoke) = self.spokes.get_mut(&id) {
             spoke.ticket = None;
+            spoke.told_at = Some(now);
             if !spoke.told {
                 // One that was told before and did not get there is no help to others: counted among these,
                 // a few broken spokes would keep everyone from the hub, and so from the tree.
@@ -397,8 +415,11 @@ impl<Id: Copy + Ord + Debug> Planner<Id> {
     }
 
     fn retry_later(&mut self, now: Instant, id: Id) {
+        self.retry_at(after(now, self.config.join_retry), id);
+    }
+
+    fn retry_at(&mut self, at: Instant, id: Id) {
         if let Some(spoke) = self.spokes.get_mut(&id) {
-            let at = after(now, self.config.join_retry);
             spoke.retry = Some(at);
             self.retries.insert((at, id));
         }
@@ -488,7 +509,6 @@ impl<Id: Copy + Ord + Debug> Planner<Id> {
     }
 
     /// Whether there is a topic that is not being taken down.
-    #[cfg(test)]
     pub(crate) fn gossiping(&self) -> bool {
         self.phase == Phase::Running
     }

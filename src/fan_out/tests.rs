@@ -73,6 +73,11 @@ impl Hub {
         self.planner.off_tree(self.now, id);
     }
 
+    fn isolated(&mut self, id: u8) {
+        self.on_tree.remove(&id);
+        self.planner.isolated(self.now, id);
+    }
+
     fn poll(&mut self) -> Option<Decision<u8>> {
         let decision = self.planner.poll(self.now)?;
         match &decision {
@@ -295,6 +300,38 @@ fn a_spoke_that_falls_off_the_tree_is_served_directly_and_told_again() {
 }
 
 #[test]
+fn a_spoke_that_says_it_is_isolated_is_told_of_others_at_once_but_not_again_and_again() {
+    let mut hub = Hub::new(FanOut::Gossip);
+    for id in 0..3 {
+        hub.join(id, true);
+    }
+    hub.run(Duration::from_secs(1));
+    for id in 0..3 {
+        hub.on_tree(id);
+    }
+    hub.run(Duration::from_secs(60));
+    hub.log.clear();
+    hub.isolated(1);
+    let decisions = hub.drain();
+    assert_eq!(decisions[0], Decision::Unpark { id: 1 });
+    let Decision::TellJoin { id: 1, peers, .. } = &decisions[1] else {
+        panic!("{decisions:?}");
+    };
+    let peers: BTreeSet<u8> = peers.iter().copied().collect();
+    assert_eq!(peers, BTreeSet::from([0, 2]));
+    hub.on_tree(1);
+    hub.drain();
+    hub.now += Duration::from_secs(1);
+    hub.isolated(1);
+    assert_eq!(hub.drain(), [Decision::Unpark { id: 1 }]);
+    hub.log.clear();
+    hub.run(Duration::from_millis(8900));
+    assert_eq!(hub.log, []);
+    hub.run(Duration::from_millis(200));
+    assert_eq!(hub.log.len(), 1);
+}
+
+#[test]
 fn auto_changes_only_after_the_reason_has_stood() {
     let mut hub = Hub::new(quick_auto());
     for id in 0..6 {
@@ -401,6 +438,7 @@ enum Op {
     Leave(u8),
     OnTree(u8),
     OffTree(u8),
+    Isolated(u8),
     Traffic(u64),
     Direct,
     Gossip,
@@ -417,6 +455,7 @@ fn op() -> impl Strategy<Value = Op> {
         4 => (0u8..12).prop_map(Op::Leave),
         12 => (0u8..12).prop_map(Op::OnTree),
         4 => (0u8..12).prop_map(Op::OffTree),
+        4 => (0u8..12).prop_map(Op::Isolated),
         1 => prop_oneof![Just(0), Just(100), any::<u64>()].prop_map(Op::Traffic),
         1 => Just(Op::Direct),
         3 => Just(Op::Gossip),
@@ -450,6 +489,13 @@ proptest! {
                         hub.off_tree(id);
                     } else {
                         hub.planner.off_tree(hub.now, id);
+                    }
+                }
+                Op::Isolated(id) => {
+                    if hub.planner.gossiping() {
+                        hub.isolated(id);
+                    } else {
+                        hub.planner.isolated(hub.now, id);
                     }
                 }
                 Op::Traffic(rate) => hub.planner.traffic(hub.now, rate),

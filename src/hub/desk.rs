@@ -49,7 +49,9 @@ pub(crate) struct Desk {
     /// The next offset to write; `None` while the topic serves the spoke.
     cursor: Option<u64>,
     /// The cursor runs only because the topic does not reach the spoke.
-    fallback: bool,
+    fell_back: bool,
+    /// The spoke was told to join a topic.
+    member: bool,
     /// Wanted ranges, oldest first.
     repairs: VecDeque<(u64, u64)>,
     /// The spoke's events up to this one are to be acknowledged.
@@ -87,7 +89,8 @@ impl Desk {
             behind,
             begun_at: Some(cursor),
             cursor: Some(cursor),
-            fallback: false,
+            fell_back: false,
+            member: false,
             repairs: VecDeque::new(),
             ack: None,
             ack_every: None,
@@ -100,7 +103,7 @@ impl Desk {
     /// Stops the cursor: the topic serves the spoke.
     pub(crate) fn park(&mut self) {
         self.cursor = None;
-        self.fallback = false;
+        self.fell_back = false;
     }
 
     /// Starts the cursor again where the spoke stands, if it is parked.
@@ -108,14 +111,20 @@ impl Desk {
         if self.cursor.is_none() {
             self.cursor = Some(acked);
             self.begun_at = Some(acked);
-            self.fallback = true;
+            self.fell_back = true;
         }
     }
 
-    /// Serves the spoke directly from `from` on, because it asked for it.
+    /// Serves the spoke directly from `from` on, because it asked for it: it has everything before. What a
+    /// cursor that runs already has passed is on its way.
     pub(crate) fn serve_from(&mut self, from: u64) {
-        self.fallback |= self.cursor.is_none();
-        self.cursor = Some(self.cursor.map_or(from, |cursor| cursor.min(from)));
+        self.unpark(from);
+        self.cursor = self.cursor.max(Some(from));
+    }
+
+    /// Whether the cursor runs only because the topic does not reach the spoke.
+    fn falls_back(&self) -> bool {
+        self.member && self.fell_back
     }
 
     /// The spoke wants `[from, to)` again.
@@ -153,14 +162,16 @@ impl Desk {
     }
 
     pub(crate) fn order_topic(&mut self, order: TopicOrder) {
-        // Without a topic there is nothing that it falls back from.
-        self.fallback &= !matches!(order, TopicOrder::Leave);
+        let member = matches!(order, TopicOrder::Join(_));
+        if std::mem::replace(&mut self.member, member) != member {
+            self.fell_back = false;
+        }
         self.topic = Some(order);
     }
 
     /// Whether something is to be written that the hub's budget for repairs has to have room for.
     pub(crate) fn is_paid_for(&self, tip: u64) -> bool {
-        let falls_back = self.fallback && self.cursor.is_some_and(|cursor| cursor < tip);
+        let falls_back = self.falls_back() && self.cursor.is_some_and(|cursor| cursor < tip);
         !self.repairs.is_empty() || falls_back
     }
 
@@ -186,13 +197,13 @@ impl Desk {
         let mut moved = None;
         let mut at_tip = false;
         if let Some(cursor) = self.cursor
-            && (paid || !self.fallback || cursor >= log.tip())
+            && (paid || !self.falls_back() || cursor >= log.tip())
         {
             let before = bytes_of(chunks);
             // A targeted event goes out where the cursor passes its place.
             let stop = mailbox.stop(self.link);
             let (next, tip) = self.advance(cursor, stop, log, entries, chunks)?;
-            if self.fallback {
+            if self.falls_back() {
                 cost += bytes_of(chunks) - before;
             }
             at_tip = tip;

@@ -5,9 +5,9 @@
 //! shares out the acknowledgements, and goes on serving directly whoever the topic does not reach.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     sync::{Arc, atomic::Ordering},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use iroh::EndpointAddr;
@@ -30,6 +30,7 @@ use super::{
 use crate::{
     fan_out::{Decision, FanOut, Path, Planner, PlannerConfig},
     gossip::GossipNode,
+    instant::after,
     metrics::events,
     protocol::Protocol,
     spoke_id::SpokeId,
@@ -57,6 +58,9 @@ pub(super) enum Note {
 /// How many notes may wait; who has one more waits.
 pub(super) const NOTES: usize = 1024;
 
+/// How long a spoke that leaves the topic may take to say from where on it is to be served.
+const LEAVES_WITHIN: Duration = Duration::from_millis(300);
+
 /// Through how many spokes the hub joins a topic on which it is nobody's neighbour.
 const REJOIN_THROUGH: usize = 4;
 
@@ -71,6 +75,8 @@ pub(super) struct Switchboard {
     topic: Option<GossipLink>,
     supervisor: Supervisor<SpokeId>,
     acks: AckShare,
+    /// Whose cursor is to run, now that they leave the topic, and when.
+    leaving: VecDeque<(Instant, Arc<Link>)>,
     bytes_before: u64,
     /// The last topic has failed, and no other one has begun.
     failed: bool,
@@ -92,6 +98,7 @@ impl Switchboard {
             topic: None,
             supervisor: Supervisor::new(rand::random()),
             acks: AckShare::default(),
+            leaving: VecDeque::new(),
             bytes_before: 0,
             failed: false,
         }
@@ -139,7 +146,7 @@ impl Switchboard {
         match note {
             Note::Spoke(id) => self.spoke(now, id),
             Note::OnTree(id, link) if self.is_current(id, link) => self.planner.on_tree(now, id),
-            Note::OffTree(id, link) if self.is_current(id, link) => self.planner.off_tree(now, id),
+            Note::OffTree(id, link) if self.is_current(id, link) => self.planner.isolated(now, id),
             Note::OnTree(..) | Note::OffTree(..) => {}
             Note::Want { id, from, to } => {
                 let on_topic = self.planner.path(id) == Some(Path::Gossip);
@@ -181,7 +188,9 @@ impl Switchboard {
     }
 
     fn carry_out(&mut self) {
-        while let Some(decision) = self.planner.poll(Instant::now()) {
+        let now = Instant::now();
+        self.serve_who_left(now);
+        while let Some(decision) = self.planner.poll(now) {
             debug!(?decision, "fan-out");
             match decision {
                 Decision::StartTopic => self.start_topic(),
@@ -200,8 +209,15 @@ impl Switchboard {
                     self.moved(id);
                 }
                 Decision::Unpark { id } => {
-                    if let Some(link) = self.link(id) {
-                        link.unpark();
+                    match self.link(id) {
+                        // It is told to leave, and says from where on it is to be served: what the hub
+                        // knows of that may be old.
+                        Some(link) if !self.planner.gossiping() => {
+                            let link = link.clone();
+                            self.leaving.push_back((after(now, LEAVES_WITHIN), link));
+                        }
+                        Some(link) => link.unpark(),
+                        None => {}
                     }
                     self.moved(id);
                 }
@@ -216,6 +232,19 @@ impl Switchboard {
         }
         let alive = self.topic.is_some() && self.supervisor.condition() == Condition::Alive;
         self.repairs.set_topic(alive.then_some(counts.gossip));
+    }
+
+    /// Serves directly, from what the hub knows of it, who has not said anything on leaving the topic.
+    fn serve_who_left(&mut self, now: Instant) {
+        while let Some((at, _)) = self.leaving.front()
+            && *at <= now
+            && let Some((_, link)) = self.leaving.pop_front()
+        {
+            // Unless the next topic serves it already.
+            if link.path() != Path::Gossip {
+                link.unpark();
+            }
+        }
     }
 
     fn answer_wants(&mut self) {
@@ -253,7 +282,9 @@ impl Switchboard {
     /// When something is due though nothing came in.
     fn deadline(&self) -> Option<Instant> {
         let budget = self.hub.budget().deadline();
-        [self.planner.deadline(), self.repairs.deadline(), budget]
+        let leaving = self.leaving.front().map(|(at, _)| *at);
+        let planner = self.planner.deadline();
+        [planner, self.repairs.deadline(), budget, leaving]
             .into_iter()
             .flatten()
             .min()

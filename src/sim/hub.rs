@@ -300,7 +300,7 @@ impl Hub {
                     return;
                 }
                 link.desk.serve_from(from);
-                self.planner.off_tree(now, spoke);
+                self.planner.isolated(now, spoke);
             }
             ToHub::Served { topic, .. } => {
                 if self.topic.as_ref().is_some_and(|now| now.id == topic) {

@@ -386,8 +386,14 @@ impl Reception {
             } => self.targeted(now, seq, after, of, body)?,
             ToSpoke::Topic(topic) => self.on_topic(now, topic),
             ToSpoke::LeaveTopic => {
+                let was_served = self.is_served();
                 self.leave_topic();
-                self.serve_directly(now);
+                if was_served {
+                    // The hub knows only what was acknowledged, which may be long ago.
+                    self.want_direct(now);
+                } else {
+                    self.serve_directly(now);
+                }
             }
             ToSpoke::Missed { from, to } => inbox.on_missed(now, from, to),
             ToSpoke::Ack { seq } => self.orders.push_back(Order::Published { seq }),

@@ -717,7 +717,7 @@ async fn on_either_path_and_over_lost_links_order_holds_and_receipts_are_true() 
         assert!(hub.hub.metrics().spokes.returned.get() >= 5);
         assert_eq!(hub.hub.metrics().spokes.joined.get(), 5);
         for (spoke, _) in &spokes {
-            assert_eq!(spoke.metrics().events_missed.get(), 0);
+            assert_eq!(spoke.metrics().reception.events_missed.get(), 0);
         }
         assert!(soon("the end", hub.hub.shutdown()).await.behind.is_empty());
     }

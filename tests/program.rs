@@ -398,7 +398,7 @@ mod signals {
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn a_spoke_that_takes_nothing_is_named_when_the_hub_ends() {
-        for args in [&["--no-gossip"][..], &["--compat"]] {
+        for args in [&["--no-gossip", "--no-reconnect"][..], &["--compat"]] {
             let mut hub =
                 Hub::start(&["--wait-for", "2", "--exit-on-eof", "--drain-timeout", "2"]).await;
             let mut stuck = hub.spoke(args);
@@ -476,7 +476,7 @@ mod signals {
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn a_spoke_of_a_killed_hub_says_that_it_is_gone() {
         let mut hub = Hub::start(&["--wait-for", "1"]).await;
-        let mut spoke = hub.spoke(&[]);
+        let mut spoke = hub.spoke(&["--no-reconnect"]);
         let _stdin = hub.program.write("there?\n").await.expect("written");
         spoke.next_line().await;
         hub.program.child.kill().await.expect("it is ours");

@@ -64,7 +64,11 @@ pub(super) struct HubArgs {
 /// {"position":{"epoch":"…","offset":7},"type":…,"id":…,"payload":…,"via":"direct"|"gossip"|"repair"}.
 /// `position` is null with --compat, and for an event to this spoke alone, which has
 /// "targeted":true. Broadcasts that the hub no longer had when they were due are reported as
-/// {"missed":{"from":{…},"to":{…}}}, events for which stdout was too slow as {"lagged":{"events":N}}.
+/// {"missed":{"from":{…},"to":{…}}}, events for which stdout was too slow as {"lagged":{"events":N}}. If the link is
+/// lost, {"status":"reconnecting","attempt":N,"after":SECONDS,"closed":"…"} says before each attempt when it comes,
+/// {"status":"connected"} that there is a link again, and {"status":"recovered","wholly":true|false} that
+/// everything is printed up to where the hub was then, and whether nothing was missed since the loss; this it
+/// says after a start at a kept position too.
 #[derive(Debug, Args)]
 #[command(after_help = exit::HELP)]
 pub(super) struct SpokeArgs {
@@ -82,6 +86,20 @@ pub(super) struct SpokeArgs {
     /// Where to begin: with the next event, or with the oldest that the hub still has
     #[arg(long, value_enum, default_value_t = Start::Tip)]
     pub(super) from: Start,
+    /// Keeps the position in this file: started again, however it ended, it goes on behind the last event
+    /// that it printed, and prints one twice at most. The file is made when the hub is first reached; until
+    /// then, --from counts. Killed, it may leave half a line on stdout
+    #[arg(long, value_name = "FILE", conflicts_with = "compat")]
+    pub(super) position: Option<PathBuf>,
+    /// Tries again until the hub is first reached; without it, there is one attempt. --position does so too
+    #[arg(long, conflicts_with_all = ["compat", "no_reconnect"])]
+    pub(super) retry: bool,
+    /// Comes back after the hub's goodbye too
+    #[arg(long, conflicts_with_all = ["compat", "no_reconnect"])]
+    pub(super) stay: bool,
+    /// Ends when the link to the hub is lost, and does not come back
+    #[arg(long)]
+    pub(super) no_reconnect: bool,
     /// Prints only events whose type matches, for example `order.*`
     #[arg(long, value_name = "PATTERN", default_value = "*")]
     pub(super) filter: Pattern,

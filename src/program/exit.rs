@@ -27,8 +27,8 @@ Exit codes:
   4    the hub was not reached
   5    the hub is gone without a goodbye
   6    lines of stdin were skipped, each with an error on stderr
-  7    some spokes did not get everything before the hub ended, or an event for one spoke is not known to
-       have been delivered; stderr names them
+  7    some spokes did not get everything before the hub ended, or a line of stdin for one spoke, or of a
+       spoke for the hub, is not known to have been delivered; stderr names them
   8    simulate: the contract was broken
   130  interrupted twice (143: terminated twice); nothing was waited for";
 

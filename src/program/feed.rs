@@ -5,7 +5,7 @@ use iroh_hub::{BroadcastError, Hub, Receipt, SendError, SendOptions};
 use tokio::io::AsyncBufRead;
 
 use super::{
-    args::InputFormat, input::Lines, receipts::Receipts, request::Request, say::say, sent::Sent,
+    args::InputFormat, input::Lines, receipts::Receipts, request::Request, say::say, sent::Watcher,
 };
 
 /// Feeds every line, and counts in `skipped` those that it could not. Returns at the end of the input
@@ -15,7 +15,7 @@ pub(super) async fn feed<R: AsyncBufRead + Unpin>(
     mut lines: Lines<R>,
     format: InputFormat,
     receipts: Option<&Receipts>,
-    sent: &Sent,
+    sent: &Watcher,
     skipped: &mut u64,
 ) -> anyhow::Result<()> {
     let mut last = None;
@@ -63,7 +63,7 @@ async fn take(
     request: Request,
     number: u64,
     receipts: Option<&Receipts>,
-    sent: &Sent,
+    sent: &Watcher,
 ) -> anyhow::Result<Taken> {
     let Request {
         event,
@@ -74,7 +74,7 @@ async fn take(
         let options = SendOptions::default().overtake(overtake);
         match hub.send_with(to, event, options).await {
             Ok(receipt) => {
-                sent.add(number, to, receipt).await;
+                sent.add(number, Some(to), receipt).await;
                 return Ok(Taken::Sent);
             }
             Err(SendError::NoSuchSpoke { .. }) => {

@@ -77,7 +77,7 @@ pub(super) async fn run(args: HubArgs, stop: Stop) -> Result<Exit, Failure> {
             lines,
             args.input,
             receipts.as_ref(),
-            &sent,
+            &sent.watcher(),
             &mut skipped,
         )
         .await?;

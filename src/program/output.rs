@@ -1,7 +1,7 @@
 //! Prints events on stdout, one a line: at once when there is no more to print, many at a time when
 //! there is.
 
-use std::io;
+use std::{io, time::Duration};
 
 use iroh_hub::{Envelope, Event, Incoming, Listener, Missed, Source};
 use n0_future::future::now_or_never;
@@ -60,29 +60,9 @@ impl Printer {
         self.out.flush().await
     }
 
-    /// An event as a spoke prints it.
-    pub(super) fn heard(&mut self, event: &Event, format: OutputFormat) {
-        let lines = &mut self.lines;
-        match format {
-            OutputFormat::Json => {
-                put(lines, b"{\"position\":");
-                put_json(lines, &event.position);
-                put_envelope(lines, &event.envelope);
-                put(lines, b",\"via\":");
-                put_json(lines, &event.via);
-                if event.targeted {
-                    put(lines, b",\"targeted\":true");
-                }
-                put(lines, b"}\n");
-            }
-            OutputFormat::Payload => {
-                match event.envelope.payload::<String>() {
-                    Ok(text) => put(lines, text.as_bytes()),
-                    Err(_) => put_payload(lines, &event.envelope),
-                }
-                put(lines, b"\n");
-            }
-        }
+    /// Where lines are gathered.
+    pub(super) fn lines(&mut self) -> &mut Vec<u8> {
+        &mut self.lines
     }
 
     /// An event as a hub prints it.
@@ -99,21 +79,73 @@ impl Printer {
         put(lines, b"}\n");
     }
 
-    /// A hole in what the hub broadcast.
-    pub(super) fn missed(&mut self, missed: &Missed) {
-        put(&mut self.lines, b"{\"missed\":{\"from\":");
-        put_json(&mut self.lines, &missed.from);
-        put(&mut self.lines, b",\"to\":");
-        put_json(&mut self.lines, &missed.to);
-        put(&mut self.lines, b"}}\n");
-    }
-
     /// A hole that a slow stdout made.
     pub(super) fn lagged(&mut self, events: u64) {
-        put(&mut self.lines, b"{\"lagged\":{\"events\":");
-        put_json(&mut self.lines, &events);
-        put(&mut self.lines, b"}}\n");
+        put_lagged(&mut self.lines, events);
     }
+}
+
+/// An event as a spoke prints it.
+pub(super) fn put_heard(lines: &mut Vec<u8>, event: &Event, format: OutputFormat) {
+    match format {
+        OutputFormat::Json => {
+            put(lines, b"{\"position\":");
+            put_json(lines, &event.position);
+            put_envelope(lines, &event.envelope);
+            put(lines, b",\"via\":");
+            put_json(lines, &event.via);
+            if event.targeted {
+                put(lines, b",\"targeted\":true");
+            }
+            put(lines, b"}\n");
+        }
+        OutputFormat::Payload => {
+            match event.envelope.payload::<String>() {
+                Ok(text) => put(lines, text.as_bytes()),
+                Err(_) => put_payload(lines, &event.envelope),
+            }
+            put(lines, b"\n");
+        }
+    }
+}
+
+/// A hole in what the hub broadcast.
+pub(super) fn put_missed(lines: &mut Vec<u8>, missed: &Missed) {
+    put(lines, b"{\"missed\":{\"from\":");
+    put_json(lines, &missed.from);
+    put(lines, b",\"to\":");
+    put_json(lines, &missed.to);
+    put(lines, b"}}\n");
+}
+
+/// A hole that a slow stdout made.
+pub(super) fn put_lagged(lines: &mut Vec<u8>, events: u64) {
+    put(lines, b"{\"lagged\":{\"events\":");
+    put_json(lines, &events);
+    put(lines, b"}}\n");
+}
+
+/// There is no link; what the hub broadcasts meanwhile comes later.
+pub(super) fn put_reconnecting(lines: &mut Vec<u8>, attempt: u32, after: Duration, why: &str) {
+    put(lines, b"{\"status\":\"reconnecting\",\"attempt\":");
+    put_json(lines, &attempt);
+    put(lines, b",\"after\":");
+    put_json(lines, &after.as_secs_f64());
+    put(lines, b",\"closed\":");
+    put_json(lines, &why);
+    put(lines, b"}\n");
+}
+
+/// Everything is here up to where the hub was when the link was made again.
+pub(super) fn put_recovered(lines: &mut Vec<u8>, wholly: bool) {
+    put(lines, b"{\"status\":\"recovered\",\"wholly\":");
+    put_json(lines, &wholly);
+    put(lines, b"}\n");
+}
+
+/// There is a link again.
+pub(super) fn put_connected(lines: &mut Vec<u8>) {
+    put(lines, b"{\"status\":\"connected\"}\n");
 }
 
 /// A receipt, for the file of receipts.

@@ -10,26 +10,38 @@ use std::{
 };
 
 use anyhow::{Context, anyhow, bail};
+use iroh::Endpoint;
 use iroh_hub::{
-    CloseCode, Closed, ConnectError, EventTarget, Gossip, Incoming, ListenOptions, Listener,
-    OnFull, Protocol, Reconnect, Spoke, SpokeLimits,
+    CloseCode, Closed, ConnectError, EventTarget, From, Gossip, ListenOptions, Listener, OnFull,
+    Pattern, Protocol, Reconnect, SendReceipt, Spoke, SpokeBuilder, SpokeLimits, SpokeSendError,
+    SpokeStatus,
 };
 use iroh_tickets::endpoint::EndpointTicket;
+use tokio::{net::TcpListener, runtime::Handle, time::timeout};
 
 use super::{
-    args::{InputFormat, OutputFormat, SpokeArgs, Start},
+    args::{InputFormat, SpokeArgs, Start},
     exit::{Exit, Failure},
-    input, network,
+    input,
+    kept::{self, Ended},
+    network,
     output::Printer,
+    position::PositionFile,
     request::{Request, line_limit},
     say::say,
     scrape,
+    sent::{Sent, Watcher},
     stop::Stop,
+    telling::Telling,
 };
 
 /// How long a stdout that takes nothing holds the hub back before events are given up: long, since
-/// who pages through the output is no reason to lose any.
+/// who pages through the output is no reason to lose any. With a position to keep, none are given up.
 const HOLD: Duration = Duration::from_secs(3600);
+const HOLD_KEPT: Duration = Duration::from_secs(365 * 86_400);
+
+/// How long stdout may take to take what is left. Whoever stopped us may also have stopped reading.
+const LAST_LINES: Duration = Duration::from_secs(5);
 
 pub(super) async fn run(args: SpokeArgs, stop: Stop) -> Result<Exit, Failure> {
     if args.compat && args.from == Start::Earliest {
@@ -42,10 +54,42 @@ pub(super) async fn run(args: SpokeArgs, stop: Stop) -> Result<Exit, Failure> {
             "this is not a hub's ticket; copy the whole line that the hub printed after \"ticket:\"",
         )
     })?;
+    let hub = ticket.endpoint_addr().id;
+    let position = match &args.position {
+        Some(path) => Some(PositionFile::open(path, hub)?),
+        None => None,
+    };
     let metrics = scrape::bind(args.network.metrics).await?;
     let endpoint = network::bind(&args.network, None).await?;
     say(format_args!("this spoke is {}", endpoint.id()));
-    let connecting = Spoke::builder()
+    let builder = builder(&args, position.as_ref());
+    let connected = if args.retry || args.position.is_some() {
+        Ok(builder.spawn(endpoint.clone(), ticket))
+    } else {
+        tokio::select! {
+            connected = builder.connect(endpoint.clone(), ticket) => connected.map_err(not_connected),
+            () = stop.requested() => return Ok(Exit::Ok),
+        }
+    };
+    let ended = match connected {
+        Ok(spoke) => serve_with_metrics(&spoke, &endpoint, metrics, &args, position, &stop).await,
+        Err(failure) => Err(failure),
+    };
+    network::close(&endpoint).await;
+    ended
+}
+
+fn builder(args: &SpokeArgs, position: Option<&PositionFile>) -> SpokeBuilder {
+    let from = match position.and_then(PositionFile::position) {
+        Some(position) => From::Position(position),
+        None => args.from.into(),
+    };
+    let mut reconnect = match args.no_reconnect {
+        true => Reconnect::never(),
+        false => Reconnect::default(),
+    };
+    reconnect.after_goodbye = args.stay;
+    Spoke::builder()
         .protocol(if args.compat {
             Protocol::Compat
         } else {
@@ -56,25 +100,8 @@ pub(super) async fn run(args: SpokeArgs, stop: Stop) -> Result<Exit, Failure> {
         } else {
             Gossip::Full
         })
-        .from(args.from.into())
-        .reconnect(Reconnect::never())
-        .connect(endpoint.clone(), ticket);
-    let connected = tokio::select! {
-        connected = connecting => connected.map_err(not_connected),
-        () = stop.requested() => return Ok(Exit::Ok),
-    };
-    let ended = match connected {
-        Ok(spoke) => {
-            let metrics =
-                scrape::serve(metrics, &endpoint, |all| all.register_all(spoke.metrics()))?;
-            let ended = serve(&spoke, &args, &stop).await;
-            scrape::end(metrics).await;
-            ended
-        }
-        Err(failure) => Err(failure),
-    };
-    network::close(&endpoint).await;
-    ended
+        .from(from)
+        .reconnect(reconnect)
 }
 
 fn not_connected(error: ConnectError) -> Failure {
@@ -85,52 +112,81 @@ fn not_connected(error: ConnectError) -> Failure {
     Failure::new(exit, error)
 }
 
-async fn serve(spoke: &Spoke, args: &SpokeArgs, stop: &Stop) -> Result<Exit, Failure> {
-    let on_full = OnFull::Hold { at_most: HOLD };
-    let heard = spoke.listen_with(
-        args.filter.clone(),
-        ListenOptions::default().on_full(on_full),
-    );
+async fn serve_with_metrics(
+    spoke: &Spoke,
+    endpoint: &Endpoint,
+    metrics: Option<TcpListener>,
+    args: &SpokeArgs,
+    position: Option<PositionFile>,
+    stop: &Stop,
+) -> Result<Exit, Failure> {
+    let metrics = scrape::serve(metrics, endpoint, |all| all.register_all(spoke.metrics()))?;
+    let ended = serve(spoke, args, position, stop).await;
+    scrape::end(metrics).await;
+    ended
+}
+
+async fn serve(
+    spoke: &Spoke,
+    args: &SpokeArgs,
+    position: Option<PositionFile>,
+    stop: &Stop,
+) -> Result<Exit, Failure> {
     let skipped = Arc::<AtomicU64>::default();
-    let sending = tokio::spawn(send_lines(spoke.clone(), args.input, skipped.clone()));
-    let mut printer = Printer::new();
-    let printed = tokio::select! {
-        printed = print(heard, &mut printer, args.output, args.count) => printed,
-        () = stop.requested() => Ok(Printed::Enough),
-    };
-    let flushed = match &printed {
-        // Whoever stopped us may also have stopped reading.
-        Ok(_) => match tokio::time::timeout(Duration::from_secs(5), printer.flush()).await {
-            Ok(flushed) => flushed,
-            Err(_) => Err(io::ErrorKind::TimedOut.into()),
-        },
-        Err(_) => Ok(()),
+    let sent = Sent::new();
+    let sending = tokio::spawn(send_lines(
+        spoke.clone(),
+        args.input,
+        skipped.clone(),
+        sent.watcher(),
+    ));
+    let telling = Telling::new(args.output, args.filter.clone(), args.count);
+    let ended = match position {
+        Some(position) => print_kept(spoke, telling, position, stop).await,
+        None => {
+            let heard = listen(spoke, args.filter.clone(), HOLD);
+            print(heard, telling, stop).await
+        }
     };
     sending.abort();
-    let closed = match printed {
-        Ok(Printed::All) => Some(spoke.closed().await),
-        Ok(Printed::Enough) | Err(_) => None,
+    let _ = sending.await;
+    let closed = match &ended {
+        Ended::All => Some(spoke.closed().await),
+        Ended::Enough | Ended::Stdout(_) | Ended::Position(_) => None,
     };
     spoke.shutdown().await;
-    match printed.map(|_| ()).and(flushed) {
-        Ok(()) => {}
+    let lost = sent.finish().await;
+    match ended {
+        Ended::All | Ended::Enough => {}
         // Whoever read our output has enough of it.
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(Exit::Ok),
-        Err(error) => return Err(anyhow!("stdout cannot be written: {error}").into()),
+        Ended::Stdout(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(Exit::Ok),
+        Ended::Stdout(error) => return Err(anyhow!("stdout cannot be written: {error}").into()),
+        Ended::Position(error) => {
+            return Err(anyhow!("the position file cannot be written: {error}").into());
+        }
     }
     if let Some(closed) = closed {
         end_of(&closed)?;
     }
-    Ok(match skipped.load(Ordering::Acquire) {
-        0 => Exit::Ok,
-        skipped => {
-            say(format_args!("{skipped} lines of stdin were skipped"));
-            Exit::LinesSkipped
-        }
+    let skipped = skipped.load(Ordering::Acquire);
+    if skipped > 0 {
+        say(format_args!("{skipped} lines of stdin were skipped"));
+    }
+    Ok(match (skipped, lost) {
+        (0, 0) => Exit::Ok,
+        (0, _) => Exit::Behind,
+        (_, _) => Exit::LinesSkipped,
     })
 }
 
-/// What the end of the link means.
+fn listen(spoke: &Spoke, filter: Pattern, hold: Duration) -> Listener {
+    let options = ListenOptions::default()
+        .on_full(OnFull::Hold { at_most: hold })
+        .statuses(true);
+    spoke.listen_with(filter, options)
+}
+
+/// What the end of the spoke means.
 fn end_of(closed: &Closed) -> Result<(), Failure> {
     match closed {
         closed if closed.is_goodbye() => Ok(()),
@@ -148,55 +204,56 @@ fn end_of(closed: &Closed) -> Result<(), Failure> {
     }
 }
 
-/// Why nothing more is printed.
-enum Printed {
-    /// The link has ended, and all that came along it is printed.
-    All,
-    /// As many events as were wanted are.
-    Enough,
+/// Prints what is heard, many lines at a time where there are many.
+async fn print(mut heard: Listener, mut telling: Telling, stop: &Stop) -> Ended {
+    let mut printer = Printer::new();
+    let printing = async {
+        loop {
+            match printer.next(&mut heard).await {
+                Ok(Some(item)) if telling.tell(&item, printer.lines()) => return Ended::Enough,
+                Ok(Some(_)) => {}
+                Ok(None) => return Ended::All,
+                Err(error) => return Ended::Stdout(error),
+            }
+        }
+    };
+    let ended = tokio::select! {
+        ended = printing => ended,
+        () = stop.requested() => Ended::Enough,
+    };
+    if let Ended::Stdout(error) = ended {
+        return Ended::Stdout(error);
+    }
+    match timeout(LAST_LINES, printer.flush()).await {
+        Ok(Ok(())) => ended,
+        Ok(Err(error)) => Ended::Stdout(error),
+        Err(_) => Ended::Stdout(io::ErrorKind::TimedOut.into()),
+    }
 }
 
-async fn print(
-    mut heard: Listener,
-    printer: &mut Printer,
-    format: OutputFormat,
-    count: Option<u64>,
-) -> io::Result<Printed> {
-    let mut events = 0;
-    while let Some(item) = printer.next(&mut heard).await? {
-        match item {
-            Incoming::Event(event) => {
-                printer.heard(&event, format);
-                events += 1;
-                if Some(events) == count {
-                    return Ok(Printed::Enough);
-                }
-            }
-            Incoming::Missed(missed) => {
-                say(format_args!(
-                    "this spoke {missed}: the hub no longer has them"
-                ));
-                if format == OutputFormat::Json {
-                    printer.missed(&missed);
-                }
-            }
-            Incoming::Lagged(lagged) => {
-                let events = lagged.events;
-                say(format_args!(
-                    "stdout was too slow; {events} events are not printed"
-                ));
-                if format == OutputFormat::Json {
-                    printer.lagged(events);
-                }
-            }
-            _ => {}
-        }
+/// Prints what is heard, and keeps the position behind each.
+async fn print_kept(spoke: &Spoke, telling: Telling, position: PositionFile, stop: &Stop) -> Ended {
+    // All events, though not all are printed: the position moves with every one.
+    let heard = listen(spoke, Pattern::any(), HOLD_KEPT);
+    let printing = tokio::task::spawn_blocking({
+        let stop = stop.clone();
+        move || kept::print(heard, position, telling, &stop, &Handle::current())
+    });
+    tokio::pin!(printing);
+    let ended = tokio::select! {
+        ended = &mut printing => Some(ended),
+        // It sees that for itself, unless it waits for a stdout that takes nothing.
+        () = stop.requested() => timeout(LAST_LINES, &mut printing).await.ok(),
+    };
+    match ended {
+        Some(Ok(ended)) => ended,
+        Some(Err(error)) => Ended::Stdout(io::Error::other(error)),
+        None => Ended::Stdout(io::ErrorKind::TimedOut.into()),
     }
-    Ok(Printed::All)
 }
 
 /// Sends the lines of stdin to the hub, until either ends.
-async fn send_lines(spoke: Spoke, format: InputFormat, skipped: Arc<AtomicU64>) {
+async fn send_lines(spoke: Spoke, format: InputFormat, skipped: Arc<AtomicU64>, sent: Watcher) {
     let limit = line_limit(SpokeLimits::default().max_event_bytes);
     let mut lines = input::stdin(limit).await;
     loop {
@@ -207,11 +264,15 @@ async fn send_lines(spoke: Spoke, format: InputFormat, skipped: Arc<AtomicU64>) 
             Err(error) => return say(format_args!("stdin cannot be read: {error}")),
         };
         let request = Request::read(&line, format);
-        let Err(error) = send(&spoke, request).await else {
-            continue;
+        let number = lines.number();
+        let error = match send(&spoke, request).await {
+            Ok(receipt) => {
+                sent.add(number, None, receipt).await;
+                continue;
+            }
+            Err(error) => error,
         };
         skipped.fetch_add(1, Ordering::AcqRel);
-        let number = lines.number();
         say(format_args!(
             "error: line {number} of stdin is skipped: {error:#}"
         ));
@@ -221,11 +282,20 @@ async fn send_lines(spoke: Spoke, format: InputFormat, skipped: Arc<AtomicU64>) 
     }
 }
 
-async fn send(spoke: &Spoke, request: anyhow::Result<Request>) -> anyhow::Result<()> {
+async fn send(spoke: &Spoke, request: anyhow::Result<Request>) -> anyhow::Result<SendReceipt> {
     let request = request?;
     if request.to.is_some() {
         bail!("a spoke sends to its hub only; leave out \"to\"");
     }
-    spoke.send(request.event).await.context("it was not sent")?;
-    Ok(())
+    loop {
+        match spoke.send(request.event.clone()).await {
+            // Who has no link has time; stdin waits.
+            Err(SpokeSendError::Stalled { .. }) if !is_connected(spoke) => {}
+            sent => return sent.context("it was not sent"),
+        }
+    }
+}
+
+fn is_connected(spoke: &Spoke) -> bool {
+    matches!(spoke.status(), Some(SpokeStatus::Connected { .. }))
 }

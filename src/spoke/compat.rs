@@ -67,10 +67,11 @@ pub(super) async fn run(
     } = greeted;
     shared.metrics.link.welcomed.inc();
     shared.set_connection(Some(connection.clone()));
-    shared.statuses.tell(SpokeStatus::Connected);
+    let connected = SpokeStatus::Connected { position: None };
+    shared.statuses.tell(connected.clone());
     let error = {
         let reading = async {
-            tell(&deliver, SpokeStatus::Connected).await;
+            tell(&deliver, connected).await;
             read(connection.remote_id(), &mut reader, &deliver, &shared).await
         };
         let writing = writer::write(send, shared.clone(), finish);

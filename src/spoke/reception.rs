@@ -252,7 +252,8 @@ impl Reception {
                     .push_back(Order::Write(ToHub::Missed { from, to }));
             }
         }
-        self.tell(SpokeStatus::Connected);
+        let position = self.position();
+        self.tell(SpokeStatus::Connected { position });
         self.recovery.welcomed(welcome.tip);
         self.look_for_recovery();
         Ok(resumed)

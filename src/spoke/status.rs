@@ -13,6 +13,7 @@ use crate::{
     hub::WatchLagged,
     listen::Missed,
     metrics::events,
+    position::Position,
     protocol::Protocol,
 };
 
@@ -28,7 +29,11 @@ const WATCH_CAPACITY: usize = 256;
 #[non_exhaustive]
 pub enum SpokeStatus {
     /// The hub has welcomed the spoke.
-    Connected,
+    Connected {
+        /// Where it goes on: before it came every broadcast up to there that will come, behind it come those
+        /// from there on. `None` over the plain protocol.
+        position: Option<Position>,
+    },
     /// There is no link. The next attempt to make one begins after a while.
     Reconnecting {
         /// Counts the attempts since the last link that lasted, from 1.
@@ -55,7 +60,7 @@ impl SpokeStatus {
     fn trace(&self, protocol: Protocol) {
         let code = |closed: &Closed| closed.code().map(CloseCode::to_u64);
         match self {
-            Self::Connected => debug!(target: events::CONNECTED, %protocol),
+            Self::Connected { .. } => debug!(target: events::CONNECTED, %protocol),
             Self::Reconnecting {
                 attempt,
                 after,
@@ -76,7 +81,7 @@ impl SpokeStatus {
 impl fmt::Display for SpokeStatus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Connected => f.write_str("connected"),
+            Self::Connected { .. } => f.write_str("connected"),
             Self::Reconnecting { after, closed, .. } => {
                 write!(f, "not connected, next attempt in {after:.1?} ({closed})")
             }

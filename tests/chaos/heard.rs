@@ -51,7 +51,7 @@ pub fn put_line(out: &mut Vec<u8>, item: &Incoming) {
         }
         Incoming::Status(status) => {
             let line = match status {
-                SpokeStatus::Connected => json!({"status": "connected"}),
+                SpokeStatus::Connected { .. } => json!({"status": "connected"}),
                 SpokeStatus::Reconnecting { .. } => json!({"status": "reconnecting"}),
                 SpokeStatus::Recovered { wholly } => {
                     json!({"status": "recovered", "wholly": wholly})

@@ -112,7 +112,7 @@ fn heard(reception: &mut Reception, now: Instant) -> Vec<Heard> {
             }
             Incoming::Event(event) => Heard::Event(event.position.unwrap().offset),
             Incoming::Missed(missed) => Heard::Missed(missed.from, missed.to),
-            Incoming::Status(SpokeStatus::Connected) => Heard::Connected,
+            Incoming::Status(SpokeStatus::Connected { .. }) => Heard::Connected,
             Incoming::Status(SpokeStatus::Reconnecting { .. }) => Heard::Reconnecting,
             Incoming::Status(SpokeStatus::Recovered { wholly }) => Heard::Recovered(wholly),
             Incoming::Status(SpokeStatus::Closed(_)) => Heard::Closed,

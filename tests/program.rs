@@ -440,7 +440,7 @@ mod signals {
     async fn events_for_one_spoke_that_it_may_not_have_got_are_named_when_the_hub_ends() {
         let args = ["--input", "json", "--exit-on-eof", "--drain-timeout", "2"];
         let mut hub = Hub::start(&args).await;
-        let mut stuck = hub.spoke(&["--no-gossip"]);
+        let mut stuck = hub.spoke(&["--no-gossip", "--no-reconnect"]);
         let _stdin = stuck.write("here\n").await.expect("written");
         let here = hub.program.next_json().await;
         let to = here["from"].as_str().expect("an id");

@@ -153,9 +153,10 @@ fn who_was_cut_off_catches_up() {
     }
 }
 
-/// The log keeps a fraction of what is broadcast in ten seconds, and so do the queues on the way.
+/// The log keeps a fraction of what is broadcast in ten seconds, and so does the stream to a spoke.
 fn overrun(options: Options) -> Options {
     Options {
+        fan_out: FanOut::Direct,
         events: 200,
         rate: 20.0,
         size: 16_000,
@@ -258,4 +259,30 @@ fn a_core_that_hides_what_is_missed_is_found_out() {
         ..options()
     }));
     assert!(report.verdict.lost > 0 && !report.is_kept(), "{report:#?}");
+}
+
+#[test]
+fn links_logs_hubs_and_spokes_may_go_at_any_moment_and_every_claim_is_true() {
+    let report = sim::resume_cases(400, 1, Breakage::None, |_| {});
+    assert!(report.is_kept(), "{report:#?}");
+    let counts = &report.counts;
+    assert!(counts.recovered_wholly > 50 && counts.recovered_with_holes > 50);
+    assert!(counts.losses > 50 && counts.losses_reported == counts.losses);
+    assert!(counts.resumed > 50 && counts.fenced > 10 && counts.expired > 5);
+    assert!(counts.targeted_delivered > 100 && counts.published_seen > 100);
+    let again = sim::resume_cases(400, 1, Breakage::None, |_| {});
+    assert_eq!(report, again);
+}
+
+#[test]
+fn false_claims_are_found_out() {
+    for breakage in [
+        Breakage::SaysContinues,
+        Breakage::HidesMissed,
+        Breakage::ForgetsHeard,
+        Breakage::AcksAhead,
+    ] {
+        let report = sim::resume_cases(200, 1, breakage, |_| {});
+        assert!(!report.is_kept(), "{breakage:?}");
+    }
 }

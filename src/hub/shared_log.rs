@@ -383,20 +383,9 @@ impl SharedLog {
     /// durable. Resolves when it has begun; says whether it has.
     pub(crate) async fn begin_epoch(&self) -> bool {
         let mut tip = self.tip.subscribe();
-        let before = {
-            let mut inner = self.write_lock();
-            let before = inner.log.epoch();
-            let Some(file) = &mut inner.file else {
-                return false;
-            };
-            if !std::mem::replace(&mut file.claimed, true) {
-                file.wanted = Some(Epoch::random());
-            } else if file.wanted.is_none() {
-                return false;
-            }
-            before
+        let Some(before) = self.want_epoch(Epoch::random()) else {
+            return false;
         };
-        self.work.notify_one();
         while self.failure().is_none() {
             if self.epoch() != before {
                 return true;
@@ -404,6 +393,22 @@ impl SharedLog {
             let _ = tip.changed().await;
         }
         false
+    }
+
+    /// Asks the writer to begin this epoch, if it has not been asked for one before. Gives the epoch that
+    /// is to end, unless none begins.
+    pub(crate) fn want_epoch(&self, epoch: Epoch) -> Option<Epoch> {
+        let mut inner = self.write_lock();
+        let before = inner.log.epoch();
+        let file = inner.file.as_mut()?;
+        if !std::mem::replace(&mut file.claimed, true) {
+            file.wanted = Some(epoch);
+        } else if file.wanted.is_none() {
+            return None;
+        }
+        drop(inner);
+        self.work.notify_one();
+        Some(before)
     }
 
     pub(crate) fn tip(&self) -> u64 {

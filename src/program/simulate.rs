@@ -11,8 +11,9 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use iroh_hub::{
     FanOut,
-    sim::{self, Churn, Links, Options, Partition, Progress, Restart, Stall},
+    sim::{self, Breakage, Churn, Links, Options, Partition, Progress, Restart, Stall},
 };
+use serde::Serialize;
 
 use self::faults::{millis, partition, restart, seconds, share, stall};
 use super::{
@@ -99,6 +100,10 @@ pub(super) struct SimulateArgs {
     /// How many seconds after the last event spokes have to get what they lack
     #[arg(long, value_name = "S", default_value = "180", value_parser = seconds)]
     settle: std::time::Duration,
+    /// Instead of a mesh, runs so many random lives of one hub and one spoke, in which links break, the log is
+    /// trimmed and both start again, each with a seed of its own from the given one on
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    resume_cases: Option<u64>,
     /// Prints one JSON object
     #[arg(long)]
     json: bool,
@@ -152,23 +157,40 @@ impl SimulateArgs {
 
 /// Runs to the end on the calling thread.
 pub(super) fn run(args: &SimulateArgs) -> Result<Exit, Failure> {
-    let (bar, begun) = (Bar::new(args.events), Instant::now());
-    let report = sim::run(args.options(), |progress| bar.at(progress));
-    bar.0.finish_and_clear();
-    let words = if args.json {
-        serde_json::to_string(&report).context("the report is not JSON")?
-    } else {
-        show::table(&report)
+    let begun = Instant::now();
+    let (words, kept) = match args.resume_cases {
+        Some(cases) => {
+            let bar = Bar::new(cases, "{wide_bar} {pos}/{len} cases");
+            let report = sim::resume_cases(cases, args.seed, Breakage::None, |done| {
+                bar.0.set_position(done)
+            });
+            bar.0.finish_and_clear();
+            (shown(args, &report, show::cases)?, report.is_kept())
+        }
+        None => {
+            let bar = Bar::new(args.events, "{wide_bar} {pos}/{len} events  {msg}");
+            let report = sim::run(args.options(), |progress| bar.at(progress));
+            bar.0.finish_and_clear();
+            (shown(args, &report, show::table)?, report.is_kept())
+        }
     };
     println!("{words}");
     let peak = Usage::now(0).peak_bytes.map(ByteSize::b);
     let peak = peak.map_or_else(String::new, |peak| format!(", peak memory {peak}"));
     let took = begun.elapsed();
     say(format_args!("took {took:.1?}{peak}"));
-    Ok(if report.is_kept() {
-        Exit::Ok
+    Ok(if kept { Exit::Ok } else { Exit::ContractBroken })
+}
+
+fn shown<T: Serialize>(
+    args: &SimulateArgs,
+    report: &T,
+    show: fn(&T) -> String,
+) -> Result<String, Failure> {
+    Ok(if args.json {
+        serde_json::to_string(report).context("the report is not JSON")?
     } else {
-        Exit::ContractBroken
+        show(report)
     })
 }
 
@@ -176,12 +198,12 @@ pub(super) fn run(args: &SimulateArgs) -> Result<Exit, Failure> {
 struct Bar(ProgressBar);
 
 impl Bar {
-    fn new(events: u64) -> Self {
+    fn new(len: u64, template: &str) -> Self {
         if !std::io::stderr().is_terminal() {
             return Self(ProgressBar::hidden());
         }
-        let bar = ProgressBar::new(events);
-        if let Ok(style) = ProgressStyle::with_template("{wide_bar} {pos}/{len} events  {msg}") {
+        let bar = ProgressBar::new(len);
+        if let Ok(style) = ProgressStyle::with_template(template) {
             bar.set_style(style);
         }
         Self(bar)

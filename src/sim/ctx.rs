@@ -185,11 +185,6 @@ impl Ctx {
         self.rng.random()
     }
 
-    /// A share between two.
-    pub(super) fn share(&mut self, from: f64, to: f64) -> f64 {
-        self.rng.random_range(from..to)
-    }
-
     pub(super) fn gossip_metrics(&self, node: NodeId) -> Arc<GossipMetrics> {
         if node == HUB {
             self.hub_metrics.clone()

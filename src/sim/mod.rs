@@ -23,6 +23,7 @@ mod net;
 mod options;
 mod oracle;
 mod report;
+mod resume;
 mod spoke;
 mod tally;
 mod wires;
@@ -32,6 +33,7 @@ pub use self::{
     options::{Breakage, Churn, Links, Options, Partition, Restart, Stall},
     oracle::Verdict,
     report::{Report, Spread},
+    resume::{Counts, ResumeReport, resume_cases},
     tally::Traffic,
     world::Progress,
 };

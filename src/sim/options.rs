@@ -159,4 +159,10 @@ pub enum Breakage {
     Alters,
     /// What is missed is not said.
     HidesMissed,
+    /// The hub says of every start that it continues. In resume cases only.
+    SaysContinues,
+    /// The hub forgets what it had of a spoke's events. In resume cases only.
+    ForgetsHeard,
+    /// A spoke acknowledges events for it alone that its listeners have not seen. In resume cases only.
+    AcksAhead,
 }

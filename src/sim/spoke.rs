@@ -1,6 +1,6 @@
 //! A spoke: the shipped reception and gossip core, with a link and connections made of events.
 
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::{collections::VecDeque, sync::Arc, time::Instant};
 
 use bytes::Bytes;
 use iroh::EndpointAddr;
@@ -19,16 +19,19 @@ use crate::{
     listen::Incoming,
     metrics::ReceptionMetrics,
     position::{Epoch, Position},
+    protocol::Protocol,
     seal::{Context, Opener},
     spoke::{
-        SpokeStatus,
+        Reconnect, SpokeStatus,
+        backoff::Backoff,
         member::SpokeGate,
+        outbox::Outbox,
         reception::{Order, Reception, ReceptionConfig},
     },
     wire::{
         broadcast::MAX_FRAME_SIZE,
         framing::Deframer,
-        native::{self, Start, ToHub, ToSpoke, Topic},
+        native::{self, Start, ToHub, ToSpoke, Topic, Welcome},
     },
 };
 
@@ -46,8 +49,8 @@ pub(super) struct Spoke {
     reception: Reception,
     link: Option<Link>,
     pub(super) mesh: Option<Mesh<SpokeGate<SharedCheck>>>,
-    /// Attempts since the last link that was welcomed.
-    attempt: u32,
+    outbox: Outbox,
+    backoff: Backoff,
     /// When it is to be woken, if at all.
     pub(super) wake_at: Nanos,
     /// Does nothing until then; what comes meanwhile waits.
@@ -77,7 +80,8 @@ impl Spoke {
             reception: Reception::new(config, metrics.clone(), ctx.clock.now()),
             link: None,
             mesh: None,
-            attempt: 0,
+            outbox: Outbox::new(Protocol::Native, 4 << 20),
+            backoff: Backoff::new(Reconnect::default(), ctx.seed()),
             wake_at: Nanos::MAX,
             stalled_until: None,
             held: VecDeque::new(),
@@ -140,12 +144,15 @@ impl Spoke {
             return;
         }
         self.link = None;
-        self.attempt += 1;
-        let after = backoff(ctx, self.attempt);
+        self.outbox.end_link();
         let closed = Closed::by_us(CloseCode::TimedOut, "the hub does not answer");
+        let now = ctx.clock.now();
+        let Some(retry) = self.backoff.ended(now, &closed) else {
+            return;
+        };
         self.reception
-            .lost(ctx.clock.now(), &closed, self.attempt, after);
-        let at = ctx.clock.nanos() + super::clock::nanos(after);
+            .lost(now, &closed, retry.attempt, retry.after);
+        let at = ctx.clock.nanos() + super::clock::nanos(retry.after);
         ctx.events.push(at, Event::Connect { spoke: self.id });
     }
 
@@ -177,23 +184,30 @@ impl Spoke {
             let now = ctx.clock.now();
             let taken = match frame {
                 ToSpoke::Welcome(welcome) => {
-                    self.attempt = 0;
+                    self.backoff.linked(now);
                     if let Some(link) = &mut self.link {
                         link.welcomed = true;
                     }
                     let position = Position::new(welcome.epoch, welcome.tip);
                     ctx.oracle.welcomed(self.id, position);
-                    self.reception.welcomed(now, &welcome).map(|_| ())
+                    self.welcomed(now, &welcome)
                 }
-                frame => self.reception.frame(now, frame),
+                frame => self.reception.frame(now, frame).ok(),
             };
-            if taken.is_err() {
+            if taken.is_none() {
                 ctx.tally.misbehaved += 1;
                 return self.lost(ctx, number);
             }
             // Let out at once, so that what comes in its turn is never buffered.
             self.settle(ctx);
         }
+    }
+
+    fn welcomed(&mut self, now: Instant, welcome: &Welcome) -> Option<()> {
+        let resumed = self.reception.welcomed(now, welcome).ok()?;
+        let (published, window) = (welcome.published, welcome.publish_window);
+        self.outbox.begin_link(resumed, published, window).ok()?;
+        Some(())
     }
 
     pub(super) fn tick(&mut self, ctx: &mut Ctx) {
@@ -237,14 +251,14 @@ impl Spoke {
                 self.let_out(ctx, incoming);
             }
             if idle {
-                return;
+                return self.write(ctx);
             }
         }
     }
 
     fn order(&mut self, ctx: &mut Ctx, order: Order) {
         match order {
-            Order::Write(frame) => self.write(ctx, &frame),
+            Order::Write(frame) => self.order_frame(ctx, frame),
             Order::Join { topic, epoch } => self.join(ctx, *topic, epoch),
             Order::Meet { peers } => {
                 let peers = nodes(ctx, &peers);
@@ -264,22 +278,37 @@ impl Spoke {
                     mesh.leave(ctx);
                 }
             }
-            Order::Published { .. } | Order::Tell(_) => {}
+            Order::Published { seq } => {
+                if self.outbox.acked(seq).is_err() {
+                    ctx.tally.misbehaved += 1;
+                }
+            }
+            Order::Tell(_) => {}
         }
     }
 
-    fn write(&mut self, ctx: &mut Ctx, frame: &ToHub) {
+    fn order_frame(&mut self, ctx: &mut Ctx, frame: ToHub) {
         if let ToHub::Want { to: Some(_), .. } = frame {
             ctx.tally.wants += 1;
             if ctx.breakage == Breakage::NoWants {
                 return;
             }
         }
-        let Some(link) = &mut self.link else {
+        if !self.outbox.write(frame) {
+            ctx.tally.misbehaved += 1;
+        }
+    }
+
+    /// Writes what there is for the hub.
+    fn write(&mut self, ctx: &mut Ctx) {
+        let Some(link) = self.link.as_mut().filter(|link| link.welcomed) else {
             return;
         };
         let mut chunks = Vec::new();
-        frame.encode(&mut chunks);
+        self.outbox.next_batch(&mut chunks);
+        if chunks.is_empty() {
+            return;
+        }
         let size: usize = chunks.iter().map(Bytes::len).sum();
         ctx.tally.to_hub.add(size);
         let at = ctx.transmit(self.id, size);
@@ -381,12 +410,6 @@ impl Spoke {
             ctx.events.push(at, Event::LinkEnds { spoke, link });
         }
     }
-}
-
-/// How long until the next attempt.
-fn backoff(ctx: &mut Ctx, attempt: u32) -> Duration {
-    let most = Duration::from_millis(500) * (1 << attempt.min(6));
-    most.mul_f64(ctx.share(0.5, 1.0))
 }
 
 fn nodes(ctx: &Ctx, peers: &[EndpointAddr]) -> Vec<NodeId> {

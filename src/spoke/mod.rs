@@ -13,7 +13,7 @@ mod error;
 mod hands;
 mod link;
 pub(crate) mod member;
-mod outbox;
+pub(crate) mod outbox;
 pub(crate) mod reception;
 mod session;
 mod shared;

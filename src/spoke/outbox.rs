@@ -30,7 +30,7 @@ const MAX_WANTS: usize = 64;
 const MAX_MISSED: usize = 1024;
 
 #[derive(Debug)]
-pub(super) struct Outbox {
+pub(crate) struct Outbox {
     protocol: Protocol,
     /// The most bytes of events that are kept, unless it is one event.
     capacity: u64,
@@ -86,7 +86,7 @@ struct Orders {
 
 /// Events that were sent and did not, or may not have, arrived.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
-pub(super) struct Lost {
+pub(crate) struct Lost {
     pub(super) not_delivered: u64,
     pub(super) maybe_delivered: u64,
     pub(super) reason: Option<Loss>,
@@ -94,7 +94,7 @@ pub(super) struct Lost {
 
 /// The hub claims to have what was never written to it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct NeverSent;
+pub(crate) struct NeverSent;
 
 impl State {
     /// The hub has everything up to `seq`.
@@ -133,7 +133,7 @@ impl State {
 }
 
 impl Outbox {
-    pub(super) fn new(protocol: Protocol, capacity: u64) -> Self {
+    pub(crate) fn new(protocol: Protocol, capacity: u64) -> Self {
         Self {
             protocol,
             capacity,
@@ -148,7 +148,7 @@ impl Outbox {
     }
 
     /// Queues an event if there is room.
-    pub(super) fn try_send(&self, envelope: &Envelope) -> Option<SendReceipt> {
+    pub(crate) fn try_send(&self, envelope: &Envelope) -> Option<SendReceipt> {
         let bytes = envelope.size() as u64;
         let (ticket, receipt) = Ticket::new(None);
         {
@@ -170,7 +170,7 @@ impl Outbox {
     }
 
     /// Whether nothing waits for the hub, as far as its protocol can tell.
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.state().events.is_empty()
     }
 
@@ -181,7 +181,7 @@ impl Outbox {
 
     /// A link begins, with a hub that has everything up to `published` if the session is the old one
     /// (`resumed`), and that lets `window` bytes be in flight. Says what was lost with an old session.
-    pub(super) fn begin_link(
+    pub(crate) fn begin_link(
         &self,
         resumed: bool,
         published: u64,
@@ -223,12 +223,12 @@ impl Outbox {
     }
 
     /// The link has ended, and its writer with it.
-    pub(super) fn end_link(&self) {
+    pub(crate) fn end_link(&self) {
         self.state().end_link();
     }
 
     /// Nothing will be written any more. Says how much is lost with that.
-    pub(super) fn close(&self, reason: &Loss) -> Lost {
+    pub(crate) fn close(&self, reason: &Loss) -> Lost {
         let lost = {
             let mut state = self.state();
             let before = state.lost.clone();
@@ -244,7 +244,7 @@ impl Outbox {
     }
 
     /// Queues a frame of the reception. False if the hub is told too slowly what was given up.
-    pub(super) fn write(&self, frame: ToHub) -> bool {
+    pub(crate) fn write(&self, frame: ToHub) -> bool {
         {
             let mut state = self.state();
             let orders = &mut state.orders;
@@ -276,7 +276,7 @@ impl Outbox {
     }
 
     /// The hub has everything up to `seq`.
-    pub(super) fn acked(&self, seq: u64) -> Result<(), NeverSent> {
+    pub(crate) fn acked(&self, seq: u64) -> Result<(), NeverSent> {
         {
             let mut state = self.state();
             if seq > state.ever_written {
@@ -291,7 +291,7 @@ impl Outbox {
     }
 
     /// Gathers what is to be written next; `chunks` stays empty if there is nothing.
-    pub(super) fn next_batch(&self, chunks: &mut Vec<Bytes>) {
+    pub(crate) fn next_batch(&self, chunks: &mut Vec<Bytes>) {
         let mut state = self.state();
         let state = &mut *state;
         state.orders.put(chunks);

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use bytesize::ByteSize;
-use iroh_hub::sim::{Report, Traffic};
+use iroh_hub::sim::{Report, ResumeReport, Traffic};
 
 /// A line for each figure, or for a few that belong together.
 pub(super) fn table(report: &Report) -> String {
@@ -122,6 +122,86 @@ pub(super) fn table(report: &Report) -> String {
     );
     line("steps", report.steps.to_string());
     line("seed", report.seed.to_string());
+    out.trim_end().to_owned()
+}
+
+/// The same of resume cases.
+pub(super) fn cases(report: &ResumeReport) -> String {
+    let mut out = String::new();
+    let mut line = |name: &str, words: String| {
+        let _ = writeln!(out, "{name:<22} {words}");
+    };
+    let counts = &report.counts;
+    line(
+        "contract",
+        if report.is_kept() {
+            "kept".to_owned()
+        } else {
+            "BROKEN".to_owned()
+        },
+    );
+    line(
+        "cases",
+        format!("{}, seeds from {} on", report.cases, report.seed),
+    );
+    line(
+        "claims of recovery",
+        format!(
+            "{} wholly, {} with holes, {} false",
+            counts.recovered_wholly, counts.recovered_with_holes, counts.false_claims
+        ),
+    );
+    line(
+        "losses",
+        format!(
+            "{} real, {} reported, {} not; {} reported that were none",
+            counts.losses, counts.losses_reported, counts.losses_unreported, counts.false_losses
+        ),
+    );
+    line(
+        "broadcasts",
+        format!("{}, delivered {}", counts.broadcasts, counts.deliveries),
+    );
+    line(
+        "to the spoke alone",
+        format!(
+            "{}, seen {}; receipts: delivered {}, not {}, perhaps {}",
+            counts.targeted,
+            counts.targeted_seen,
+            counts.targeted_delivered,
+            counts.targeted_not_delivered,
+            counts.targeted_unknown
+        ),
+    );
+    line(
+        "to the hub",
+        format!("{}, seen {}", counts.published, counts.published_seen),
+    );
+    line("false receipts", counts.false_receipts.to_string());
+    line(
+        "links",
+        format!(
+            "{}, of a session before {}, fenced off {}, sessions given up {}",
+            counts.links, counts.resumed, counts.fenced, counts.expired
+        ),
+    );
+    line(
+        "hub",
+        format!(
+            "{} new lives, {} with an older log, {} events lost before they could be read, {} epochs, {} trims",
+            counts.hub_restarts, counts.restored, counts.unsynced, counts.epochs, counts.trims
+        ),
+    );
+    line(
+        "spoke",
+        format!(
+            "{} new lives, {} with a made-up position",
+            counts.spoke_restarts, counts.false_positions
+        ),
+    );
+    for (seed, words) in &report.broken {
+        line(&format!("seed {seed}"), words.clone());
+    }
     out.trim_end().to_owned()
 }
 

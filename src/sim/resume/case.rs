@@ -23,7 +23,7 @@ use crate::{
     event::Envelope,
     listen::Incoming,
     log::LogConfig,
-    metrics::SpokeMetrics,
+    metrics::ReceptionMetrics,
     position::{Epoch, Position},
     protocol::Protocol,
     spoke::{
@@ -376,7 +376,7 @@ impl Case {
                     model.missed(missed.from, missed.to);
                     self.saved.push(missed.to);
                 }
-                Incoming::Status(SpokeStatus::Connected) => model.connected(),
+                Incoming::Status(SpokeStatus::Connected { .. }) => model.connected(),
                 Incoming::Status(SpokeStatus::Recovered { wholly }) => model.recovered(wholly),
                 Incoming::Status(SpokeStatus::Reconnecting { .. }) => model.disconnected(),
                 Incoming::Status(_) | Incoming::Lagged(_) => {}
@@ -657,7 +657,7 @@ impl Spoke {
             seed,
         };
         Self {
-            reception: Reception::new(config, Arc::new(SpokeMetrics::default()), now),
+            reception: Reception::new(config, Arc::new(ReceptionMetrics::default()), now),
             outbox: Outbox::new(Protocol::Native, 1 << 20),
             wire: None,
             deframer: Deframer::new(native::MAX_FRAME),

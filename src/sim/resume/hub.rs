@@ -21,7 +21,7 @@ use crate::{
         desk::{Batch, Desk, TopicOrder},
         mailbox::{Mailbox, MailboxLimits, NoRoom},
         sessions::{SessionLimits, Sessions},
-        shared_log::{SharedLog, Unsynced, UnsyncedLimits},
+        shared_log::{Loading, SharedLog, Unsynced, UnsyncedLimits},
     },
     link_io::LinkError,
     log::{
@@ -164,13 +164,12 @@ impl Hub {
                 };
                 let events = disk.events.iter().cloned().map(Envelope::from_body);
                 let events = events.filter_map(Result::ok);
-                SharedLog::durable(
-                    config,
-                    limits,
-                    (disk.epoch, disk.previous.clone()),
-                    disk.head,
-                    events,
-                )
+                let mut loading = Loading::new(config);
+                for (offset, event) in (disk.head..).zip(events) {
+                    loading.push(offset, event);
+                }
+                let tip = disk.head + disk.events.len() as u64;
+                loading.finish(limits, (disk.epoch, disk.previous.clone()), tip)
             }
         };
         Self {
@@ -509,7 +508,7 @@ impl Hub {
         let (&id, member) = self.members.last_key_value()?;
         let before = member.mailbox.cost();
         let member = self.members.get_mut(&id)?;
-        let receipt = match member.mailbox.push(event, tip, overtake) {
+        let receipt = match member.mailbox.push(event, self.log.appended(), overtake) {
             Ok(receipt) => receipt,
             Err(NoRoom::Full | NoRoom::Away | NoRoom::Ended) => return None,
         };

@@ -27,6 +27,5 @@ mod loss;
 mod net;
 mod refused;
 mod roles;
-mod spoke_kills;
 mod stopped;
 mod wire;

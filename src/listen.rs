@@ -357,6 +357,8 @@ impl Listener {
                 self.next = Some(item);
                 Poll::Ready(Some(Incoming::Lagged(Lagged { events: lagged })))
             }
+            // The task has had its share for now: what is queued comes before the hole.
+            Poll::Pending if !self.incoming.is_empty() => Poll::Pending,
             other => match self.lagged.swap(0, Ordering::AcqRel) {
                 0 => other.map(|_| None),
                 events => Poll::Ready(Some(Incoming::Lagged(Lagged { events }))),

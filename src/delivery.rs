@@ -46,6 +46,8 @@ pub enum Loss {
     Forgotten,
     /// Our side was shut down.
     ShutDown,
+    /// It is over the other side's own limit.
+    TooLarge,
     /// The other side took nothing for too long, and its queue was full.
     Stalled,
     /// The other side's protocol cannot acknowledge. Its stream took the event.
@@ -62,6 +64,7 @@ impl fmt::Display for Loss {
             Self::Evicted => "too much is kept for those who are away",
             Self::Forgotten => "the other side no longer knows the session",
             Self::ShutDown => "it was shut down here before the other side had it",
+            Self::TooLarge => "it is larger than the other side takes",
             Self::Stalled => "the queue was full, and the other side took nothing",
             Self::CannotAcknowledge => "the other side's protocol cannot acknowledge",
             Self::Internal => "an internal error",

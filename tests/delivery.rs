@@ -10,8 +10,8 @@ use common::{
 };
 use iroh::EndpointId;
 use iroh_hub::{
-    Envelope, EventTarget, FanOut, Gossip, Hub, Incoming, ListenOptions, Listener, OnFull, Path,
-    Protocol, SendError, Source, Spoke, SpokeLimits, Via,
+    Delivery, Envelope, EventTarget, FanOut, Gossip, Hub, Incoming, ListenOptions, Listener, Loss,
+    OnFull, Path, Protocol, SendError, Source, Spoke, SpokeLimits, Via,
 };
 
 async fn all_on_tree(hub: &Hub, spokes: usize) {
@@ -288,6 +288,27 @@ async fn events_of_many_parts_come_by_the_topic() {
             }
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_event_for_one_spoke_over_its_own_limit_comes_back_and_the_next_one_arrives() {
+    let hub = hub_with(FanOut::Direct).await;
+    let mut limits = SpokeLimits::default();
+    limits.max_event_bytes = 1_000;
+    let spoke = spoke(&hub, Spoke::builder().limits(limits)).await;
+    let mut listener = spoke.listen("*");
+    let to = spoke.endpoint().id();
+    for size in [2_000, 200_000] {
+        let text = "x".repeat(size);
+        let large = Envelope::new("large", &text).expect("a text is JSON");
+        let large = hub.send(to, large).await.expect("the hub takes it");
+        let next = hub.send(to, numbered(7)).await.expect("the hub takes it");
+        assert_eq!(number(&next_event(&mut listener).await), 7);
+        soon("a receipt", next.delivered()).await.expect("it is");
+        assert_eq!(large.now(), Delivery::NotDelivered(Loss::TooLarge));
+    }
+    assert_eq!(spoke.is_closed(), None);
+    assert_eq!(hub.metrics().events.targeted_refused.get(), 2);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

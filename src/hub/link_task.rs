@@ -265,6 +265,11 @@ impl Inbound<'_> {
                 self.hub.progress.notify_waiters();
                 Ok(())
             }
+            ToHub::Refused { seq } => {
+                self.hub.metrics.events.targeted_refused.inc();
+                let (session, number) = (&self.link.session, self.link.number);
+                session.mailbox(|mailbox| mailbox.refused(number, seq))
+            }
             ToHub::Publish { seq, of, body } => self.publish(seq, of, body).await,
             ToHub::Ack { offset, seq } => {
                 if offset > tip {

@@ -59,7 +59,8 @@ struct Kept {
     /// goes on counting.
     after: u64,
     envelope: Envelope,
-    ticket: Ticket,
+    /// None once its sender has been told.
+    ticket: Option<Ticket>,
 }
 
 /// An event to be written.
@@ -144,7 +145,7 @@ impl Mailbox {
         queue.push_back(Kept {
             after,
             envelope: envelope.clone(),
-            ticket,
+            ticket: Some(ticket),
         });
         Ok(receipt)
     }
@@ -226,10 +227,34 @@ impl Mailbox {
             }
             Protocol::Compat => {
                 self.bytes -= first.envelope.size();
-                first.ticket.maybe_delivered(Loss::CannotAcknowledge);
+                if let Some(ticket) = first.ticket {
+                    ticket.maybe_delivered(Loss::CannotAcknowledge);
+                }
             }
         }
         Some(due)
+    }
+
+    /// The spoke does not take the event number `seq`, since it is too large, it says on `link`. It
+    /// acknowledges it all the same, in its turn.
+    pub(crate) fn refused(&mut self, link: u64, seq: u64) -> Result<(), LinkError> {
+        if self.link != Some(link) {
+            return Ok(());
+        }
+        let Some(place) = seq.checked_sub(self.acked_seq() + 1) else {
+            // It has said so before.
+            return Ok(());
+        };
+        let place = usize::try_from(place).unwrap_or(usize::MAX);
+        if place >= self.written {
+            return Err(e!(LinkError::Misbehaved {
+                what: "refused a targeted event that was not sent"
+            }));
+        }
+        if let Some(ticket) = self.kept.get_mut(place).and_then(|kept| kept.ticket.take()) {
+            ticket.not_delivered(Loss::TooLarge);
+        }
+        Ok(())
     }
 
     /// The spoke has handed its events up to `seq` to its listeners, it says on `link`. Says whether that
@@ -249,7 +274,9 @@ impl Mailbox {
         {
             self.written -= 1;
             self.bytes -= first.envelope.size();
-            first.ticket.delivered();
+            if let Some(ticket) = first.ticket {
+                ticket.delivered();
+            }
             freed = true;
         }
         Ok(freed)
@@ -262,12 +289,14 @@ impl Mailbox {
         self.link = None;
         self.bytes = 0;
         self.written = 0;
-        let ended = (self.overtaking.len() + self.waiting.len(), self.kept.len());
-        for kept in self.kept.drain(..) {
-            kept.ticket.maybe_delivered(reason.clone());
+        let unknown = self.kept.iter().filter(|kept| kept.ticket.is_some());
+        let ended = (self.overtaking.len() + self.waiting.len(), unknown.count());
+        for ticket in self.kept.drain(..).filter_map(|kept| kept.ticket) {
+            ticket.maybe_delivered(reason.clone());
         }
-        for kept in self.overtaking.drain(..).chain(self.waiting.drain(..)) {
-            kept.ticket.not_delivered(reason.clone());
+        let unwritten = self.overtaking.drain(..).chain(self.waiting.drain(..));
+        for ticket in unwritten.filter_map(|kept| kept.ticket) {
+            ticket.not_delivered(reason.clone());
         }
         ended
     }
@@ -338,6 +367,28 @@ mod tests {
         assert!(outcomes[..3].iter().all(|o| *o == Delivery::Delivered));
         assert_eq!(outcomes[3], Delivery::MaybeDelivered(Loss::Expired));
         assert_eq!(mailbox.push(&event(6), 0, false).err(), Some(NoRoom::Ended));
+    }
+
+    #[test]
+    fn what_a_spoke_refuses_was_not_delivered_though_it_acknowledges_it() {
+        let mut mailbox = mailbox(Protocol::Native, 10, 1000);
+        mailbox.attach(1, 0);
+        let receipts: Vec<_> = (1..=3)
+            .map(|n| mailbox.push(&event(n), 0, false).unwrap())
+            .collect();
+        mailbox.next(1, 0).unwrap();
+        mailbox.next(1, 0).unwrap();
+        assert!(mailbox.refused(1, 3).is_err(), "it was not sent");
+        assert!(mailbox.refused(1, u64::MAX).is_err());
+        for seq in [2, 2, 0] {
+            mailbox.refused(1, seq).unwrap();
+        }
+        mailbox.acked(1, 2).unwrap();
+        mailbox.refused(1, 1).unwrap();
+        let outcomes: Vec<_> = receipts.iter().map(SendReceipt::now).collect();
+        let refused = Delivery::NotDelivered(Loss::TooLarge);
+        let expected = [Delivery::Delivered, refused, Delivery::Pending];
+        assert_eq!(outcomes, expected);
     }
 
     #[test]

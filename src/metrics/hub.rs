@@ -40,6 +40,8 @@ pub struct EventMetrics {
     pub broadcast_bytes: Counter,
     /// Targeted events that were queued for a spoke.
     pub events_targeted: Counter,
+    /// Targeted events that a spoke did not take, since they were over its own limit.
+    pub targeted_refused: Counter,
     /// Targeted events that were not delivered when their spoke was gone for good.
     pub targeted_lost: Counter,
     /// Targeted events that may have been delivered when their spoke was gone for good.

@@ -308,7 +308,7 @@ impl Hub {
                 }
             }
             ToHub::Hello(_) => ctx.tally.misbehaved += 1,
-            ToHub::Missed { .. } | ToHub::Publish { .. } => {}
+            ToHub::Missed { .. } | ToHub::Refused { .. } | ToHub::Publish { .. } => {}
         }
         self.pump(ctx, spoke);
     }

@@ -26,7 +26,7 @@ use crate::{
 const BATCH_BYTES: usize = 256 * 1024;
 /// How many wants wait to be written; the inbox wants again what was not answered.
 const MAX_WANTS: usize = 64;
-/// How many ranges that this spoke gave up wait to be written.
+/// How many ranges that this spoke gave up wait to be written, and how many events that it refused.
 const MAX_MISSED: usize = 1024;
 
 #[derive(Debug)]
@@ -80,6 +80,7 @@ struct Orders {
     wants: VecDeque<ToHub>,
     /// What this spoke itself gave up: always said, and before the acknowledgement that covers it.
     missed: VecDeque<(u64, u64)>,
+    refused: VecDeque<u64>,
     /// The path that this spoke wants, as it stands; never dropped.
     path: Option<ToHub>,
 }
@@ -268,6 +269,12 @@ impl Outbox {
                         return false;
                     }
                 }
+                ToHub::Refused { seq } => {
+                    if orders.refused.len() >= MAX_MISSED {
+                        return false;
+                    }
+                    orders.refused.push_back(seq);
+                }
                 ToHub::Hello(_) | ToHub::Publish { .. } => debug_assert!(false, "{frame:?}"),
             }
         }
@@ -352,6 +359,9 @@ impl Orders {
         }
         for (from, to) in self.missed.drain(..) {
             ToHub::Missed { from, to }.encode(chunks);
+        }
+        for seq in self.refused.drain(..) {
+            ToHub::Refused { seq }.encode(chunks);
         }
         if let Some((offset, seq)) = self.ack.take() {
             ToHub::Ack { offset, seq }.encode(chunks);

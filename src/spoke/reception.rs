@@ -155,7 +155,14 @@ struct Targeted {
     ahead: BTreeSet<u64>,
     /// How many were taken in earlier sessions: in the inbox, the numbers go on over all of them.
     before: u64,
+    /// Over the limit, and its last part has not come yet.
+    refusing: Option<u64>,
+    /// Those that were over the limit, oldest first; said again on a new link.
+    refused: VecDeque<u64>,
 }
+
+/// How many are remembered: more than a hub has unacknowledged, in all likelihood.
+const MAX_REFUSED: usize = 4096;
 
 impl Targeted {
     /// A session begins that knows nothing of those before.
@@ -164,6 +171,23 @@ impl Targeted {
             before: self.before.saturating_add(self.taken),
             ..Self::default()
         };
+    }
+
+    /// An event is over the limit, or a later part of it came. It counts as taken and let out once its last
+    /// part is here.
+    fn refuse(&mut self, seq: u64, of: PartOf) {
+        self.parts = Assembly::default();
+        self.refusing = Some(seq);
+        if of.part + 1 < of.parts {
+            return;
+        }
+        self.refusing = None;
+        self.taken = seq;
+        if self.refused.len() >= MAX_REFUSED {
+            self.refused.pop_front();
+        }
+        self.refused.push_back(seq);
+        self.release(self.before.saturating_add(seq));
     }
 
     /// The inbox has let out the event with this number of its own.
@@ -250,6 +274,10 @@ impl Reception {
             for (from, to) in self.given_up.ranges(welcome.epoch) {
                 self.orders
                     .push_back(Order::Write(ToHub::Missed { from, to }));
+            }
+            for seq in &self.targeted.refused {
+                let refused = ToHub::Refused { seq: *seq };
+                self.orders.push_back(Order::Write(refused));
             }
         }
         let position = self.position();
@@ -347,6 +375,7 @@ impl Reception {
     fn cut(&mut self, now: Instant) {
         self.phase = Phase::Away;
         self.targeted.parts = Assembly::default();
+        self.targeted.refusing = None;
         self.orders
             .retain(|order| !matches!(order, Order::Write(_) | Order::Published { .. }));
         if let Some(topic) = &mut self.topic {
@@ -477,12 +506,17 @@ impl Reception {
         if seq != self.targeted.taken.saturating_add(1) {
             return Err(misbehaved("targeted events are not numbered one by one"));
         }
+        if self.targeted.refusing == Some(seq) {
+            self.refuse(seq, of);
+            return Ok(());
+        }
         let limit = self.config.max_event_bytes;
         let body = match self.targeted.parts.push(seq, of, body, limit) {
             Ok(Some(body)) => body,
             Ok(None) => return Ok(()),
             Err(BadPart::TooLarge { .. }) => {
-                return Err(misbehaved("a targeted event is over the limit"));
+                self.refuse(seq, of);
+                return Ok(());
             }
             Err(BadPart::OutOfOrder) => {
                 return Err(misbehaved("the parts of a targeted event are out of order"));
@@ -501,10 +535,20 @@ impl Reception {
             Err(InboxError::TargetedFull { .. }) => Err(e!(LinkError::TooMany {
                 what: "more targeted events wait than this spoke holds"
             })),
-            Err(error) => {
-                debug!(%error, "a targeted event does not fit");
-                Err(misbehaved("a targeted event is over the limit"))
+            Err(_) => {
+                self.refuse(seq, of);
+                Ok(())
             }
+        }
+    }
+
+    /// A targeted event is over this spoke's limit: its sender is told.
+    fn refuse(&mut self, seq: u64, of: PartOf) {
+        self.targeted.refuse(seq, of);
+        if self.targeted.refusing.is_none() {
+            warn!(seq, "an event for this spoke is over its max_event_bytes");
+            let refused = ToHub::Refused { seq };
+            self.orders.push_back(Order::Write(refused));
         }
     }
 

@@ -195,6 +195,11 @@ pub(crate) enum ToHub {
         from: u64,
         to: u64,
     },
+    /// The spoke does not take this targeted event, which is over its limit: it acknowledges it in its turn,
+    /// and does not have it.
+    Refused {
+        seq: u64,
+    },
 }
 
 /// A frame is not one of the protocol.
@@ -239,6 +244,7 @@ mod kind {
     pub(super) const WANT: u8 = 3;
     pub(super) const SERVED: u8 = 4;
     pub(super) const SPOKE_MISSED: u8 = 5;
+    pub(super) const REFUSED: u8 = 6;
 }
 
 /// Reads the rest of a frame behind its kind byte.
@@ -367,6 +373,9 @@ impl ToHub {
                 let (from, to) = reader.value()?;
                 Self::Missed { from, to }
             }
+            kind::REFUSED => Self::Refused {
+                seq: reader.value()?,
+            },
             _ => return Ok(None),
         }))
     }
@@ -380,6 +389,7 @@ impl ToHub {
             Self::Want { from, to } => put_value(out, kind::WANT, &(from, to)),
             Self::Served { topic, from } => put_value(out, kind::SERVED, &(topic, from)),
             Self::Missed { from, to } => put_value(out, kind::SPOKE_MISSED, &(from, to)),
+            Self::Refused { seq } => put_value(out, kind::REFUSED, seq),
         }
     }
 }
@@ -592,6 +602,7 @@ mod tests {
             any::<(u64, Option<u64>)>().prop_map(|(from, to)| ToHub::Want { from, to }),
             any::<([u8; 32], u64)>().prop_map(|(topic, from)| ToHub::Served { topic, from }),
             any::<(u64, u64)>().prop_map(|(from, to)| ToHub::Missed { from, to }),
+            any::<u64>().prop_map(|seq| ToHub::Refused { seq }),
         ]
     }
 

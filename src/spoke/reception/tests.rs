@@ -398,6 +398,38 @@ fn more_targeted_events_than_are_held_cost_the_link_and_nothing_else() {
 }
 
 #[test]
+fn a_targeted_event_over_the_limit_is_refused_and_the_next_one_taken() {
+    let (mut reception, now) = linked();
+    let part = |seq, part, parts| ToSpoke::Targeted {
+        seq,
+        after: at(1, 0),
+        of: PartOf { part, parts },
+        body: Bytes::from(vec![b'x'; MAX_PART]),
+    };
+    // Cut off in the middle, it comes again from its first part.
+    take(&mut reception, now, [part(1, 0, 4), part(1, 1, 4)]);
+    let refused = Order::Write(ToHub::Refused { seq: 1 });
+    assert!(!orders(&mut reception, now).contains(&refused));
+    for (session, again) in [(1, false), (1, true), (2, false)] {
+        lose(&mut reception, now);
+        assert_eq!(reception.hello().targeted, u64::from(again || session == 2));
+        let welcome = welcome(session, at(1, 0), 0, true);
+        reception.welcomed(now, &welcome).unwrap();
+        let told = orders(&mut reception, now);
+        assert_eq!(told.contains(&refused), again, "said again in its session");
+        if session == 1 && !again {
+            take(&mut reception, now, (0..4).map(|n| part(1, n, 4)));
+            let told = orders(&mut reception, now);
+            let ack = Order::Write(ToHub::Ack { offset: 0, seq: 1 });
+            let place = |order| told.iter().position(|told| *told == order);
+            assert!(place(refused.clone()) < place(ack), "{told:?}");
+        }
+    }
+    take(&mut reception, now, [targeted(1, at(1, 0))]);
+    assert_eq!(heard(&mut reception, now), [Heard::Targeted(1)]);
+}
+
+#[test]
 fn what_was_given_up_is_said_again_in_the_same_session_only() {
     let (mut reception, now) = linked();
     let part = |part| ToSpoke::Event {

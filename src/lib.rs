@@ -90,6 +90,8 @@ pub mod metrics;
 
 #[doc(hidden)]
 pub mod bench_support;
+#[doc(hidden)]
+pub mod fault_support;
 
 #[cfg(feature = "cli")]
 #[doc(hidden)]
@@ -103,9 +105,10 @@ pub use self::{
     fan_out::{AutoFanOut, FanOut, ParseFanOutError, Path},
     gossip::{GOSSIP_ALPN, GossipConfig},
     hub::{
-        Acknowledgements, Behind, BroadcastError, Drained, Hub, HubBuilder, HubError, HubLimits,
-        NotAcknowledged, Receipt, Recipient, SendError, SendOptions, SpokeChange, SpokeInfo,
-        SpokeWatch, TryBroadcastError, WatchLagged,
+        Acknowledgements, Behind, BroadcastError, Drained, Health, Hub, HubBuilder, HubError,
+        HubLimits, NotAcknowledged, PathHealth, Problem, Receipt, Recipient, RepairHealth,
+        SendError, SendOptions, SpokeChange, SpokeInfo, SpokeWatch, TopicHealth, TopicState,
+        TryBroadcastError, WatchLagged,
     },
     listen::{
         Event, Incoming, Lagged, ListenOptions, Listener, Missed, OnFull, Source, Typed,

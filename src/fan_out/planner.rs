@@ -508,6 +508,11 @@ impl<Id: Copy + Ord + Debug> Planner<Id> {
         }
     }
 
+    /// Whether there is to be a topic, now or once the last failure is long enough ago.
+    pub(crate) fn wants_topic(&self) -> bool {
+        self.gossip
+    }
+
     /// Whether there is a topic that is not being taken down.
     pub(crate) fn gossiping(&self) -> bool {
         self.phase == Phase::Running

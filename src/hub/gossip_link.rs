@@ -130,12 +130,11 @@ impl GossipLink {
             .send_if_modified(|now| std::mem::replace(now, audience) != audience);
     }
 
-    /// How the topic stands, for the supervisor.
-    pub(super) fn standing(&self) -> TopicStanding {
-        TopicStanding {
-            sent: self.standing.sent.load(Ordering::Acquire),
-            held: self.standing.held.load(Ordering::Acquire),
-            neighbors: *self.neighbors.borrow(),
+    /// Shows how the topic stands.
+    pub(super) fn probe(&self) -> Probe {
+        Probe {
+            neighbors: self.node.neighbors(),
+            standing: self.standing.clone(),
         }
     }
 
@@ -189,6 +188,23 @@ pub(super) enum LinkEvent {
     Neighbors(usize),
     /// It has ended, though nobody asked it to.
     Ended,
+}
+
+/// Shows how a topic stands, while there is one.
+#[derive(Clone, Debug)]
+pub(super) struct Probe {
+    neighbors: watch::Receiver<usize>,
+    standing: Arc<CursorStanding>,
+}
+
+impl Probe {
+    pub(super) fn standing(&self) -> TopicStanding {
+        TopicStanding {
+            sent: self.standing.sent.load(Ordering::Acquire),
+            held: self.standing.held.load(Ordering::Acquire),
+            neighbors: *self.neighbors.borrow(),
+        }
+    }
 }
 
 /// How far the cursor is, for who watches it.

@@ -13,6 +13,7 @@ pub(crate) mod desk;
 mod error;
 pub(crate) mod framer;
 pub(crate) mod gossip_link;
+mod health;
 mod link;
 mod link_task;
 #[cfg(feature = "durable")]
@@ -30,6 +31,7 @@ pub(crate) mod shared_log;
 mod spokes;
 pub(crate) mod supervisor;
 mod switchboard;
+mod vitals;
 
 use std::{
     sync::{
@@ -57,6 +59,7 @@ use self::{
     budget::Budget,
     config::HubConfig,
     gossip_link::HubGate,
+    health::Board,
     link::Link,
     mailbox::MailboxLimits,
     pace::{Has, Pace},
@@ -71,6 +74,7 @@ pub use self::{
     builder::HubBuilder,
     config::{Behind, HubLimits},
     error::{BroadcastError, HubError, SendError, TryBroadcastError},
+    health::{Health, PathHealth, Problem, RepairHealth, TopicHealth, TopicState},
     receipt::{Acknowledgements, NotAcknowledged, Receipt},
     send::{Recipient, SendOptions},
     spokes::{SpokeChange, SpokeInfo, SpokeWatch, WatchLagged},
@@ -123,6 +127,7 @@ pub(crate) struct Inner {
     paces: Mutex<Paces>,
     /// What repairs, and spokes that the topic does not reach, may take.
     budget: Mutex<Budget<Payer<SpokeId>>>,
+    board: Mutex<Board>,
     /// Wakes who calls those that wait for the budget.
     budget_line: Notify,
     /// Wakes whoever waits for spokes to have more.
@@ -201,6 +206,7 @@ impl Hub {
                 std::time::Instant::now(),
                 limits.repair_bytes_per_s,
             )),
+            board: Mutex::default(),
             budget_line: Notify::new(),
             progress: Notify::new(),
             closing: AtomicBool::new(false),
@@ -386,6 +392,19 @@ impl Hub {
     /// Cancel safe: it only looks.
     pub async fn log_failed(&self) -> LogFailed {
         self.inner.log.failed().await
+    }
+
+    /// The hub's node on the topic.
+    pub(crate) fn topic_node(&self) -> Option<GossipNode<HubGate>> {
+        self.inner.node()
+    }
+
+    /// How the hub does, and what is wrong if something is.
+    ///
+    /// It is found anew with each call, by looking at every spoke. Whether a backlog grows takes some
+    /// seconds to be seen.
+    pub fn health(&self) -> Health {
+        self.inner.examine(&self.inner.roster.all())
     }
 
     /// What the hub counts, to be read or [registered](crate::metrics).
@@ -612,6 +631,10 @@ impl Inner {
 
     fn is_ending(&self) -> bool {
         self.closing.load(Ordering::Acquire) || self.cancel.is_cancelled()
+    }
+
+    fn board(&self) -> MutexGuard<'_, Board> {
+        self.board.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn budget(&self) -> MutexGuard<'_, Budget<Payer<SpokeId>>> {

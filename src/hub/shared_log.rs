@@ -425,6 +425,14 @@ impl SharedLog {
         self.bytes.load(Ordering::Acquire)
     }
 
+    /// Bytes of all events from `from` on, as far as the log still has them.
+    pub(crate) fn bytes_from(&self, from: u64) -> u64 {
+        let inner = self.read_lock();
+        let before = |entry: &Arc<Entry>| entry.bytes_to_here - entry.size() as u64;
+        let first = inner.log.get(from.max(inner.log.head()));
+        first.map_or(0, |entry| inner.bytes.saturating_sub(before(entry)))
+    }
+
     /// How far back from `from` a window of so many events and bytes reaches: the lowest offset in it.
     pub(crate) fn back_by(&self, from: u64, max_events: u64, max_bytes: u64) -> u64 {
         let inner = self.read_lock();
@@ -546,6 +554,8 @@ mod tests {
         assert_eq!(log.back_by(10, 100, 1), 9);
         assert_eq!(log.back_by(10, 100, u64::MAX), 0);
         assert_eq!(log.back_by(0, 100, 100), 0);
+        assert_eq!(log.bytes_from(8), 108 + 107);
+        assert_eq!(log.bytes_from(10), 0);
     }
 
     fn event(bytes: usize) -> Envelope {

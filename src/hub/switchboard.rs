@@ -22,6 +22,7 @@ use super::{
     ack_share::{AckShare, Acker, Share},
     desk::TopicOrder,
     gossip_link::{Audience, GossipLink, HubGate, LinkEvent},
+    health::{self, TopicState},
     link::Link,
     repairs::{Answer, Payer, Repairs, piece_of},
     spokes::SpokeChange,
@@ -230,8 +231,20 @@ impl Switchboard {
                 served: counts.gossip,
             });
         }
-        let alive = self.topic.is_some() && self.supervisor.condition() == Condition::Alive;
+        let state = self.topic_state();
+        self.hub.board().state = state;
+        let alive = state == TopicState::Alive;
         self.repairs.set_topic(alive.then_some(counts.gossip));
+    }
+
+    fn topic_state(&self) -> TopicState {
+        match (&self.topic, self.supervisor.condition()) {
+            (Some(_), Condition::Idle) => TopicState::Starting,
+            (Some(_), Condition::Alive) => TopicState::Alive,
+            (Some(_), Condition::Stalled) => TopicState::Stalled,
+            (None, _) if self.failed && self.planner.wants_topic() => TopicState::Rebuilding,
+            (None, _) => TopicState::None,
+        }
     }
 
     /// Serves directly, from what the hub knows of it, who has not said anything on leaving the topic.
@@ -309,12 +322,14 @@ impl Switchboard {
         let topic = GossipLink::start(&self.hub);
         self.hub
             .set_topic(Some((topic.topic(), topic.node().clone())));
+        self.hub.board().probe = Some(topic.probe());
         self.topic = Some(topic);
     }
 
     /// Ends the topic in the background: leaving it in order takes a while.
     fn stop_topic(&mut self) {
         self.hub.set_topic(None);
+        self.hub.board().probe = None;
         if let Some(topic) = self.topic.take() {
             debug!(target: events::TOPIC_ENDED, spokes = self.hub.roster.len());
             self.hub.tasks.spawn(topic.stop());
@@ -392,11 +407,17 @@ impl Switchboard {
                 on_topic: link.path() == Path::Gossip,
             })
             .collect();
-        let topic = self.topic.as_ref().map(GossipLink::standing);
+        let topic = self.topic.as_ref().map(|topic| topic.probe().standing());
         let every = self.acks.every(self.hub.config.limits.acks_per_s);
         let tip = self.hub.log.tip();
         self.supervisor.look(now, tip, topic, &spokes, every);
         self.follow_supervisor(now);
+        {
+            let mut board = self.hub.board();
+            board.slow_every = every;
+            board.vitals.look(now, tip, &health::signs(links));
+        }
+        health::observe(&self.hub.examine(links), &self.hub.metrics.health);
     }
 
     fn follow_supervisor(&mut self, now: Instant) {

@@ -25,6 +25,8 @@ pub struct HubMetrics {
     pub topic: Arc<TopicMetrics>,
     /// What was sent again, or around the topic.
     pub repair: Arc<RepairMetrics>,
+    /// How the hub does, as [`Hub::health`](crate::Hub::health) says it.
+    pub health: Arc<HealthMetrics>,
     /// The hub's node on the topic.
     pub gossip: Arc<GossipMetrics>,
 }
@@ -185,4 +187,37 @@ pub struct RepairMetrics {
     pub events_missed: Counter,
     /// Broadcasts that spokes gave up by themselves, over their own limits.
     pub events_given_up: Counter,
+}
+
+/// How a hub does: what [`Hub::health`](crate::Hub::health) says, looked at five times a second.
+#[derive(Debug, Default, MetricsGroup)]
+#[metrics(name = "iroh_hub_health")]
+#[non_exhaustive]
+pub struct HealthMetrics {
+    /// 1 if nothing is wrong with the hub.
+    pub healthy: Gauge,
+    /// The topic: 0 there is none, 1 it is starting, 2 alive, 3 stalled, 4 it failed and is rebuilt.
+    pub topic_state: Gauge,
+    /// Neighbours of the hub on the topic.
+    pub neighbors: Gauge,
+    /// Spokes that are served along their links.
+    pub direct_spokes: Gauge,
+    /// Of the spokes that are served along their links, those that are seconds behind.
+    pub direct_behind: Gauge,
+    /// Events between the tip and what the one farthest behind has, of those served along their links.
+    pub direct_backlog_events: Gauge,
+    /// Bytes of the events in the backlog of the links.
+    pub direct_backlog_bytes: Gauge,
+    /// The age of the oldest event, in milliseconds, that a spoke served along its link has not acknowledged.
+    pub direct_oldest_unacked_ms: Gauge,
+    /// Spokes that the topic serves.
+    pub gossip_spokes: Gauge,
+    /// Of the spokes that the topic serves, those that are seconds behind.
+    pub gossip_behind: Gauge,
+    /// Events between the tip and what the one farthest behind has, of those that the topic serves.
+    pub gossip_backlog_events: Gauge,
+    /// Bytes of the events in the backlog of the topic.
+    pub gossip_backlog_bytes: Gauge,
+    /// The age of the oldest event, in milliseconds, that a spoke on the topic has not acknowledged.
+    pub gossip_oldest_unacked_ms: Gauge,
 }

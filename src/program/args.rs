@@ -12,6 +12,9 @@ use super::exit;
 ///
 /// stdout gets one JSON object a line for each event that a spoke sends:
 /// {"from":ENDPOINT_ID,"spoke":N,"type":…,"id":…,"payload":…}
+///
+/// On SIGUSR1, stderr gets one JSON object on a line that says how the hub does:
+/// {"healthy":true|false,"problems":[…],"tip":{…},"direct":{…},"gossip":{…},"topic":{…},…}
 #[derive(Debug, Args)]
 #[command(after_help = exit::HELP)]
 pub(super) struct HubArgs {

@@ -64,6 +64,8 @@ pub(super) async fn run(args: HubArgs, stop: Stop) -> Result<Exit, Failure> {
     let heard = hub.listen_with("*".into(), ListenOptions::default().on_full(on_full));
     let mut printing = tokio::spawn(print(heard));
     let watching = tokio::spawn(tell_losses(hub.watch_spokes()));
+    #[cfg(unix)]
+    let asked = tokio::spawn(tell_health(health_asked()?, hub.clone()));
 
     let sent = Sent::new();
     let mut skipped = 0;
@@ -98,6 +100,8 @@ pub(super) async fn run(args: HubArgs, stop: Stop) -> Result<Exit, Failure> {
     let drained = hub.shutdown_within(args.drain_timeout).await;
     let tip = hub.tip();
     watching.abort();
+    #[cfg(unix)]
+    asked.abort();
     scrape::end(metrics).await;
     if timeout(PRINT_LIMIT, &mut printing).await.is_err() {
         say(format_args!(
@@ -224,6 +228,23 @@ fn tell_closed(error: &io::Error) {
     say(format_args!(
         "stdout takes no more, so what spokes send is not printed from now on: {error}"
     ));
+}
+
+#[cfg(unix)]
+fn health_asked() -> anyhow::Result<tokio::signal::unix::Signal> {
+    use tokio::signal::unix::{SignalKind, signal};
+    signal(SignalKind::user_defined1()).context("the signal SIGUSR1 cannot be caught")
+}
+
+/// Says how the hub does whenever it is asked.
+#[cfg(unix)]
+async fn tell_health(mut asked: tokio::signal::unix::Signal, hub: Hub) {
+    while asked.recv().await.is_some() {
+        match serde_json::to_string(&hub.health()) {
+            Ok(health) => say(format_args!("{health}")),
+            Err(error) => say(format_args!("the hub's health cannot be written: {error}")),
+        }
+    }
 }
 
 /// Says which spokes are lost.

@@ -49,6 +49,11 @@ impl GossipAcceptor {
         Self::default()
     }
 
+    pub(crate) fn node(&self) -> Option<GossipNode<SpokeGate>> {
+        let node = self.node.lock().unwrap_or_else(PoisonError::into_inner);
+        node.clone()
+    }
+
     pub(super) fn set(&self, node: Option<GossipNode<SpokeGate>>) {
         *self.node.lock().unwrap_or_else(PoisonError::into_inner) = node;
     }
@@ -56,12 +61,7 @@ impl GossipAcceptor {
 
 impl ProtocolHandler for GossipAcceptor {
     async fn accept(&self, connection: Connection) -> Result<(), AcceptError> {
-        let node = self
-            .node
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone();
-        match node {
+        match self.node() {
             Some(node) => node.handle_connection(connection),
             None => connection.close(CloseCode::NotAMember.to_varint(), b"on no topic"),
         }

@@ -408,7 +408,9 @@ impl Hub {
                 }
                 Ok(())
             }
-            ToHub::Missed { .. } => misbehaved("gave something up, though it has room"),
+            ToHub::Missed { .. } | ToHub::Refused { .. } => {
+                misbehaved("gave something up, though it has room")
+            }
             ToHub::Publish { seq, of, body } => {
                 if seq <= link.last_seq {
                     link.desk.acknowledge(link.last_seq);

@@ -25,6 +25,7 @@ pub struct SpokeLives {
     args: Vec<String>,
     lives: Vec<Life>,
     running: Option<(Program, PathBuf)>,
+    kills: u32,
 }
 
 impl SpokeLives {
@@ -36,6 +37,7 @@ impl SpokeLives {
             args: args.iter().map(|arg| (*arg).to_owned()).collect(),
             lives: Vec::new(),
             running: None,
+            kills: 0,
         }
     }
 
@@ -44,6 +46,18 @@ impl SpokeLives {
         let args: Vec<&str> = self.args.iter().map(String::as_str).collect();
         let spoke = spoke_into(spoke_command(program(), ticket, &args), &out);
         self.running = Some((spoke.patient(PATIENCE), out));
+    }
+
+    pub async fn kill(&mut self) {
+        if let Some((spoke, out)) = self.running.take() {
+            spoke.kill().await;
+            self.lives.push(Life::read(&out, true));
+            self.kills += 1;
+        }
+    }
+
+    pub fn kills(&self) -> u32 {
+        self.kills
     }
 
     /// Whether its last line is event `n` of a load.

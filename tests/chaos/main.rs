@@ -27,5 +27,6 @@ mod loss;
 mod net;
 mod refused;
 mod roles;
+mod spoke_kills;
 mod stopped;
 mod wire;

@@ -199,11 +199,11 @@ async fn rebuilt_after(fault: impl AsyncFnOnce(&Hub, &[Member])) {
         assert_eq!(member.spoke.is_closed(), None);
     }
     until_healthy(&hub).await;
-    let path = hub.health();
-    assert_eq!(
-        (path.gossip.backlog_events, path.gossip.backlog_bytes),
-        (0, 0)
-    );
+    until("everything is acknowledged", || {
+        let path = hub.health().gossip;
+        (path.backlog_events, path.backlog_bytes) == (0, 0)
+    })
+    .await;
     assert!(hub.shutdown().await.behind.is_empty());
 }
 

@@ -56,7 +56,8 @@ async fn run(plan: &Plan) {
         spoke.until_it_has(next).await;
     }
     drop(stdin);
-    let receipts = hub.end().await;
+    // The hub may still have links of killed spokes when it ends, and says then that those were behind.
+    let receipts = hub.end_with(&[0, 7]).await;
     let kills: u32 = spokes.iter().map(SpokeLives::kills).sum();
     let mut printed = Vec::new();
     for spoke in spokes {

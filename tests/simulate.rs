@@ -105,6 +105,20 @@ fn every_event_reaches_every_spoke_directly_and_with_both_kinds_of_spokes() {
 }
 
 #[test]
+fn a_topic_that_dies_is_given_up_and_another_one_serves() {
+    for report in all_arrive(&Options {
+        breakage: Breakage::DeadTopic,
+        events: 600,
+        ..options()
+    }) {
+        assert_eq!((report.topics_failed, report.topics), (1, 2), "{report:#?}");
+        // The time to notice it is at most two seconds, beside the one to fall behind.
+        assert!(report.last_spoke_ms.max < 2500.0, "{report:#?}");
+        assert!(report.frames > 100, "the second one is used: {report:#?}");
+    }
+}
+
+#[test]
 fn what_the_network_loses_is_repaired() {
     for report in all_arrive(&Options {
         links: Links {

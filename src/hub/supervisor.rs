@@ -23,6 +23,9 @@ use super::pace::Has;
 /// How often the supervisor looks.
 pub(crate) const TICK: Duration = Duration::from_millis(200);
 
+/// Through how many spokes the hub joins a topic on which it is nobody's neighbour.
+pub(crate) const REJOIN_THROUGH: usize = 4;
+
 /// A spoke that is behind and has not moved for this long is served directly,
 const STUCK_AFTER: Duration = Duration::from_secs(2);
 /// after this long if it is one of a few: at most four, or a quarter of those on the topic,

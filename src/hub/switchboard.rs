@@ -26,7 +26,7 @@ use super::{
     link::Link,
     repairs::{Answer, Payer, Repairs, piece_of},
     spokes::SpokeChange,
-    supervisor::{Action, Condition, Failure, Standing, Supervisor, TICK},
+    supervisor::{Action, Condition, Failure, REJOIN_THROUGH, Standing, Supervisor, TICK},
 };
 use crate::{
     fan_out::{Decision, FanOut, Path, Planner, PlannerConfig},
@@ -61,9 +61,6 @@ pub(super) const NOTES: usize = 1024;
 
 /// How long a spoke that leaves the topic may take to say from where on it is to be served.
 const LEAVES_WITHIN: Duration = Duration::from_millis(300);
-
-/// Through how many spokes the hub joins a topic on which it is nobody's neighbour.
-const REJOIN_THROUGH: usize = 4;
 
 pub(super) struct Switchboard {
     hub: Arc<Inner>,

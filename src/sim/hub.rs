@@ -14,6 +14,7 @@ use super::{
     gate::SharedCheck,
     mesh::{Ends, Mesh},
     net::{HUB, NodeId},
+    options::Breakage,
     tally::Class,
 };
 use crate::{
@@ -31,6 +32,7 @@ use crate::{
         pace::{Has, Pace},
         repairs::{Answer, Payer, Repairs, piece_of},
         shared_log::{Entry, SharedLog},
+        supervisor::{self, Action, Condition, REJOIN_THROUGH, Standing, Supervisor, TopicStanding},
     },
     log::{LogConfig, resume::Ask},
     position::{Epoch, Position},
@@ -48,10 +50,13 @@ use crate::{
 const WINDOW: usize = 1_250_000;
 
 /// How often the hub looks after its spokes.
-const TICK: Nanos = 200_000_000;
+const TICK: Nanos = supervisor::TICK.as_nanos() as Nanos;
 
 /// How often a publisher that is held back tries again.
 pub(super) const HELD: Nanos = 20_000_000;
+
+/// After so many frames a topic delivers nothing more, for [`Breakage::DeadTopic`].
+const DIES_AFTER: u64 = 20;
 
 /// A link to a spoke.
 struct Link {
@@ -84,6 +89,7 @@ pub(super) struct Hub {
     repairs: Repairs<NodeId>,
     budget: Budget<Payer<NodeId>>,
     topic: Option<Topic>,
+    supervisor: Supervisor<NodeId>,
     links: BTreeMap<NodeId, Link>,
     /// Links whose cursor waits for the tip.
     following: BTreeSet<NodeId>,
@@ -110,6 +116,7 @@ impl Hub {
             repairs: Repairs::new(),
             budget: Budget::new(ctx.clock.now(), limits.repair_bytes_per_s),
             topic: None,
+            supervisor: Supervisor::new(ctx.seed()),
             links: BTreeMap::new(),
             following: BTreeSet::new(),
             pace: Pace::new(limits.stall_after, limits.patience),
@@ -415,6 +422,55 @@ impl Hub {
             self.bytes_before = bytes;
             self.planner.traffic(ctx.clock.now(), per_s);
             self.share_out_acks(ctx);
+            self.supervise(ctx);
+        }
+    }
+
+    /// Looks whether the topic delivers.
+    fn supervise(&mut self, ctx: &mut Ctx) {
+        if ctx.breakage == Breakage::NoWants {
+            return;
+        }
+        let standing = |(id, link): (&NodeId, &Link)| Standing {
+            id: *id,
+            has: link.has,
+            fast: link.fast,
+            on_topic: link.path == Path::Gossip,
+        };
+        let spokes: Vec<_> = self.links.iter().map(standing).collect();
+        let topic = self.topic.as_ref().map(|topic| TopicStanding {
+            sent: topic.framer.next(),
+            held: topic.framer.is_held(),
+            neighbors: topic.mesh.neighbors(),
+        });
+        let every = self.acks.every(self.limits.acks_per_s);
+        let now = ctx.clock.now();
+        self.supervisor
+            .look(now, self.log.tip(), topic, &spokes, every);
+        self.follow_supervisor(ctx);
+    }
+
+    fn follow_supervisor(&mut self, ctx: &mut Ctx) {
+        let now = ctx.clock.now();
+        while let Some(action) = self.supervisor.poll() {
+            match action {
+                Action::ServeAround(id) => {
+                    ctx.tally.served_around += 1;
+                    self.planner.off_tree(now, id);
+                }
+                Action::Rejoin => {
+                    ctx.tally.topics_rejoined += 1;
+                    let peers = self.planner.sample_tree(REJOIN_THROUGH);
+                    if let Some(topic) = &mut self.topic {
+                        topic.mesh.join(ctx, peers);
+                    }
+                }
+                Action::Fail(_) => {
+                    ctx.tally.topics_failed += 1;
+                    self.supervisor.topic_changed(true);
+                    self.planner.topic_failed(now);
+                }
+            }
         }
     }
 
@@ -461,15 +517,21 @@ impl Hub {
             self.carry_out(ctx, decision);
         }
         let counts = self.planner.counts();
-        let joining = counts.joining > 0;
-        self.repairs
-            .set_topic(self.topic.is_some().then_some(counts.gossip));
+        if let Some(topic) = &self.topic {
+            let neighbors = topic.mesh.neighbors();
+            self.supervisor.neighbors(neighbors, counts.gossip);
+            self.follow_supervisor(ctx);
+        }
+        let alive = self.topic.is_some() && self.supervisor.condition() == Condition::Alive;
+        self.repairs.set_topic(alive.then_some(counts.gossip));
         self.answer_wants(ctx);
         let (links, log) = (&self.links, &self.log);
         let Some(topic) = &mut self.topic else {
             return;
         };
-        topic.framer.set_hurry(joining);
+        topic.framer.set_hurry(counts.joining > 0);
+        let neighbors = topic.mesh.neighbors() > 0;
+        topic.framer.set_listeners(neighbors, counts.gossip > 0);
         let acks = || {
             let on_topic = |link: &Link| link.fast && link.path == Path::Gossip;
             let fast = links.iter().filter(move |(_, link)| on_topic(link));
@@ -508,6 +570,7 @@ impl Hub {
     fn carry_out(&mut self, ctx: &mut Ctx, decision: Decision<NodeId>) {
         let id = match decision {
             Decision::StartTopic => {
+                self.supervisor.topic_changed(false);
                 self.topic = Some(Topic::start(ctx, &self.log, &self.limits));
                 return;
             }
@@ -613,6 +676,10 @@ impl Topic {
         };
         ctx.tally.frame(*blake3::hash(&frame).as_bytes(), class);
         if class == Class::Events && lose == Some(ctx.tally.frames_events) {
+            return;
+        }
+        let dead = ctx.breakage == Breakage::DeadTopic && ctx.tally.topics_failed == 0;
+        if dead && ctx.tally.frames_events > DIES_AFTER {
             return;
         }
         self.mesh.broadcast(ctx, frame);

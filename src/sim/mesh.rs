@@ -116,6 +116,11 @@ impl<G: FrameGate> Mesh<G> {
         self.core.gate_mut()
     }
 
+    /// How many neighbours there are.
+    pub(super) fn neighbors(&self) -> usize {
+        self.core.neighbors()
+    }
+
     pub(super) fn deadline(&self, ctx: &Ctx) -> Option<Nanos> {
         self.core.deadline().map(|at| ctx.clock.when(at.into_std()))
     }

@@ -149,7 +149,7 @@ pub enum Breakage {
     /// None: the core as it ships.
     #[default]
     None,
-    /// Wants are never sent.
+    /// Wants are never sent, and no supervisor serves directly who lacks something.
     NoWants,
     /// Every hundredth event is let out twice.
     Repeats,
@@ -159,6 +159,8 @@ pub enum Breakage {
     Alters,
     /// What is missed is not said.
     HidesMissed,
+    /// The first topic that there is delivers nothing more after twenty frames. The supervisor has to find out.
+    DeadTopic,
     /// The hub says of every start that it continues. In resume cases only.
     SaysContinues,
     /// The hub forgets what it had of a spoke's events. In resume cases only.

@@ -101,6 +101,12 @@ pub struct Report {
     pub misbehaved: u64,
     /// Topics that were begun.
     pub topics: u64,
+    /// Topics that the supervisor gave up.
+    pub topics_failed: u64,
+    /// Times that the hub had lost all its neighbours on the topic, and joined it again.
+    pub topics_rejoined: u64,
+    /// Times that a spoke was served directly because the topic did not reach it.
+    pub served_around: u64,
     /// How many hops the last copy of an event had crossed.
     pub last_hop: Spread,
     /// Milliseconds from broadcast to the last spoke, by event.

@@ -63,6 +63,9 @@ pub(super) struct Tally {
     pub(super) links_lost: u64,
     pub(super) misbehaved: u64,
     pub(super) topics: u64,
+    pub(super) topics_failed: u64,
+    pub(super) topics_rejoined: u64,
+    pub(super) served_around: u64,
 }
 
 impl Tally {

@@ -93,8 +93,15 @@ pub(super) fn table(report: &Report) -> String {
     line(
         "links",
         format!(
-            "{}   lost {}   misbehaved {}   topics {}",
-            report.links, report.links_lost, report.misbehaved, report.topics
+            "{}   lost {}   misbehaved {}",
+            report.links, report.links_lost, report.misbehaved
+        ),
+    );
+    line(
+        "topics",
+        format!(
+            "{}   given up {}   joined again {}   spokes served around {}",
+            report.topics, report.topics_failed, report.topics_rejoined, report.served_around
         ),
     );
     let hops = report.last_hop;

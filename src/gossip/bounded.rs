@@ -95,7 +95,7 @@ impl<K: Hash + Eq + Clone> Remembered<K, Instant> {
 
 /// A bucket of tokens: `burst` at once, `rate` a second over time.
 #[derive(Debug)]
-pub(super) struct Bucket {
+pub(crate) struct Bucket {
     tokens: f64,
     burst: f64,
     rate: f64,
@@ -103,7 +103,7 @@ pub(super) struct Bucket {
 }
 
 impl Bucket {
-    pub(super) fn new(rate: u32, burst: u32, now: Instant) -> Self {
+    pub(crate) fn new(rate: u32, burst: u32, now: Instant) -> Self {
         Self {
             tokens: burst.into(),
             burst: burst.into(),
@@ -113,7 +113,7 @@ impl Bucket {
     }
 
     /// Takes tokens, or says that there are too few.
-    pub(super) fn take(&mut self, tokens: u32, now: Instant) -> bool {
+    pub(crate) fn take(&mut self, tokens: u32, now: Instant) -> bool {
         let passed: Duration = now.saturating_duration_since(self.filled);
         self.filled = self.filled.max(now);
         self.tokens = (self.tokens + passed.as_secs_f64() * self.rate).min(self.burst);

@@ -294,10 +294,15 @@ impl Desk {
         }
     }
 
+    /// Whether the link is to end if the log goes past the spoke. Others are told what they missed.
+    pub(crate) fn ends_if_behind(&self) -> bool {
+        self.protocol != Protocol::Native || self.behind != Behind::Skip
+    }
+
     /// How far the spoke is behind the log, if its link is to end for that.
     pub(crate) fn fell_behind(&self, head: u64) -> Option<u64> {
-        let may_skip = self.protocol == Protocol::Native && self.behind == Behind::Skip;
-        let cursor = self.cursor.filter(|cursor| !may_skip && *cursor < head)?;
+        let ends = self.ends_if_behind();
+        let cursor = self.cursor.filter(|cursor| ends && *cursor < head)?;
         (self.begun_at != Some(cursor)).then(|| head - cursor)
     }
 

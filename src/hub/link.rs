@@ -128,6 +128,11 @@ impl Link {
         self.acked.load(Ordering::Acquire)
     }
 
+    /// Whether the link is to end if the log goes past the spoke; see [`Desk::ends_if_behind`].
+    pub(crate) fn ends_if_behind(&self) -> bool {
+        self.desk().ends_if_behind()
+    }
+
     /// How far the spoke is behind the log, if its link is to end for that; see [`Desk::fell_behind`].
     pub(crate) fn fell_behind(&self, head: u64) -> Option<u64> {
         self.desk().fell_behind(head)

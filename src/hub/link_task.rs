@@ -1,12 +1,13 @@
 //! The task of one spoke: a reader and a writer over its stream, from hello to goodbye.
 
-use std::{sync::Arc, time::Duration};
+use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use iroh::endpoint::{Connection, RecvStream, SendStream, StoppedError};
 use n0_error::e;
-use tokio::time::{Instant, sleep_until, timeout};
-use tracing::{Instrument, debug, info_span};
+use n0_future::FutureExt;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tracing::{Instrument, debug, error, info_span};
 
 use super::{
     Inner, desk::Batch, link::Link, roster::Asked, session::see_through, switchboard::Note,
@@ -14,6 +15,7 @@ use super::{
 use crate::{
     close::{CloseCode, Closed},
     event::Envelope,
+    gossip::Bucket,
     link_io::{FrameReader, LinkError, write_all},
     listen::{Event, Incoming, Source},
     log::resume::{Ask, Resume},
@@ -43,9 +45,17 @@ pub(super) async fn run(
     let error = match welcome(&hub, connection, protocol, &mut send, &mut reader).await {
         Ok((link, first)) => {
             let span = info_span!("link", remote = %link.id.fmt_short(), %protocol);
-            serve(&hub, &link, first, &mut send, &mut reader)
-                .instrument(span)
-                .await
+            let serving = serve(&hub, &link, first, &mut send, &mut reader).instrument(span);
+            match AssertUnwindSafe(serving).catch_unwind().await {
+                Ok(error) => error,
+                Err(_) => {
+                    // Nobody serves it any more, so it must not stay in the roster.
+                    error!(remote = %link.id.fmt_short(), "the task of a spoke panicked");
+                    let error = LinkError::gone(internal("internal error"));
+                    hub.leave(&link, &error.closed()).await;
+                    error
+                }
+            }
         }
         Err(error) => {
             debug!(%error, "a stream did not become a spoke");
@@ -63,6 +73,10 @@ pub(super) async fn run(
         reader.stop(*code);
     }
     closed
+}
+
+fn internal(reason: &str) -> Closed {
+    Closed::by_us(CloseCode::Internal, reason)
 }
 
 /// Waits for the hello (native) or the first frame (compat), and makes the stream a spoke.
@@ -201,6 +215,7 @@ async fn read(
         link,
         last_seq: link.session.heard(),
         assembly: Assembly::default(),
+        wants: Bucket::new(WANTS_PER_S, WANTS_AT_ONCE, Instant::now()),
     };
     let result = async {
         if let Some(frame) = first {
@@ -227,7 +242,14 @@ struct Inbound<'a> {
     /// The last of the spoke's events that came whole, on this link or before.
     last_seq: u64,
     assembly: Assembly,
+    wants: Bucket,
 }
+
+/// How many ranges a second a spoke may want again: each costs the hub some work for all of them. One more
+/// is dropped; an inbox that lacks something wants it again after a while.
+const WANTS_PER_S: u32 = 200;
+/// And how many at once.
+const WANTS_AT_ONCE: u32 = 1000;
 
 impl Inbound<'_> {
     async fn frame(&mut self, frame: Bytes) -> Result<(), LinkError> {
@@ -289,6 +311,15 @@ impl Inbound<'_> {
                     return misbehaved("wants events that do not exist");
                 }
                 self.hub.metrics.repair.wants.inc();
+                // What it has acknowledged it has.
+                let from = from.max(self.link.acked());
+                if from >= to {
+                    return Ok(());
+                }
+                if !self.wants.take(1, Instant::now()) {
+                    self.hub.metrics.repair.wants_dropped.inc();
+                    return Ok(());
+                }
                 let id = self.link.id;
                 self.hub.note(Note::Want { id, from, to }).await;
                 Ok(())
@@ -357,8 +388,9 @@ impl Inbound<'_> {
             return self.repeated(of);
         }
         if seq != session.heard() + 1 {
-            let closed = Closed::by_us(CloseCode::Internal, "an event was not heard to its end");
-            return Err(LinkError::gone(closed));
+            return Err(LinkError::gone(internal(
+                "an event was not heard to its end",
+            )));
         }
         let heard = session.clone();
         self.deliver(envelope, move || {
@@ -462,6 +494,9 @@ async fn write_loop(hub: &Inner, link: &Link, send: &mut SendStream) -> Result<(
 /// Resolves when the log has gone past a spoke that does not take what is written to it, if that ends its
 /// link; others are told what they missed once they take something again.
 async fn fallen_behind(hub: &Inner, link: &Link) -> LinkError {
+    if !link.ends_if_behind() {
+        return std::future::pending().await;
+    }
     let mut tip = hub.log.watch_tip();
     loop {
         if let Some(events) = link.fell_behind(hub.log.head()) {
@@ -470,8 +505,13 @@ async fn fallen_behind(hub: &Inner, link: &Link) -> LinkError {
         if tip.changed().await.is_err() {
             return std::future::pending().await;
         }
+        // Not with every event: each link that is being written to waits here.
+        sleep(BEHIND_POLL).await;
     }
 }
+
+/// How soon a link looks again whether the log has gone past its spoke.
+const BEHIND_POLL: Duration = Duration::from_millis(50);
 
 /// How often a draining link looks again whether its spoke has everything.
 const DRAIN_POLL: Duration = Duration::from_millis(50);

@@ -169,6 +169,8 @@ pub struct RepairMetrics {
     pub wants: Counter,
     /// Wants to which something that is on its way on the topic was the answer.
     pub wants_held: Counter,
+    /// Wants that were dropped because their spoke sent too many.
+    pub wants_dropped: Counter,
     /// Ranges that went to one spoke again, along its link.
     pub direct: Counter,
     /// Bytes that went along links again, or because the topic does not reach their spoke.
@@ -196,6 +198,8 @@ pub struct RepairMetrics {
 pub struct HealthMetrics {
     /// 1 if nothing is wrong with the hub.
     pub healthy: Gauge,
+    /// Times that the task which looks after the spokes panicked, and another one took over.
+    pub panics: Counter,
     /// The topic: 0 there is none, 1 it is starting, 2 alive, 3 stalled, 4 it failed and is rebuilt.
     pub topic_state: Gauge,
     /// Neighbours of the hub on the topic.

@@ -33,6 +33,11 @@ pub async fn break_topic(hub: &Hub, fault: TopicFault) -> bool {
     }
 }
 
+/// Makes the task that decides which path serves which spoke panic.
+pub async fn break_switchboard(hub: &Hub) {
+    hub.panic_switchboard().await;
+}
+
 async fn panic_inside<G: FrameGate>(node: &GossipNode<G>) -> bool {
     let panics = |_: &mut G| panic!("a test wants this");
     node.with_gate(panics).await.is_ok()

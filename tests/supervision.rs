@@ -18,7 +18,7 @@ use common::{
 };
 use iroh_hub::{
     FanOut, GossipAcceptor, Health, Hub, Listener, Path, Problem, Spoke, TopicState,
-    fault_support::{TopicFault, break_topic, deafen},
+    fault_support::{TopicFault, break_switchboard, break_topic, deafen},
 };
 use tokio::task::JoinHandle;
 
@@ -255,6 +255,35 @@ async fn a_spoke_that_the_topic_alone_does_not_reach_is_served_around_it() {
     }
     assert!(hub.health().repair.served_around + hub.metrics().repair.wants_direct.get() > 0);
     until_healthy(&hub).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_panic_of_the_switchboard_costs_no_event_and_another_one_takes_over() {
+    let hub = hub_with(FanOut::Gossip).await;
+    let mut members = members(&hub, 6).await;
+    all_on_tree(&hub, 6).await;
+    let publisher = Publisher::start(&hub);
+    publisher.goes_on(100).await;
+    break_switchboard(&hub).await;
+    until("another one takes over", || {
+        hub.metrics().health.panics.get() == 1
+    })
+    .await;
+    publisher.goes_on(100).await;
+    all_on_tree(&hub, 6).await;
+    // It looks after those who come later too.
+    let late = spoke(&hub, Spoke::builder()).await;
+    all_on_tree(&hub, 7).await;
+    publisher.goes_on(100).await;
+    let sent = publisher.end().await;
+    for member in &mut members {
+        expect_numbers(&mut member.listener, 0, sent).await;
+        assert_eq!(member.spoke.is_closed(), None);
+    }
+    late.shutdown().await;
+    until_healthy(&hub).await;
+    assert!(hub.shutdown().await.behind.is_empty());
+    assert_eq!(hub.metrics().health.healthy.get(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -11,7 +11,7 @@ use super::{
     Inner,
     gossip_link::Probe,
     link::Link,
-    vitals::{PathVitals, Sign, Vitals},
+    vitals::{Disk, PathVitals, Sign, Vitals},
 };
 use crate::{fan_out::Path, metrics::HealthMetrics, position::Position};
 
@@ -63,6 +63,8 @@ pub enum Problem {
     TopicRebuilding,
     /// The log cannot be written: nothing is broadcast any more.
     LogFailed,
+    /// Events have waited for the disk for more than two seconds, and none was synced meanwhile.
+    LogStalled,
     /// The task that looks after the spokes has not run for seconds.
     Unattended,
     /// The hub is ending, or has ended.
@@ -142,6 +144,7 @@ const UNATTENDED: Duration = Duration::from_secs(5);
 #[derive(Debug, Default)]
 pub(super) struct Board {
     pub(super) vitals: Vitals,
+    pub(super) disk: Disk,
     pub(super) state: TopicState,
     pub(super) probe: Option<Probe>,
     /// How often spokes acknowledge that are not fast ones.
@@ -177,6 +180,7 @@ impl Inner {
             (Path::Gossip, examine(true)),
         ];
         let unseen = board.vitals.unseen(now);
+        let log_stalled = board.disk.is_stalled(now);
         let state = board.state;
         let standing = board.probe.as_ref().map(Probe::standing);
         drop(board);
@@ -187,6 +191,8 @@ impl Inner {
         }
         if self.log.failure().is_some() {
             problems.push(Problem::LogFailed);
+        } else if log_stalled {
+            problems.push(Problem::LogStalled);
         }
         if unseen > UNATTENDED {
             problems.push(Problem::Unattended);

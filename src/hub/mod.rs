@@ -68,7 +68,7 @@ use self::{
     session::Session,
     sessions::SessionLimits,
     shared_log::{Begin, NotAppended, SharedLog},
-    switchboard::{CurrentTopic, NOTES, Note, Switchboard},
+    switchboard::{CurrentTopic, NOTES, Note},
 };
 pub use self::{
     builder::HubBuilder,
@@ -214,9 +214,7 @@ impl Hub {
             tasks,
             config,
         });
-        inner
-            .tasks
-            .spawn(Switchboard::new(inner.clone(), notes_rx).run());
+        inner.tasks.spawn(switchboard::run(inner.clone(), notes_rx));
         Ok(Self {
             inner,
             router: None,
@@ -392,6 +390,11 @@ impl Hub {
     /// Cancel safe: it only looks.
     pub async fn log_failed(&self) -> LogFailed {
         self.inner.log.failed().await
+    }
+
+    /// For tests.
+    pub(crate) async fn panic_switchboard(&self) {
+        self.inner.note(Note::Panic).await;
     }
 
     /// The hub's node on the topic.

@@ -6,16 +6,18 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
+    panic::AssertUnwindSafe,
     sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
 use iroh::EndpointAddr;
+use n0_future::FutureExt;
 use tokio::{
-    sync::mpsc,
+    sync::{Mutex, mpsc},
     time::{MissedTickBehavior, interval, sleep_until},
 };
-use tracing::{debug, warn};
+use tracing::{debug, error, warn};
 
 use super::{
     Inner,
@@ -54,17 +56,39 @@ pub(super) enum Note {
         to: u64,
     },
     FanOut(FanOut),
+    /// For tests: the switchboard panics.
+    Panic,
 }
 
 /// How many notes may wait; who has one more waits.
 pub(super) const NOTES: usize = 1024;
+/// How many are looked at before the rest of the work.
+const NOTES_AT_ONCE: usize = 64;
+
+/// Outlives a switchboard that panics.
+type Notes = Arc<Mutex<mpsc::Receiver<Note>>>;
+
+/// Runs a switchboard until the hub ends. Should it panic, another one takes over: without one, nothing
+/// would look after the spokes any more.
+pub(super) async fn run(hub: Arc<Inner>, notes: mpsc::Receiver<Note>) {
+    let notes = Arc::new(Mutex::new(notes));
+    let mut switchboard = Switchboard::new(hub.clone(), notes.clone());
+    while let Err(_) = AssertUnwindSafe(switchboard.run()).catch_unwind().await {
+        error!("the switchboard of the hub panicked; another one takes over");
+        hub.metrics.health.healthy.set(0);
+        hub.metrics.health.panics.inc();
+        switchboard = Switchboard::new(hub.clone(), notes.clone());
+        switchboard.take_over();
+    }
+    hub.metrics.health.healthy.set(0);
+}
 
 /// How long a spoke that leaves the topic may take to say from where on it is to be served.
 const LEAVES_WITHIN: Duration = Duration::from_millis(300);
 
 pub(super) struct Switchboard {
     hub: Arc<Inner>,
-    notes: mpsc::Receiver<Note>,
+    notes: Notes,
     planner: Planner<SpokeId>,
     repairs: Repairs<SpokeId>,
     /// The links that the planner knows of, and whether it may put them on the topic. What it decides is
@@ -81,7 +105,7 @@ pub(super) struct Switchboard {
 }
 
 impl Switchboard {
-    pub(super) fn new(hub: Arc<Inner>, notes: mpsc::Receiver<Note>) -> Self {
+    fn new(hub: Arc<Inner>, notes: Notes) -> Self {
         let planner = Planner::new(
             hub.config.fan_out.clone(),
             PlannerConfig::default(),
@@ -102,7 +126,10 @@ impl Switchboard {
         }
     }
 
-    pub(super) async fn run(mut self) {
+    async fn run(mut self) {
+        let notes = self.notes.clone();
+        let mut notes = notes.lock().await;
+        let mut some = Vec::new();
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -112,13 +139,8 @@ impl Switchboard {
             tokio::select! {
                 biased;
                 () = self.hub.cancel.cancelled() => break,
-                note = self.notes.recv() => match note {
-                    Some(note) => self.note(note),
-                    None => break,
-                },
+                // Before the notes, of which one spoke can send many.
                 _ = tick.tick() => self.tick(),
-                () = wait_until(deadline) => {}
-                () = self.hub.budget_line.notified() => {}
                 event = GossipLink::event(&mut self.topic) => match event {
                     LinkEvent::Neighbors(neighbors) => {
                         let served = self.planner.counts().gossip;
@@ -132,11 +154,36 @@ impl Switchboard {
                         self.stop_topic();
                     }
                 },
+                taken = notes.recv_many(&mut some, NOTES_AT_ONCE) => {
+                    if taken == 0 {
+                        break;
+                    }
+                    for note in some.drain(..) {
+                        self.note(note);
+                    }
+                }
+                () = wait_until(deadline) => {}
+                () = self.hub.budget_line.notified() => {}
             }
         }
         self.stop_topic();
         self.hub.roster.close(|| self.hub.log.tip());
         self.hub.progress.notify_waiters();
+    }
+
+    /// Begins where another one broke off: nobody is on a topic.
+    fn take_over(&mut self) {
+        let now = Instant::now();
+        self.stop_topic();
+        for link in self.hub.roster.all() {
+            link.order_topic(TopicOrder::Leave);
+            link.unpark();
+            let (id, path) = (link.id, Path::Direct);
+            if link.set_path(path) {
+                self.hub.roster.announce(SpokeChange::Moved { id, path });
+            }
+            self.spoke(now, id);
+        }
     }
 
     fn note(&mut self, note: Note) {
@@ -154,6 +201,7 @@ impl Switchboard {
                 }
             }
             Note::FanOut(fan_out) => self.planner.set_fan_out(now, fan_out),
+            Note::Panic => panic!("a test wants this"),
         }
     }
 
@@ -410,7 +458,9 @@ impl Switchboard {
         self.supervisor.look(now, tip, topic, &spokes, every);
         self.follow_supervisor(now);
         {
+            let appended = self.hub.log.appended();
             let mut board = self.hub.board();
+            board.disk.look(now, tip, appended);
             board.slow_every = every;
             board.vitals.look(now, tip, &health::signs(links));
         }

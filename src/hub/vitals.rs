@@ -107,6 +107,29 @@ impl Vitals {
     }
 }
 
+/// So long may events wait for the disk while it syncs none.
+const DISK_STALLED_AFTER: Duration = Duration::from_secs(2);
+
+/// Whether the disk takes what waits for it.
+#[derive(Debug, Default)]
+pub(crate) struct Disk {
+    /// The synced mark, and since when it stands there though something waits.
+    waits: Option<(u64, Instant)>,
+}
+
+impl Disk {
+    /// Looks at how things stand: events below `tip` are synced, those below `appended` wait.
+    pub(crate) fn look(&mut self, now: Instant, tip: u64, appended: u64) {
+        let before = self.waits.filter(|(stood, _)| *stood == tip);
+        self.waits = (appended > tip).then(|| before.unwrap_or((tip, now)));
+    }
+
+    pub(crate) fn is_stalled(&self, now: Instant) -> bool {
+        let since = self.waits.map(|(_, since)| since);
+        since.is_some_and(|at| now.saturating_duration_since(at) > DISK_STALLED_AFTER)
+    }
+}
+
 /// When which events came, roughly.
 #[derive(Debug, Default)]
 struct Tips(VecDeque<(Instant, u64)>);
@@ -236,6 +259,23 @@ mod tests {
             let shrinks = run(&mut vitals, &mut now, at, (rate, 3.0 * rate), 60);
             assert!(!shrinks[5 * 6..].contains(&true), "{rate} {taken}");
         }
+    }
+
+    #[test]
+    fn a_disk_that_syncs_nothing_is_stalled_and_a_slow_one_is_not() {
+        let begin = Instant::now();
+        let mut disk = Disk::default();
+        let mut look = |seconds, tip, appended| {
+            let now = begin + Duration::from_secs(seconds);
+            disk.look(now, tip, appended);
+            disk.is_stalled(now)
+        };
+        // Nothing waits; then something does, and goes on.
+        assert!(!look(0, 5, 5) && !look(9, 5, 5));
+        assert!(!look(10, 5, 7) && !look(12, 6, 9) && !look(14, 7, 20));
+        // The disk hangs, and comes back.
+        assert!(!look(16, 7, 30) && look(17, 7, 40));
+        assert!(!look(18, 8, 40) && !look(30, 40, 40));
     }
 
     #[test]

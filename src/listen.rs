@@ -23,6 +23,7 @@ use tokio::{
     sync::{mpsc, watch},
     time::{Instant, timeout, timeout_at},
 };
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     event::{DecodeError, Envelope, TypedEvent},
@@ -212,6 +213,8 @@ pub(crate) struct Listeners {
     /// Whether there has been a listener.
     begun: watch::Sender<bool>,
     grace_ends: Instant,
+    /// Nothing more comes.
+    closed: CancellationToken,
 }
 
 impl Listeners {
@@ -222,6 +225,7 @@ impl Listeners {
             slots: Mutex::default(),
             begun: watch::Sender::new(false),
             grace_ends: Instant::now() + grace,
+            closed: CancellationToken::new(),
         }
     }
 
@@ -232,13 +236,19 @@ impl Listeners {
     pub(crate) fn add(&self, pattern: Pattern, options: ListenOptions) -> Listener {
         let (queue, incoming) = mpsc::channel(options.capacity.max(1));
         let lagged = Arc::<AtomicU64>::default();
-        self.slots().push(Arc::new(Slot {
-            pattern,
-            on_full: options.on_full,
-            statuses: options.statuses,
-            queue,
-            lagged: lagged.clone(),
-        }));
+        {
+            let mut slots = self.slots();
+            // One that comes after the end is at its end at once.
+            if !self.closed.is_cancelled() {
+                slots.push(Arc::new(Slot {
+                    pattern,
+                    on_full: options.on_full,
+                    statuses: options.statuses,
+                    queue,
+                    lagged: lagged.clone(),
+                }));
+            }
+        }
         self.begun.send_replace(true);
         Listener {
             incoming,
@@ -263,7 +273,12 @@ impl Listeners {
         }
         let mut closed = false;
         for slot in self.wanting(&item) {
-            slot.give(item.clone(), &handed).await;
+            tokio::select! {
+                biased;
+                () = slot.give(item.clone(), &handed) => {}
+                // Who holds back is not waited for when everything ends.
+                () = self.closed.cancelled() => return,
+            }
             closed |= slot.queue.is_closed();
         }
         handed();
@@ -286,7 +301,10 @@ impl Listeners {
 
     /// Ends every listener once it has taken what is queued.
     pub(crate) fn close(&self) {
-        self.slots().clear();
+        let mut slots = self.slots();
+        self.closed.cancel();
+        slots.clear();
+        drop(slots);
         self.begun.send_replace(true);
     }
 }
@@ -493,6 +511,30 @@ mod tests {
             Some(Incoming::Lagged(Lagged { events: 8 }))
         );
         assert_eq!(number(&slow.recv().await.unwrap()), 10);
+    }
+
+    #[tokio::test]
+    async fn at_the_end_nobody_is_waited_for_and_who_comes_later_gets_nothing() {
+        let listeners = Arc::new(listeners());
+        let hold = OnFull::Hold {
+            at_most: Duration::from_secs(3600),
+        };
+        let options = ListenOptions::default().capacity(1).on_full(hold);
+        let mut slow = listeners.add("n".into(), options);
+        listeners.dispatch(event(0)).await;
+        let held = tokio::spawn({
+            let listeners = listeners.clone();
+            async move { listeners.dispatch(event(1)).await }
+        });
+        tokio::task::yield_now().await;
+        assert!(!held.is_finished());
+        listeners.close();
+        held.await.unwrap();
+        let mut late = listeners.add("n".into(), options);
+        assert_eq!(late.recv().await, None);
+        // What was queued is taken.
+        assert_eq!(number(&slow.recv().await.unwrap()), 0);
+        assert_eq!(slow.recv().await, None);
     }
 
     #[tokio::test]

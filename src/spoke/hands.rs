@@ -66,7 +66,11 @@ pub(super) async fn greet(
         recv,
     } = dialed;
     let mut reader = FrameReader::new(recv, MAX_FRAME, limits.frame_timeout);
-    match exchange(&mut send, &mut reader, hello).await {
+    // Dropped before the stream is.
+    let given_up = GivenUp(Some(&connection));
+    let exchanged = exchange(&mut send, &mut reader, hello).await;
+    given_up.disarm();
+    match exchanged {
         Ok(welcome) => {
             let greeted = Greeted {
                 connection,
@@ -76,6 +80,25 @@ pub(super) async fn greet(
             Ok((greeted, welcome))
         }
         Err(error) => Err(broken(&connection, &error)),
+    }
+}
+
+/// Closes the connection of an attempt that is dropped. The stream would be finished instead, and a hub that
+/// has taken the hello would think that the session has said goodbye.
+struct GivenUp<'a>(Option<&'a Connection>);
+
+impl GivenUp<'_> {
+    fn disarm(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for GivenUp<'_> {
+    fn drop(&mut self) {
+        if let Some(connection) = self.0 {
+            let code = CloseCode::TimedOut.to_varint();
+            connection.close(code, b"the hub did not answer in time");
+        }
     }
 }
 

@@ -127,16 +127,24 @@ impl Link {
         }
     }
 
-    /// Ends whatever there is, joining the writer; gives the connection to close.
-    pub(super) async fn end(&mut self) -> Option<Connection> {
+    /// The connection of a link that is up.
+    pub(super) fn connection(&self) -> Option<&Connection> {
+        match self {
+            Self::Up(up) => Some(&up.connection),
+            _ => None,
+        }
+    }
+
+    /// Ends whatever there is, joining the writer.
+    pub(super) async fn end(&mut self) {
         let link = std::mem::replace(self, Self::Waiting(Instant::now()));
-        let Self::Up(up) = link else { return None };
-        if let Some(writer) = up.writer {
+        if let Self::Up(up) = link
+            && let Some(writer) = up.writer
+        {
             writer.abort();
             // It ends at its next step, and takes no more out of the outbox.
             let _ = writer.await;
         }
-        Some(up.connection)
     }
 }
 

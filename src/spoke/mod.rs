@@ -79,6 +79,8 @@ struct Inner {
     /// Asks the writer to write what is left and finish the stream.
     finish: CancellationToken,
     cancel: CancellationToken,
+    /// The session has ended, and let out what there was.
+    let_out: CancellationToken,
     tasks: TaskTracker,
 }
 
@@ -348,7 +350,7 @@ impl Spoke {
         let inner = &*self.inner;
         inner.finish.cancel();
         let limit = inner.shared.config.limits.drain_timeout;
-        let _ = timeout(limit, self.closed()).await;
+        let _ = timeout(limit, inner.let_out.cancelled()).await;
         inner.cancel.cancel();
         // Listeners that nobody reads hold the deliverer; they are ended, not waited for.
         inner.listeners.close();
@@ -422,6 +424,12 @@ impl Parts {
         let span = info_span!("spoke", me = %endpoint.id().fmt_short(), hub = %hub.id.fmt_short());
         let listeners = Arc::new(Listeners::new(shared.config.limits.first_listener_wait));
         let tasks = TaskTracker::new();
+        let let_out = CancellationToken::new();
+        let ended = let_out.clone().drop_guard();
+        let session = async move {
+            session.await;
+            drop(ended);
+        };
         tasks.spawn(session.instrument(span.clone()));
         let delivery = deliver_all(deliveries, listeners.clone(), shared.clone());
         tasks.spawn(delivery.instrument(span));
@@ -435,6 +443,7 @@ impl Parts {
                 router,
                 finish,
                 cancel,
+                let_out,
                 tasks,
             }),
         }

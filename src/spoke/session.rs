@@ -159,7 +159,8 @@ impl Session {
         };
         debug!(%closed, "the spoke ends");
         self.hang_up(&LinkError::gone(closed.clone())).await;
-        self.shared.close_outbox(&closed);
+        // Told before the listeners have the rest, for which one of them may take its time.
+        self.shared.end(closed.clone());
         self.reception.closed(Instant::now(), &closed);
         tokio::select! {
             () = self.let_out_rest() => {}
@@ -200,10 +201,12 @@ impl Session {
 
     /// Ends the link, and says how it ended.
     async fn hang_up(&mut self, error: &LinkError) -> Closed {
-        let closed = match self.link.end().await {
-            Some(connection) => hands::close(&connection, error),
+        // Closed before the writer ends, which would finish the stream: the hub would take that for a goodbye.
+        let closed = match self.link.connection() {
+            Some(connection) => hands::close(connection, error),
             None => error.closed(),
         };
+        self.link.end().await;
         self.shared.outbox.end_link();
         self.shared.set_connection(None);
         closed
@@ -287,11 +290,12 @@ impl Session {
     fn welcome(&mut self, greeted: Greeted, welcome: &Welcome) -> Result<(), LinkError> {
         let now = Instant::now();
         let resumed = self.reception.welcomed(now, welcome)?;
-        let window = welcome.publish_window;
-        let begun = self
-            .shared
-            .outbox
-            .begin_link(resumed, welcome.published, window);
+        let begun = self.shared.outbox.begin_link(
+            resumed,
+            welcome.published,
+            welcome.publish_window,
+            welcome.max_event_bytes,
+        );
         let lost = begun.map_err(|_| never_sent())?;
         self.shared.count_lost(&lost);
         self.shared.metrics.link.welcomed.inc();

@@ -23,13 +23,15 @@ pub(super) async fn write(
     let outbox = &shared.outbox;
     let mut chunks = Vec::new();
     loop {
+        // Read once a turn: if it came in between, the writer would wait for a wake that nobody owes it.
+        let finishes = finish.is_cancelled();
         outbox.next_batch(&mut chunks);
         if !chunks.is_empty() {
             write_all(&mut send, &mut chunks).await?;
             outbox.taken.notify_waiters();
             continue;
         }
-        if finish.is_cancelled() && outbox.is_empty() {
+        if finishes && outbox.is_empty() {
             let _ = send.finish();
             let stopped = timeout(FAREWELL, send.stopped()).await;
             debug!(?stopped, "finished the stream");
@@ -37,7 +39,7 @@ pub(super) async fn write(
         }
         tokio::select! {
             () = outbox.wake.notified() => {}
-            () = finish.cancelled(), if !finish.is_cancelled() => {}
+            () = finish.cancelled(), if !finishes => {}
         }
     }
 }

@@ -245,12 +245,6 @@ async fn what_breaks_the_rules_after_the_welcome_ends_the_spoke_with_a_code() {
             misbehaved,
         ),
         (
-            "targeted parts without end",
-            parts_without_end(3),
-            false,
-            misbehaved,
-        ),
-        (
             "a targeted part before the first",
             targeted(1, 1, 2, b"x"),
             false,

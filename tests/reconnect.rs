@@ -308,12 +308,24 @@ async fn welcome_again(
     (connection, stream)
 }
 
+/// The same, and reads that the welcome has come.
+async fn welcome_taken(
+    hub: &RawHub,
+    session: u8,
+    published: u64,
+) -> (iroh::endpoint::Connection, RawStream) {
+    let (connection, mut stream) = welcome_again(hub, session, published).await;
+    let taken = stream.frame().await.expect("an acknowledgement");
+    assert_eq!(taken, [2, 0, 0]);
+    (connection, stream)
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_written_and_not_acknowledged_may_have_arrived_if_the_session_is_forgotten() {
     let hub = RawHub::bind(NATIVE).await;
     let (spoke, (connection, mut stream)) = tokio::join!(
         builder().connect(bind().await, hub.addr()),
-        welcome_again(&hub, 1, 0)
+        welcome_taken(&hub, 1, 0)
     );
     let spoke = spoke.expect("a welcome");
     let written = spoke.send(numbered(1)).await.expect("queued");
@@ -321,7 +333,7 @@ async fn what_was_written_and_not_acknowledged_may_have_arrived_if_the_session_i
     connection.close(0u32.into(), b"");
     until("it is noticed", || !connected(&spoke)).await;
     let never = spoke.send(numbered(2)).await.expect("queued");
-    let (_connection, mut stream) = welcome_again(&hub, 2, 0).await;
+    let (_connection, mut stream) = welcome_taken(&hub, 2, 0).await;
     let lost = soon("a receipt", written.delivered()).await;
     assert!(
         matches!(
@@ -364,7 +376,7 @@ async fn a_session_that_goes_on_sends_what_the_hub_lacks_again() {
     let hub = RawHub::bind(NATIVE).await;
     let (spoke, (connection, mut stream)) = tokio::join!(
         builder().connect(bind().await, hub.addr()),
-        welcome_again(&hub, 1, 0)
+        welcome_taken(&hub, 1, 0)
     );
     let spoke = spoke.expect("a welcome");
     let mut receipts = Vec::new();
@@ -376,7 +388,7 @@ async fn a_session_that_goes_on_sends_what_the_hub_lacks_again() {
     }
     connection.close(0u32.into(), b"");
     // It has taken the first one, and could not say so any more.
-    let (_connection, mut stream) = welcome_again(&hub, 1, 1).await;
+    let (_connection, mut stream) = welcome_taken(&hub, 1, 1).await;
     for seq in 2..=3 {
         assert_eq!(stream.frame().await.expect("an event")[..2], [1, seq]);
     }

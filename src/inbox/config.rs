@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::wire::native::MAX_PART;
+
 /// What a buffered event or part costs beside its body.
 pub(super) const OVERHEAD: usize = 64;
 
@@ -10,7 +12,7 @@ pub(super) const OVERHEAD: usize = 64;
 pub(crate) struct InboxConfig {
     /// The largest event that is assembled.
     pub(crate) max_event_bytes: usize,
-    /// The most parts that an event may have.
+    /// The most parts that an event may have; as many as the largest one needs in any case.
     pub(crate) max_parts: u16,
     /// The most bytes that wait for their turn, parts and a fixed overhead for each included. At least
     /// two events of the largest size fit in any case.
@@ -59,6 +61,9 @@ impl InboxConfig {
     /// gap must be wanted.
     pub(super) fn sound(mut self) -> Self {
         let event = self.max_event_bytes.saturating_add(OVERHEAD);
+        let whole_parts = self.max_event_bytes.div_ceil(MAX_PART);
+        let least = u16::try_from(whole_parts).unwrap_or(u16::MAX);
+        self.max_parts = self.max_parts.max(least);
         let parts = usize::from(self.max_parts).saturating_mul(OVERHEAD);
         let floor = event.saturating_mul(2).saturating_add(parts);
         self.max_buffered_bytes = self.max_buffered_bytes.max(floor);

@@ -2,32 +2,42 @@
 
 use std::collections::BTreeMap;
 
-/// More ranges than any hub has cause to report. What is refused here is wanted again.
-const MAX_RANGES: usize = 1024;
-
-#[derive(Debug, Default)]
-pub(super) struct MissedRanges(BTreeMap<u64, u64>);
+#[derive(Debug)]
+pub(super) struct MissedRanges {
+    ranges: BTreeMap<u64, u64>,
+    most: usize,
+}
 
 impl MissedRanges {
+    /// At most so many ranges. Those of a spoke that is served directly have an event between them that
+    /// waits for its turn, so one more than of these may be is enough: what is refused there would never be
+    /// wanted again.
+    pub(super) fn new(most: usize) -> Self {
+        Self {
+            ranges: BTreeMap::new(),
+            most,
+        }
+    }
+
     /// Adds `[from, to)`; false if there is no place for another range. One that begins at `next` always
     /// has a place, since it is passed at once.
     pub(super) fn add(&mut self, next: u64, from: u64, to: u64) -> bool {
         let (mut start, mut end) = (from, to);
         let touching: Vec<u64> = self
-            .0
+            .ranges
             .range(..=to)
             .rev()
             .take_while(|(_, end)| **end >= from)
             .map(|(start, _)| *start)
             .collect();
-        if touching.is_empty() && from != next && self.0.len() >= MAX_RANGES {
+        if touching.is_empty() && from != next && self.ranges.len() >= self.most {
             return false;
         }
         for old in touching {
             start = start.min(old);
-            end = end.max(self.0.remove(&old).unwrap_or(end));
+            end = end.max(self.ranges.remove(&old).unwrap_or(end));
         }
-        self.0.insert(start, end);
+        self.ranges.insert(start, end);
         true
     }
 
@@ -37,23 +47,23 @@ impl MissedRanges {
 
     /// Where the range ends that has `offset`.
     pub(super) fn end(&self, offset: u64) -> Option<u64> {
-        let (_, &end) = self.0.range(..=offset).next_back()?;
+        let (_, &end) = self.ranges.range(..=offset).next_back()?;
         (end > offset).then_some(end)
     }
 
     /// Forgets everything before `next`.
     pub(super) fn pass(&mut self, next: u64) {
-        while let Some(entry) = self.0.first_entry()
+        while let Some(entry) = self.ranges.first_entry()
             && *entry.key() < next
         {
             let end = entry.remove();
             if end > next {
-                self.0.insert(next, end);
+                self.ranges.insert(next, end);
             }
         }
     }
 
     pub(super) fn clear(&mut self) {
-        self.0.clear();
+        self.ranges.clear();
     }
 }

@@ -122,7 +122,7 @@ impl Inbox {
             front: None,
             slots: BTreeMap::new(),
             bytes: 0,
-            missed: MissedRanges::default(),
+            missed: MissedRanges::new(config.max_buffered_events.saturating_add(1)),
             gaps: Gaps::new(config, seed),
             targeted: TargetedQueue::new(config.max_targeted_events, config.max_targeted_bytes),
         };

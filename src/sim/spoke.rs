@@ -206,7 +206,10 @@ impl Spoke {
     fn welcomed(&mut self, now: Instant, welcome: &Welcome) -> Option<()> {
         let resumed = self.reception.welcomed(now, welcome).ok()?;
         let (published, window) = (welcome.published, welcome.publish_window);
-        self.outbox.begin_link(resumed, published, window).ok()?;
+        let most = welcome.max_event_bytes;
+        self.outbox
+            .begin_link(resumed, published, window, most)
+            .ok()?;
         Some(())
     }
 

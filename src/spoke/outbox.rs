@@ -26,8 +26,13 @@ use crate::{
 const BATCH_BYTES: usize = 256 * 1024;
 /// How many wants wait to be written; the inbox wants again what was not answered.
 const MAX_WANTS: usize = 64;
-/// How many ranges that this spoke gave up wait to be written, and how many events that it refused.
+/// How many ranges that this spoke gave up wait to be written.
 const MAX_MISSED: usize = 1024;
+/// How many events that this spoke refused are remembered, to be said again on a new link: more than a hub
+/// has unacknowledged, in all likelihood.
+pub(crate) const MAX_REFUSED: usize = 4096;
+/// What an event costs beside its bytes.
+const OVERHEAD: u64 = 256;
 
 #[derive(Debug)]
 pub(crate) struct Outbox {
@@ -47,8 +52,9 @@ struct State {
     events: VecDeque<Kept>,
     /// How many of them are written to the present link.
     written: usize,
-    /// Bytes of `events`, and of those of them that are written.
+    /// What `events` cost.
     bytes: u64,
+    /// Bytes of those of them that are written.
     in_flight: u64,
     /// How many bytes may be in flight, unless it is one event.
     window: u64,
@@ -69,8 +75,12 @@ struct Kept {
 
 impl Kept {
     fn bytes(&self) -> u64 {
-        self.envelope.size() as u64
+        cost(&self.envelope)
     }
+}
+
+fn cost(envelope: &Envelope) -> u64 {
+    envelope.size() as u64 + OVERHEAD
 }
 
 /// Control frames for the present link.
@@ -106,10 +116,26 @@ impl State {
             self.bytes -= event.bytes();
             if self.written > 0 {
                 self.written -= 1;
-                self.in_flight -= event.bytes();
+                self.in_flight -= event.envelope.size() as u64;
             }
             event.ticket.delivered();
         }
+    }
+
+    /// Gives up events that never left and are larger than the hub takes.
+    fn refuse_larger(&mut self, most: u64) {
+        let mut kept = VecDeque::with_capacity(self.events.len());
+        for event in self.events.drain(..) {
+            if event.envelope.size() as u64 <= most {
+                kept.push_back(event);
+                continue;
+            }
+            self.bytes -= event.bytes();
+            self.lost.reason = Some(Loss::TooLarge);
+            self.lost.not_delivered += 1;
+            event.ticket.not_delivered(Loss::TooLarge);
+        }
+        self.events = kept;
     }
 
     /// Gives up the events up to `seq`, which were written, or (`None`) all of them.
@@ -150,7 +176,7 @@ impl Outbox {
 
     /// Queues an event if there is room.
     pub(crate) fn try_send(&self, envelope: &Envelope) -> Option<SendReceipt> {
-        let bytes = envelope.size() as u64;
+        let bytes = cost(envelope);
         let (ticket, receipt) = Ticket::new(None);
         {
             let mut state = self.state();
@@ -181,12 +207,14 @@ impl Outbox {
     }
 
     /// A link begins, with a hub that has everything up to `published` if the session is the old one
-    /// (`resumed`), and that lets `window` bytes be in flight. Says what was lost with an old session.
+    /// (`resumed`), and that lets `window` bytes be in flight. With a new session, what is larger than the
+    /// hub takes (`max_event_bytes`) comes back to its sender. Says what was lost.
     pub(crate) fn begin_link(
         &self,
         resumed: bool,
         published: u64,
         window: u64,
+        max_event_bytes: u64,
     ) -> Result<Lost, NeverSent> {
         let before;
         let after;
@@ -203,6 +231,7 @@ impl Outbox {
             } else {
                 let written = state.ever_written;
                 state.give_up(Some(written), &Loss::Forgotten);
+                state.refuse_larger(max_event_bytes);
                 // The rest never left, and gets the numbers of the new session.
                 let mut seq = 0;
                 for event in &mut state.events {
@@ -270,7 +299,8 @@ impl Outbox {
                     }
                 }
                 ToHub::Refused { seq } => {
-                    if orders.refused.len() >= MAX_MISSED {
+                    // Those that are said again, and as many new ones.
+                    if orders.refused.len() >= 2 * MAX_REFUSED {
                         return false;
                     }
                     orders.refused.push_back(seq);
@@ -322,7 +352,7 @@ impl State {
             let Some(event) = self.events.get(self.written) else {
                 return;
             };
-            let bytes = event.bytes();
+            let bytes = event.envelope.size() as u64;
             if self.in_flight > 0 && self.in_flight + bytes > self.window {
                 return;
             }
@@ -385,7 +415,7 @@ mod tests {
 
     fn outbox(capacity: u64) -> Outbox {
         let outbox = Outbox::new(Protocol::Native, capacity);
-        outbox.begin_link(false, 0, u64::MAX).unwrap();
+        outbox.begin_link(false, 0, u64::MAX, u64::MAX).unwrap();
         outbox
     }
 
@@ -425,7 +455,7 @@ mod tests {
     #[test]
     fn no_more_is_in_flight_than_the_hub_allows() {
         let outbox = Outbox::new(Protocol::Native, 10_000);
-        outbox.begin_link(false, 0, 250).unwrap();
+        outbox.begin_link(false, 0, 250, u64::MAX).unwrap();
         for _ in 0..5 {
             assert!(outbox.try_send(&event()).is_some());
         }
@@ -434,8 +464,27 @@ mod tests {
         outbox.acked(1).unwrap();
         assert_eq!(written(&outbox), [3]);
         outbox.end_link();
-        outbox.begin_link(true, 1, 1).unwrap();
+        outbox.begin_link(true, 1, 1, u64::MAX).unwrap();
         assert_eq!(written(&outbox), [2], "one is always allowed");
+    }
+
+    #[test]
+    fn what_a_new_hub_does_not_take_comes_back_and_the_rest_is_sent() {
+        let outbox = Outbox::new(Protocol::Native, 1 << 20);
+        let sizes = [10, 500, 20, 700];
+        let send = |size| {
+            let payload = format!("\"{}\"", "x".repeat(size));
+            outbox.try_send(&Envelope::from_json("t", "", &payload).unwrap())
+        };
+        let receipts: Vec<_> = sizes.iter().map(|size| send(*size).unwrap()).collect();
+        let lost = outbox.begin_link(false, 0, u64::MAX, 400).unwrap();
+        assert_eq!((lost.not_delivered, lost.maybe_delivered), (2, 0));
+        assert_eq!(written(&outbox), [1, 2]);
+        outbox.acked(2).unwrap();
+        let outcomes: Vec<_> = receipts.iter().map(SendReceipt::now).collect();
+        let (had, refused) = (Delivery::Delivered, Delivery::NotDelivered(Loss::TooLarge));
+        assert_eq!(outcomes, [had.clone(), refused.clone(), had, refused]);
+        assert!(outbox.is_empty());
     }
 
     #[test]
@@ -491,8 +540,8 @@ mod tests {
         assert_eq!(written(&outbox), [1, 2, 3, 4]);
         outbox.acked(1).unwrap();
         outbox.end_link();
-        assert_eq!(outbox.begin_link(true, 5, 9999), Err(NeverSent));
-        let lost = outbox.begin_link(true, 2, 9999).unwrap();
+        assert_eq!(outbox.begin_link(true, 5, 9999, u64::MAX), Err(NeverSent));
+        let lost = outbox.begin_link(true, 2, 9999, u64::MAX).unwrap();
         assert_eq!(lost.not_delivered + lost.maybe_delivered, 0);
         assert_eq!(receipts[1].now(), Delivery::Delivered);
         // The hub had taken one more than it said when it said so.
@@ -510,7 +559,7 @@ mod tests {
         assert_eq!(written(&outbox), [1]);
         let second = outbox.try_send(&event()).unwrap();
         outbox.end_link();
-        let lost = outbox.begin_link(false, 0, 9999).unwrap();
+        let lost = outbox.begin_link(false, 0, 9999, u64::MAX).unwrap();
         assert_eq!((lost.not_delivered, lost.maybe_delivered), (0, 1));
         assert_eq!(first.now(), Delivery::MaybeDelivered(Loss::Forgotten));
         assert_eq!(written(&outbox), [1], "a number of the new session");
@@ -602,7 +651,7 @@ mod tests {
                         if forgets {
                             last = 0;
                         }
-                        prop_assert!(outbox.begin_link(!forgets, last, 1000).is_ok());
+                        prop_assert!(outbox.begin_link(!forgets, last, 1000, u64::MAX).is_ok());
                         linked = true;
                     }
                     _ => {}

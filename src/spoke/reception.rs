@@ -33,7 +33,7 @@ use self::{
     reach::{Change, Reach},
     recovery::Recovery,
 };
-use super::status::SpokeStatus;
+use super::{outbox::MAX_REFUSED, status::SpokeStatus};
 use crate::{
     close::Closed,
     event::Envelope,
@@ -161,9 +161,6 @@ struct Targeted {
     refused: VecDeque<u64>,
 }
 
-/// How many are remembered: more than a hub has unacknowledged, in all likelihood.
-const MAX_REFUSED: usize = 4096;
-
 impl Targeted {
     /// A session begins that knows nothing of those before.
     fn begin_session(&mut self) {
@@ -269,12 +266,17 @@ impl Reception {
         self.phase = Phase::Linked;
         let every = Duration::from_millis(welcome.ack_every_ms.into());
         self.acks.begin(now, every, (welcome.start, 0));
+        // What was given up on the last link may not have reached the hub.
+        for (from, to) in self.given_up.ranges(welcome.epoch) {
+            self.orders
+                .push_back(Order::Write(ToHub::Missed { from, to }));
+        }
+        // The hub knows then that the welcome has come.
+        self.orders.push_back(Order::Write(ToHub::Ack {
+            offset: welcome.start,
+            seq: 0,
+        }));
         if resumed {
-            // What was given up on the last link may not have reached the hub.
-            for (from, to) in self.given_up.ranges(welcome.epoch) {
-                self.orders
-                    .push_back(Order::Write(ToHub::Missed { from, to }));
-            }
             for seq in &self.targeted.refused {
                 let refused = ToHub::Refused { seq: *seq };
                 self.orders.push_back(Order::Write(refused));

@@ -687,9 +687,12 @@ impl Spoke {
                         .reception
                         .welcomed(now, &welcome)
                         .map_err(|error| error.to_string())?;
-                    let begun =
-                        self.outbox
-                            .begin_link(resumed, welcome.published, welcome.publish_window);
+                    let begun = self.outbox.begin_link(
+                        resumed,
+                        welcome.published,
+                        welcome.publish_window,
+                        welcome.max_event_bytes,
+                    );
                     if begun.is_err() {
                         return Err("the hub has an event that was not sent".to_owned());
                     }

@@ -140,6 +140,7 @@ pub(super) fn number(event: &Envelope) -> u64 {
 
 fn limits() -> SessionLimits {
     SessionLimits {
+        of_one: 1000,
         connected: 8,
         away: 3,
         away_bytes: 4096,

@@ -7,7 +7,8 @@ use crate::position::Epoch;
 /// More than can be on its way unread when a link breaks, in all likelihood.
 const MAX_RANGES: usize = 256;
 
-/// Ranges of offsets, oldest first; the oldest give way.
+/// Ranges of offsets, oldest first. If there are too many, the two oldest of an epoch become one: rather
+/// missed than had.
 #[derive(Debug, Default)]
 pub(super) struct GivenUp(VecDeque<(Epoch, u64, u64)>);
 
@@ -16,8 +17,12 @@ impl GivenUp {
         match self.0.back_mut() {
             Some((last, _, end)) if *last == epoch && *end == from => *end = to,
             _ => {
-                if self.0.len() >= MAX_RANGES {
-                    self.0.pop_front();
+                if self.0.len() >= MAX_RANGES
+                    && let Some((oldest, from, _)) = self.0.pop_front()
+                    && let Some((next, start, _)) = self.0.front_mut()
+                    && *next == oldest
+                {
+                    *start = from;
                 }
                 self.0.push_back((epoch, from, to));
             }
@@ -47,5 +52,7 @@ mod tests {
         }
         assert_eq!(given_up.ranges(new).count(), MAX_RANGES);
         assert_eq!(given_up.ranges(new).last(), Some((19_998, 19_999)));
+        // All that was given up is in there.
+        assert_eq!(given_up.ranges(new).next().map(|(from, _)| from), Some(5));
     }
 }

@@ -41,13 +41,18 @@ const CONNECTION_WINDOW: u32 = 8 << 20;
 /// hub's memory beside the log.
 const SEND_WINDOW: u64 = 4 << 20;
 
+/// After so long without a sign of life a connection is lost. A hub that was killed and started again knows
+/// nothing of its connections, so this is how long its spokes take to notice.
+const IDLE_TIMEOUT_MS: u32 = 15_000;
+
 /// QUIC settings for an endpoint that runs a hub or a spoke: windows that bound what one peer can make
-/// it hold, and a keep-alive that notices a dead peer within half a minute.
+/// it hold, and a keep-alive that notices a dead peer within fifteen seconds.
 pub fn transport_config() -> QuicTransportConfig {
     QuicTransportConfig::builder()
         .receive_window(VarInt::from_u32(CONNECTION_WINDOW))
         .send_window(SEND_WINDOW)
-        .keep_alive_interval(Duration::from_secs(5))
+        .keep_alive_interval(Duration::from_secs(4))
+        .max_idle_timeout(Some(VarInt::from_u32(IDLE_TIMEOUT_MS).into()))
         .build()
 }
 

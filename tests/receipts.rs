@@ -246,6 +246,26 @@ async fn a_spoke_that_is_away_is_waited_for_until_it_is_back_or_gone() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_waits_is_woken_when_a_spoke_comes_back_that_has_it() {
+    let hub = direct(|_| {}).await;
+    let peer = Peer::join(&hub).await;
+    let receipt = broadcast(&hub, 0).await;
+    peer.peer.connection.close(0u32.into(), b"");
+    until("it is away", || hub.spoke_count() == 0).await;
+    let waiting = tokio::spawn(async move { receipt.all(SOON).await });
+    // It had released the event, and could not say so. It says nothing more on its new link.
+    let mut hello = vec![0, 1, 0, 1];
+    hello.extend(peer.welcome.session);
+    for n in [0, 2, peer.welcome.epoch, 1] {
+        hello.extend(raw::varint(n));
+    }
+    let connected = RawPeer::connect_from(peer.peer.endpoint.clone(), &hub, NATIVE).await;
+    let again = Peer::with(&hub, connected, raw::frame(hello)).await;
+    let all = soon("all", waiting).await.expect("no panic").expect("all");
+    assert_eq!(all.acked, [again.id]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_ask_that_a_lost_link_did_not_answer_is_put_to_the_next_one() {
     let hub = direct(|_| {}).await;
     let mut peer = Peer::join(&hub).await;

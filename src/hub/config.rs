@@ -36,6 +36,9 @@ pub struct HubLimits {
     pub max_spokes: usize,
     /// The most streams (spokes) on one connection. Default 64.
     pub max_streams: usize,
+    /// The most spokes of one endpoint that are connected, over all of its connections; and as many may be
+    /// away. One more is refused, or makes the one that went first give way. Default 256.
+    pub spokes_of_one: usize,
     /// How long a connection may take to open a stream and say hello on it. Default 10 s.
     pub hello_timeout: Duration,
     /// How long a frame may stay unfinished. Default 30 s.
@@ -96,6 +99,7 @@ impl Default for HubLimits {
             max_event_bytes: 16 << 20,
             max_spokes: 16_384,
             max_streams: 64,
+            spokes_of_one: 256,
             hello_timeout: Duration::from_secs(10),
             frame_timeout: Duration::from_secs(30),
             targeted_bytes: 16 << 20,
@@ -149,6 +153,7 @@ impl HubConfig {
         limits.repair_bytes_per_s = limits.repair_bytes_per_s.max(1);
         limits.acks_per_s = limits.acks_per_s.max(1);
         limits.max_streams = limits.max_streams.max(1);
+        limits.spokes_of_one = limits.spokes_of_one.max(1);
         bound([
             &mut limits.hello_timeout,
             &mut limits.frame_timeout,

@@ -6,7 +6,10 @@ use bytes::Bytes;
 use iroh::endpoint::{Connection, RecvStream, SendStream, StoppedError};
 use n0_error::e;
 use n0_future::FutureExt;
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::{
+    task::coop::consume_budget,
+    time::{Instant, sleep, sleep_until, timeout},
+};
 use tracing::{Instrument, debug, error, info_span};
 
 use super::{
@@ -75,6 +78,15 @@ pub(super) async fn run(
     closed
 }
 
+/// What arrived before a connection was closed can still be read: an attempt that its spoke has given up must
+/// not take over from the link that it has made since.
+fn still_there(connection: &Connection) -> Result<(), LinkError> {
+    match connection.close_reason() {
+        Some(reason) => Err(LinkError::gone(Closed::from(&reason))),
+        None => Ok(()),
+    }
+}
+
 fn internal(reason: &str) -> Closed {
     Closed::by_us(CloseCode::Internal, reason)
 }
@@ -109,6 +121,7 @@ async fn welcome(
             start: hub.log.tip(),
             has_before: true,
         };
+        still_there(&connection)?;
         let link = hub.join(asked, connection).await?;
         return Ok((link, Some(first)));
     }
@@ -140,6 +153,7 @@ async fn welcome(
         start,
         has_before: continues && matches!(hello.start, Start::At(_)),
     };
+    still_there(&connection)?;
     let link = hub.join(asked, connection).await?;
     let _ = link.epoch.set(begin.epoch);
     let published = link.session.heard();
@@ -254,6 +268,9 @@ const WANTS_AT_ONCE: u32 = 1000;
 impl Inbound<'_> {
     async fn frame(&mut self, frame: Bytes) -> Result<(), LinkError> {
         self.hub.metrics.direct.frames_received.inc();
+        self.link.session.is_known_now();
+        // Most frames need no waiting, and a flood of them is not to keep a worker.
+        consume_budget().await;
         match self.link.protocol {
             Protocol::Compat if frame.is_empty() => Ok(()),
             Protocol::Compat => {

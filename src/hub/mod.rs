@@ -177,6 +177,7 @@ impl Hub {
         let roster = Roster::new(
             SessionLimits {
                 connected: limits.max_spokes,
+                of_one: limits.spokes_of_one,
                 away: limits.away_spokes,
                 away_bytes: limits.away_bytes,
                 lifetime: limits.session_lifetime,
@@ -591,6 +592,8 @@ impl Inner {
         let behind = self.config.limits.behind;
         let make = |given| Link::new(given, connection, asked.start, behind, cancel);
         let (link, promoted) = self.roster.join(asked, || self.log.tip(), make)?;
+        // Where it goes on says what it has.
+        self.progress.notify_waiters();
         let all_fast = ack_share::all_are_fast(self.roster.len());
         link.fast.store(all_fast, Ordering::Release);
         for id in [Some(link.id), promoted].into_iter().flatten() {
@@ -622,7 +625,16 @@ impl Inner {
             link.cut_off.store(true, Ordering::Release);
         }
         link.cancel.cancel();
-        let may_come_back = !self.is_ending() && may_come_back(closed);
+        // A spoke that gave the attempt up before the welcome came does not know the session.
+        let gave_up = matches!(
+            closed,
+            Closed::ByPeer {
+                code: CloseCode::TimedOut,
+                ..
+            }
+        );
+        let unknown = gave_up && !link.session.is_known();
+        let may_come_back = !unknown && !self.is_ending() && may_come_back(closed);
         for id in self
             .roster
             .leave(link, closed, may_come_back, || self.log.tip())

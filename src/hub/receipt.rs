@@ -31,7 +31,9 @@ impl fmt::Debug for Receipt {
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 #[non_exhaustive]
 pub struct Acknowledgements {
-    /// These acknowledged it: they handed it to their listeners.
+    /// These acknowledged it: it is in its place for their listeners. A spoke whose listeners hold it back
+    /// acknowledges up to 256 events that are still on their way to them inside of it; if it is shut down
+    /// then, they do not get those.
     pub acked: Vec<SpokeId>,
     /// These missed it: the log no longer had it when they needed it, or it was over their own limits. Of a
     /// spoke that missed very many single events, some that it had may be counted as missed.
@@ -158,18 +160,18 @@ impl Receipt {
             progress.as_mut().enable();
             let (acknowledgements, waited_for) = self.look();
             let Some(last) = self.ask(&waited_for) else {
-                return if acknowledgements.are_complete() {
-                    Ok(acknowledgements)
-                } else {
-                    Err(e!(NotAcknowledged::TooFew { acknowledgements }))
-                };
+                return settled(acknowledgements);
             };
             // As long as this one is waited for, nobody else need be looked at.
             while last.stands_to(self.position.offset) == Some(Stands::Waiting) && !last.has_ended()
             {
                 if timeout_at(deadline, progress.as_mut()).await.is_err() {
                     let acknowledgements = self.now();
-                    return Err(e!(NotAcknowledged::TimedOut { acknowledgements }));
+                    return if acknowledgements.waiting.is_empty() {
+                        settled(acknowledgements)
+                    } else {
+                        Err(e!(NotAcknowledged::TimedOut { acknowledgements }))
+                    };
                 }
                 progress.set(self.hub.progress.notified());
                 progress.as_mut().enable();
@@ -240,6 +242,15 @@ impl Receipt {
             session.await_ack(offset);
         }
         waited_for.iter().min_by_key(|session| session.acked())
+    }
+}
+
+/// Nobody is waited for any more.
+fn settled(acknowledgements: Acknowledgements) -> Result<Acknowledgements, NotAcknowledged> {
+    if acknowledgements.are_complete() {
+        Ok(acknowledgements)
+    } else {
+        Err(e!(NotAcknowledged::TooFew { acknowledgements }))
     }
 }
 

@@ -149,7 +149,10 @@ impl Inner {
         let pushed = match session.push(event, end, overtake, false) {
             Err(NoRoom::Away) => {
                 let tip = self.log.tip();
-                self.roster.push_away(session, event, end, tip, overtake)
+                let pushed = self.roster.push_away(session, event, end, tip, overtake);
+                // Others may have been given up for it.
+                self.progress.notify_waiters();
+                pushed
             }
             pushed => pushed,
         };

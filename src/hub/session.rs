@@ -40,6 +40,8 @@ pub(crate) struct Session {
     /// Which broadcasts the spoke has.
     record: Mutex<Record>,
     ended: AtomicBool,
+    /// The spoke knows of the session: it has said something since it was welcomed.
+    known: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -70,6 +72,7 @@ impl Session {
             heard: AtomicU64::new(0),
             record: Mutex::new(record),
             ended: AtomicBool::new(false),
+            known: AtomicBool::new(false),
         }
     }
 
@@ -174,6 +177,17 @@ impl Session {
         {
             wake.notify_one();
         }
+    }
+
+    /// The spoke has said something after its welcome.
+    pub(crate) fn is_known_now(&self) {
+        self.known.store(true, Ordering::Release);
+    }
+
+    /// Whether the spoke can come back to the session: if the welcome did not reach it, it does not know the
+    /// key.
+    pub(crate) fn is_known(&self) -> bool {
+        self.known.load(Ordering::Acquire)
     }
 
     /// Whether the spoke is gone for good.

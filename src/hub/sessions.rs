@@ -21,6 +21,8 @@ use crate::{instant::after, spoke_id::SpokeId, wire::native::SessionId};
 pub(crate) struct SessionLimits {
     /// The most spokes that are connected.
     pub(crate) connected: usize,
+    /// The most spokes of one endpoint that are connected, and the most that are away.
+    pub(crate) of_one: usize,
     /// The most spokes that are away.
     pub(crate) away: usize,
     /// The most bytes that are kept for all of them.
@@ -159,6 +161,11 @@ impl Sessions {
         if fenced.is_none() && self.connected() >= self.limits.connected {
             return None;
         }
+        // One endpoint is not to take the places of all others.
+        let of_one = self.of_endpoint(endpoint).filter(is_connected).count();
+        if back.is_none() && of_one >= self.limits.of_one {
+            return None;
+        }
         let (id, key) = match back.and_then(|id| Some((id, self.forget(id)?.key))) {
             Some((id, key)) => (id, key),
             None => {
@@ -217,10 +224,12 @@ impl Sessions {
         } else {
             self.forget(id);
         }
+        let mut evicted = self.evict();
+        evicted.extend(self.evict_of(id.endpoint));
         Left {
             was_current: true,
             promoted: self.promote(id.endpoint),
-            evicted: self.evict(),
+            evicted,
         }
     }
 
@@ -270,6 +279,21 @@ impl Sessions {
             evicted.push(id);
         }
         evicted
+    }
+
+    /// Gives up who went first of an endpoint that has too many away.
+    fn evict_of(&mut self, endpoint: EndpointId) -> Option<SpokeId> {
+        let away = self.of_endpoint(endpoint);
+        let away = away.filter_map(|(id, spoke)| match spoke.state {
+            State::Away { turn, .. } => Some((turn, *id)),
+            State::Connected { .. } => None,
+        });
+        let away: Vec<_> = away.collect();
+        let (_, oldest) = away.iter().min().copied()?;
+        (away.len() > self.limits.of_one).then(|| {
+            self.forget(oldest);
+            oldest
+        })
     }
 
     fn oldest_away(&mut self) -> Option<(SpokeId, Instant)> {
@@ -359,6 +383,10 @@ impl Sessions {
     }
 }
 
+fn is_connected((_, spoke): &(&SpokeId, &Spoke)) -> bool {
+    matches!(spoke.state, State::Connected { .. })
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -368,6 +396,7 @@ mod tests {
     const S: Duration = Duration::from_secs(1);
     const LIMITS: SessionLimits = SessionLimits {
         connected: 5,
+        of_one: 100,
         away: 3,
         away_bytes: 100,
         lifetime: Duration::from_secs(10),
@@ -379,6 +408,34 @@ mod tests {
 
     fn key(n: u8) -> Option<SessionId> {
         Some([n; 16])
+    }
+
+    #[test]
+    fn one_endpoint_takes_no_more_than_its_part_of_the_places() {
+        let limits = SessionLimits {
+            connected: 100,
+            of_one: 2,
+            away: 100,
+            ..LIMITS
+        };
+        let mut sessions = Sessions::new(limits);
+        let now = Instant::now();
+        let honest = sessions.join(endpoint(1), None, key(1), true).unwrap();
+        let left = sessions.leave(now, honest.id, honest.link, Some(0));
+        assert!(left.evicted.is_empty());
+        // One joins and is lost again and again: it is its own spokes that give way.
+        for n in 2..50 {
+            let joined = sessions.join(endpoint(2), None, key(n), true).unwrap();
+            let left = sessions.leave(now, joined.id, joined.link, Some(0));
+            assert!(left.evicted.iter().all(|id| id.endpoint == endpoint(2)));
+            assert!(sessions.away() <= 3);
+        }
+        assert_eq!(sessions.find(endpoint(1), &[1; 16]), Some(honest.id));
+        for n in 60..62 {
+            assert!(sessions.join(endpoint(2), None, key(n), true).is_some());
+        }
+        assert!(sessions.join(endpoint(2), None, key(99), true).is_none());
+        assert!(sessions.join(endpoint(3), None, key(98), true).is_some());
     }
 
     #[test]

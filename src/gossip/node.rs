@@ -274,6 +274,12 @@ impl<G: FrameGate> GossipNode<G> {
             .map_err(|_| e!(GossipSendError::Closed))
     }
 
+    /// How many connections there are, in the making included.
+    #[cfg(test)]
+    pub(super) fn connections(&self) -> usize {
+        self.shared.config.max_connections - self.shared.places.available_permits()
+    }
+
     #[cfg(test)]
     pub(super) fn tasks(&self) -> usize {
         self.actor.len() + self.shared.tasks.len()

@@ -355,8 +355,31 @@ async fn a_message_beyond_the_limit_costs_the_connection() {
     peer.send.write_all(&u32::MAX.to_be_bytes()).await.unwrap();
     let reason = timeout(PATIENCE, peer.conn.closed()).await.unwrap();
     assert_eq!(closed_with(&reason), Some(CloseCode::BadFrame));
-    assert_eq!(nodes[0].metrics.refused_oversize.get(), 1);
+    until("it is counted", async || {
+        nodes[0].metrics.refused_oversize.get() == 1
+    })
+    .await;
     peer.endpoint.close().await;
+    end(nodes).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_to_former_neighbours_are_closed() {
+    let mut nodes = mesh(12).await;
+    let only_neighbors = async |nodes: &[Node]| {
+        until("only neighbours are connected", async || {
+            let of_neighbors = |node: &Node| node.node.connections() == node.neighbors();
+            nodes.iter().all(of_neighbors)
+        })
+        .await;
+    };
+    // Who joins meets many, and keeps few.
+    let most = GossipConfig::default().active_view;
+    only_neighbors(&nodes).await;
+    assert!(nodes.iter().all(|node| node.node.connections() <= most));
+    let gone = nodes.split_off(8);
+    end(gone).await;
+    only_neighbors(&nodes).await;
     end(nodes).await;
 }
 

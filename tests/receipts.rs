@@ -246,6 +246,29 @@ async fn a_spoke_that_is_away_is_waited_for_until_it_is_back_or_gone() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn spokes_are_asked_as_fast_as_the_hub_takes_acknowledgements_and_all_are_in_the_end() {
+    // Twenty at once, and then ten a second.
+    let hub = direct(|limits| limits.acks_per_s = 10).await;
+    let mut peers = Vec::new();
+    for _ in 0..25 {
+        peers.push(Peer::join(&hub).await);
+    }
+    let receipt = broadcast(&hub, 0).await;
+    let waiting = tokio::spawn(async move { receipt.all(SOON).await });
+    let mut answers = tokio::task::JoinSet::new();
+    for mut peer in peers {
+        answers.spawn(async move {
+            assert_eq!(peer.asked().await, 1);
+            peer.ack(1).await;
+            peer
+        });
+    }
+    let all = soon("all", waiting).await.expect("no panic").expect("all");
+    assert_eq!(all.acked.len(), 25);
+    soon("all answered", answers.join_all()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_waits_is_woken_when_a_spoke_comes_back_that_has_it() {
     let hub = direct(|_| {}).await;
     let peer = Peer::join(&hub).await;

@@ -79,7 +79,8 @@ pub struct HubLimits {
     pub patience: Duration,
     /// How long `shutdown` waits for spokes to take what is left. Default 10 s.
     pub drain_timeout: Duration,
-    /// How many acknowledgements a second the hub takes over all spokes. Default 1,000.
+    /// How many acknowledgements a second the hub takes over all spokes, and how many more receipts may ask
+    /// for. Default 1,000.
     pub acks_per_s: u32,
     /// How many bytes a second may go to repairs, and to spokes that the topic does not reach and that
     /// are served directly meanwhile, over all of them; who waits longest comes first. Default 32 MiB.

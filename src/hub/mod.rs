@@ -84,7 +84,7 @@ use crate::{
     close::{CloseCode, Closed},
     event::Envelope,
     fan_out::{FanOut, Path},
-    gossip::{GOSSIP_ALPN, GossipNode},
+    gossip::{Bucket, GOSSIP_ALPN, GossipNode},
     instant::bound,
     link_io::LinkError,
     listen::{ListenOptions, Listener, Listeners},
@@ -128,6 +128,8 @@ pub(crate) struct Inner {
     /// What repairs, and spokes that the topic does not reach, may take.
     budget: Mutex<Budget<Payer<SpokeId>>>,
     board: Mutex<Board>,
+    /// What receipts may ask of spokes.
+    asks: Mutex<Bucket>,
     /// Wakes who calls those that wait for the budget.
     budget_line: Notify,
     /// Wakes whoever waits for spokes to have more.
@@ -149,6 +151,11 @@ struct Paces {
 
 /// A part of the window may pass between two looks at the spokes.
 const LOOK_AGAIN: u64 = 8;
+
+/// So much of a second's asks for acknowledgements may be made at once,
+const ASKS_AT_ONCE: u32 = 4;
+/// and at least so many.
+const MIN_ASKS_AT_ONCE: u32 = 20;
 
 /// How a hub ended.
 #[derive(Clone, Debug, Default)]
@@ -208,6 +215,11 @@ impl Hub {
                 limits.repair_bytes_per_s,
             )),
             board: Mutex::default(),
+            asks: Mutex::new(Bucket::new(
+                limits.acks_per_s,
+                (limits.acks_per_s / ASKS_AT_ONCE).max(MIN_ASKS_AT_ONCE),
+                Instant::now(),
+            )),
             budget_line: Notify::new(),
             progress: Notify::new(),
             closing: AtomicBool::new(false),
@@ -646,6 +658,12 @@ impl Inner {
 
     fn is_ending(&self) -> bool {
         self.closing.load(Ordering::Acquire) || self.cancel.is_cancelled()
+    }
+
+    /// Whether a receipt may ask one more spoke to acknowledge at once.
+    fn may_ask(&self) -> bool {
+        let mut asks = self.asks.lock().unwrap_or_else(PoisonError::into_inner);
+        asks.take(1, Instant::now())
     }
 
     fn board(&self) -> MutexGuard<'_, Board> {

@@ -3,7 +3,7 @@
 use std::{fmt, sync::Arc, time::Duration};
 
 use n0_error::{e, stack_error};
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::{Inner, record::Stands, session::Session};
 use crate::{instant::after, log::LogFailed, position::Position, spoke_id::SpokeId};
@@ -140,7 +140,7 @@ impl Receipt {
 
     /// Waits until nobody is waited for any more: every spoke that was there has acknowledged the event,
     /// missed it, gone, or cannot acknowledge. The spokes that are waited for are asked to acknowledge at
-    /// once.
+    /// once, [so many a second](super::HubLimits::acks_per_s).
     ///
     /// A spoke that is away is waited for until it is back or gone for good.
     ///
@@ -159,13 +159,23 @@ impl Receipt {
             tokio::pin!(progress);
             progress.as_mut().enable();
             let (acknowledgements, waited_for) = self.look();
-            let Some(last) = self.ask(&waited_for) else {
+            let asked_all = self.ask(&waited_for);
+            // Who will probably be the last.
+            let Some(last) = waited_for.iter().min_by_key(|session| session.acked()) else {
                 return settled(acknowledgements);
             };
             // As long as this one is waited for, nobody else need be looked at.
             while last.stands_to(self.position.offset) == Some(Stands::Waiting) && !last.has_ended()
             {
-                if timeout_at(deadline, progress.as_mut()).await.is_err() {
+                let until = if asked_all {
+                    deadline
+                } else {
+                    deadline.min(Instant::now() + ASK_ON_AFTER)
+                };
+                if timeout_at(until, progress.as_mut()).await.is_err() {
+                    if Instant::now() < deadline {
+                        break;
+                    }
                     let acknowledgements = self.now();
                     return if acknowledgements.waiting.is_empty() {
                         settled(acknowledgements)
@@ -207,11 +217,15 @@ impl Receipt {
             if acked + acknowledgements.waiting.len() < spokes {
                 return Err(e!(NotAcknowledged::TooFew { acknowledgements }));
             }
-            self.ask(&waited_for);
+            let asked_all = self.ask(&waited_for);
             // Looking costs a little for every spoke, so there is a little time between two looks.
             let pause = PAUSE_A_SPOKE.saturating_mul(waited_for.len() as u32);
             let news = async {
-                progress.await;
+                if asked_all {
+                    progress.await;
+                } else {
+                    let _ = timeout(ASK_ON_AFTER, progress).await;
+                }
                 sleep(pause).await;
             };
             if timeout_at(deadline, news).await.is_err() {
@@ -235,13 +249,17 @@ impl Receipt {
         (acknowledgements, waited_for)
     }
 
-    /// Asks these to acknowledge at once. Gives back who will probably be the last.
-    fn ask<'a>(&self, waited_for: &'a [Arc<Session>]) -> Option<&'a Arc<Session>> {
+    /// Asks these to acknowledge at once, as far as the budget for that goes. Says whether all are asked.
+    fn ask(&self, waited_for: &[Arc<Session>]) -> bool {
         let offset = self.position.next().offset;
-        for session in waited_for {
-            session.await_ack(offset);
-        }
-        waited_for.iter().min_by_key(|session| session.acked())
+        waited_for.iter().all(|session| {
+            let asked = session.record(|record| record.awaited() >= offset);
+            let may = asked || self.hub.may_ask();
+            if may && !asked {
+                session.await_ack(offset);
+            }
+            may
+        })
     }
 }
 
@@ -253,6 +271,9 @@ fn settled(acknowledgements: Acknowledgements) -> Result<Acknowledgements, NotAc
         Err(e!(NotAcknowledged::TooFew { acknowledgements }))
     }
 }
+
+/// So much later more spokes are asked, if the budget did not reach for all.
+const ASK_ON_AFTER: Duration = Duration::from_millis(50);
 
 /// The pause between two looks, for each spoke that is waited for.
 const PAUSE_A_SPOKE: Duration = Duration::from_micros(1);

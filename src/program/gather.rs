@@ -49,7 +49,8 @@ struct There {
 
 impl There {
     fn count(hub: &Hub) -> Self {
-        let spokes = hub.spokes();
+        let mut spokes = hub.spokes();
+        spokes.retain(|spoke| !spoke.away);
         Self {
             welcomed: spokes.len(),
             ready: spokes

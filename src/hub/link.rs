@@ -3,9 +3,12 @@
 //! A [`Link`] is a [`Desk`] and the connection that it is for. Whoever gives the desk an order wakes
 //! the link's writer. What outlives the link is in its [`Session`].
 
-use std::sync::{
-    Arc, Mutex, MutexGuard, OnceLock, PoisonError,
-    atomic::{AtomicBool, AtomicU64, Ordering},
+use std::{
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -47,6 +50,8 @@ pub(crate) struct Link {
     path: Mutex<Path>,
     /// Whether the spoke acknowledges fast, so that pace and supervision can go by it.
     pub(crate) fast: AtomicBool,
+    /// Since when it is to, if it did not to begin with.
+    fast_since: Mutex<Option<Instant>>,
     /// Asks the link to finish what it has and say goodbye.
     pub(crate) drain: CancellationToken,
     /// Ends the link at once.
@@ -85,6 +90,7 @@ impl Link {
             beats: AtomicU64::new(0),
             path: Mutex::new(Path::Direct),
             fast: AtomicBool::new(true),
+            fast_since: Mutex::new(None),
             drain: CancellationToken::new(),
             cancel,
             cut_off: AtomicBool::new(false),
@@ -141,6 +147,25 @@ impl Link {
     pub(crate) fn set_path(&self, path: Path) -> bool {
         let mut now = self.path.lock().unwrap_or_else(PoisonError::into_inner);
         std::mem::replace(&mut *now, path) != path
+    }
+
+    /// Says whether the spoke is to acknowledge fast from now on.
+    pub(crate) fn set_fast(&self, now: Instant, fast: bool) {
+        if !self.fast.swap(fast, Ordering::AcqRel) && fast {
+            *self.since() = Some(now);
+        }
+    }
+
+    /// Whether the spoke acknowledges fast, and has had so long to begin with it.
+    pub(crate) fn is_fast_for(&self, now: Instant, settled: Duration) -> bool {
+        let since = *self.since();
+        let settled = since.is_none_or(|at| now.saturating_duration_since(at) >= settled);
+        settled && self.fast.load(Ordering::Acquire)
+    }
+
+    fn since(&self) -> MutexGuard<'_, Option<Instant>> {
+        let since = self.fast_since.lock();
+        since.unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What the spoke has, as far as it has said.

@@ -132,6 +132,8 @@ pub(crate) struct Supervisor<Id> {
 #[derive(Debug)]
 struct Watched {
     has: Has,
+    /// Whether it acknowledged fast: what it did at one pace is not to be judged by the other.
+    fast: bool,
     since: Duration,
 }
 
@@ -239,11 +241,11 @@ impl<Id: Copy + Ord + Debug> Supervisor<Id> {
     fn watch(&mut self, on_topic: &[&Standing<Id>], sent: u64) {
         let mut watched = std::mem::take(&mut self.watched);
         for spoke in on_topic {
-            let has = spoke.has;
-            let still = |had: &Watched| had.has == has && has.acked < sent;
+            let (has, fast) = (spoke.has, spoke.fast);
+            let still = |had: &Watched| had.has == has && had.fast == fast && has.acked < sent;
             let since = watched.remove(&spoke.id).filter(still);
             let since = since.map_or(self.clock, |had| had.since);
-            self.watched.insert(spoke.id, Watched { has, since });
+            self.watched.insert(spoke.id, Watched { has, fast, since });
         }
     }
 

@@ -365,7 +365,7 @@ impl Switchboard {
         self.bytes_before = bytes;
         self.planner.traffic(now, per_s);
         let links = self.hub.roster.all();
-        self.share_out_acks(&links);
+        self.share_out_acks(now, &links);
         self.supervise(now, &links);
         if self.hub.roster.expire(now, || self.hub.log.tip()) {
             self.hub.progress.notify_waiters();
@@ -373,7 +373,7 @@ impl Switchboard {
     }
 
     /// Tells spokes how often to acknowledge, when their number has changed much.
-    fn share_out_acks(&mut self, links: &[Arc<Link>]) {
+    fn share_out_acks(&mut self, now: Instant, links: &[Arc<Link>]) {
         let native = links
             .iter()
             .filter(|link| link.protocol == Protocol::Native);
@@ -388,7 +388,7 @@ impl Switchboard {
         let shares = self.acks.share_out(&mut rand::rng(), acks_per_s, &ackers);
         for Share { id, fast, every_ms } in shares {
             if let Some(link) = self.hub.roster.get(id) {
-                link.fast.store(fast, Ordering::Release);
+                link.set_fast(now, fast);
                 link.set_ack_every(every_ms);
             }
         }
@@ -412,7 +412,7 @@ impl Switchboard {
         {
             let mut board = self.hub.board();
             board.slow_every = every;
-            board.vitals.look(now, tip, &health::signs(links));
+            board.vitals.look(now, tip, &health::signs(now, links));
         }
         health::observe(&self.hub.examine(links), &self.hub.metrics.health);
     }

@@ -32,7 +32,9 @@ use crate::{
         pace::{Has, Pace},
         repairs::{Answer, Payer, Repairs, piece_of},
         shared_log::{Entry, SharedLog},
-        supervisor::{self, Action, Condition, REJOIN_THROUGH, Standing, Supervisor, TopicStanding},
+        supervisor::{
+            self, Action, Condition, REJOIN_THROUGH, Standing, Supervisor, TopicStanding,
+        },
     },
     log::{LogConfig, resume::Ask},
     position::{Epoch, Position},

@@ -25,6 +25,10 @@ struct Spoke {
     has: Has,
     on_topic: bool,
     fast: bool,
+    /// Whether it knows that it is to be.
+    paced: bool,
+    /// What it has, said or not.
+    took: u64,
 }
 
 struct Mesh {
@@ -36,6 +40,9 @@ struct Mesh {
     topic: bool,
     delivers: bool,
     spokes: Vec<Spoke>,
+    /// How often those acknowledge that are not fast, in ticks.
+    slow_ticks: usize,
+    ticks: usize,
     actions: Vec<(Duration, Action<usize>)>,
     begin: Instant,
 }
@@ -43,11 +50,16 @@ struct Mesh {
 impl Mesh {
     fn new(spokes: usize) -> Self {
         let now = Instant::now();
-        let spoke = |n| Spoke {
-            state: State::Well,
-            has: Has::default(),
-            on_topic: true,
-            fast: spokes <= 20 || n % (spokes / 8) == 0,
+        let spoke = |n| {
+            let fast = spokes <= 20 || n % (spokes / 8) == 0;
+            Spoke {
+                state: State::Well,
+                has: Has::default(),
+                on_topic: true,
+                fast,
+                paced: fast,
+                took: 0,
+            }
         };
         Self {
             supervisor: Supervisor::new(7),
@@ -58,6 +70,8 @@ impl Mesh {
             topic: true,
             delivers: true,
             spokes: (0..spokes).map(spoke).collect(),
+            slow_ticks: 1,
+            ticks: 0,
             actions: Vec::new(),
             begin: now,
         }
@@ -87,20 +101,26 @@ impl Mesh {
         if self.topic && self.neighbors > 0 {
             self.sent = self.tip;
         }
-        for spoke in &mut self.spokes {
+        self.ticks += 1;
+        for (n, spoke) in self.spokes.iter_mut().enumerate() {
             let reached = if spoke.on_topic {
                 self.delivers && spoke.state == State::Well
             } else {
                 matches!(spoke.state, State::Well | State::CutOff)
             };
-            if reached && spoke.has.acked < self.tip {
+            if reached {
                 let to = if spoke.on_topic { self.sent } else { self.tip };
-                spoke.has.acked = spoke.has.acked.max(to);
+                spoke.took = spoke.took.max(to);
+            }
+            let due = spoke.paced || (self.ticks + n).is_multiple_of(self.slow_ticks);
+            if due && spoke.has.acked < spoke.took {
+                spoke.has.acked = spoke.took;
                 spoke.has.beats += 1;
             }
             if spoke.state == State::InParts {
                 spoke.has.beats += 1;
             }
+            spoke.paced = spoke.fast;
         }
         let topic = self.topic.then_some(TopicStanding {
             sent: self.sent,
@@ -118,8 +138,9 @@ impl Mesh {
                 on_topic: spoke.on_topic,
             })
             .collect();
+        let slow = 20 * MS + (self.slow_ticks as u32 - 1) * TICK;
         self.supervisor
-            .look(self.now, self.tip, topic, &standings, 20 * MS);
+            .look(self.now, self.tip, topic, &standings, slow);
         self.follow();
     }
 
@@ -158,6 +179,19 @@ fn a_topic_that_delivers_is_left_alone() {
         }
         assert_eq!(mesh.actions, []);
     }
+}
+
+#[test]
+fn who_becomes_fast_is_not_judged_by_what_it_did_when_it_was_slow() {
+    let mut mesh = Mesh::new(1000);
+    mesh.slow_ticks = 8;
+    for redraw in 0..40 {
+        mesh.run(6);
+        for (n, spoke) in mesh.spokes.iter_mut().enumerate() {
+            spoke.fast = n % 125 == redraw;
+        }
+    }
+    assert_eq!(mesh.actions, []);
 }
 
 #[test]

@@ -156,6 +156,11 @@ impl Link {
         }
     }
 
+    /// Whether the spoke acknowledges fast, or is to from now on.
+    pub(crate) fn is_fast(&self) -> bool {
+        self.fast.load(Ordering::Acquire)
+    }
+
     /// Whether the spoke acknowledges fast, and has had so long to begin with it.
     pub(crate) fn is_fast_for(&self, now: Instant, settled: Duration) -> bool {
         let since = *self.since();

@@ -19,6 +19,7 @@ use std::{
 use rand::{SeedableRng, rngs::StdRng, seq::IndexedRandom};
 
 use super::pace::Has;
+use crate::wire::broadcast::{BEACON_FIRST, arrives_within};
 
 /// How often the supervisor looks.
 pub(crate) const TICK: Duration = Duration::from_millis(200);
@@ -28,18 +29,21 @@ pub(crate) const REJOIN_THROUGH: usize = 4;
 
 /// A spoke that is behind and has not moved for this long is served directly,
 const STUCK_AFTER: Duration = Duration::from_secs(2);
-/// after this long if it is one of a few: at most four, or a quarter of those on the topic,
+/// after this long, and what a [repair](repaired_within) takes, if it is one of a few: at most four, or a
+/// quarter of those on the topic,
 const FEW_STUCK_AFTER: Duration = Duration::from_millis(400);
 const FEW: usize = 4;
 /// and after this long if it is one of most: serving all of them directly costs what the topic saves.
 const MOST_STUCK_AFTER: Duration = Duration::from_secs(6);
 
-/// When nobody has moved for this long, a few are served directly as a trial,
+/// When nobody has moved for this long, and for what a repair takes, a few are served directly as a trial,
 const TRIAL_AFTER: Duration = Duration::from_millis(400);
 /// and a few more after as long again, if those do not move.
 const NEXT_TRIAL_AFTER: Duration = Duration::from_secs(1);
-/// A topic that has reached nobody for this long, though a trial goes on, has failed.
+/// A topic that has reached nobody for this long, though a trial goes on, has failed,
 const DEAD_AFTER: Duration = Duration::from_millis(1200);
+/// and not before it has had this long beyond what a repair takes.
+const DEAD_AFTER_REPAIR: Duration = Duration::from_millis(300);
 /// That doubles with each failure up to this, when those who wait for the outcome are served directly,
 const DEAD_AFTER_AT_MOST: Duration = Duration::from_secs(5);
 /// and is forgotten when a topic has done well for so long.
@@ -50,6 +54,18 @@ const ALONE: Duration = Duration::from_secs(1);
 
 /// How long the topic's cursor may stand still though nothing holds it back.
 const CURSOR_STUCK: Duration = Duration::from_millis(1600);
+
+/// The jitter with which a spoke wants a gap repaired, and for how long wants are gathered.
+const WANTED_WITHIN: Duration = Duration::from_millis(150);
+
+/// How long after the last frame all have heard a beacon that shows what they lost.
+const BEACON_WITHIN: Duration = BEACON_FIRST.saturating_mul(2);
+
+/// How long after a frame that was lost spokes want it again at the latest, on a topic of so many: what is
+/// behind for less has only lost a frame.
+fn repaired_within(on_topic: usize) -> Duration {
+    arrives_within(on_topic) + WANTED_WITHIN
+}
 
 /// A spoke that is there, as it stands.
 #[derive(Clone, Copy, Debug)]
@@ -121,6 +137,10 @@ pub(crate) struct Supervisor<Id> {
     alone: Option<Duration>,
     /// Where the cursor stands, and since when.
     cursor: (u64, Duration),
+    /// What was sent, and since when nothing more was.
+    sent: (u64, Duration),
+    /// When a fast spoke on the topic first wanted something again since it last reached one.
+    wanted: Option<Duration>,
     dead_after: Duration,
     /// Since when there is this topic.
     begun: Option<Duration>,
@@ -155,6 +175,8 @@ impl<Id: Copy + Ord + Debug> Supervisor<Id> {
             stalled: None,
             alone: None,
             cursor: (0, Duration::ZERO),
+            sent: (0, Duration::ZERO),
+            wanted: None,
             dead_after: DEAD_AFTER,
             begun: None,
             condition: Condition::Idle,
@@ -183,6 +205,7 @@ impl<Id: Copy + Ord + Debug> Supervisor<Id> {
         }
         self.watched.clear();
         self.stalled = None;
+        self.wanted = None;
         self.alone = None;
         self.begun = None;
         self.condition = Condition::Idle;
@@ -198,6 +221,12 @@ impl<Id: Copy + Ord + Debug> Supervisor<Id> {
             self.condition = Condition::Stalled;
             self.out.push_back(Action::Rejoin);
         }
+    }
+
+    /// A spoke that acknowledges fast, and that the topic serves, wants a range again: something has reached
+    /// it that lies behind the range.
+    pub(crate) fn wanted(&mut self) {
+        self.wanted.get_or_insert(self.clock);
     }
 
     /// Looks at how things stand; every [`TICK`]. `tip` is the log's, `ack_every` how often a spoke
@@ -218,6 +247,9 @@ impl<Id: Copy + Ord + Debug> Supervisor<Id> {
         };
         self.begun.get_or_insert(self.clock);
         let on_topic: Vec<&Standing<Id>> = spokes.iter().filter(|spoke| spoke.on_topic).collect();
+        if topic.sent != self.sent.0 {
+            self.sent = (topic.sent, self.clock);
+        }
         self.watch(&on_topic, topic.sent);
         self.neighbors(topic.neighbors, on_topic.len());
         let failure = self
@@ -286,13 +318,19 @@ impl<Id: Copy + Ord + Debug> Supervisor<Id> {
     ) -> Option<Failure> {
         let fast: Vec<_> = on_topic.iter().filter(|spoke| spoke.fast).collect();
         let still = fast.iter().map(|spoke| self.still(spoke)).min();
-        let Some(still) = still.filter(|still| *still >= TRIAL_AFTER) else {
+        let clock = self.clock;
+        let moved = clock.saturating_sub(still.unwrap_or_default());
+        self.wanted = self.wanted.filter(|at| *at >= moved);
+        // What is wanted goes on the topic again, and has to be given the time. Once: what is in vain is
+        // wanted again.
+        let since = self.wanted.unwrap_or(moved);
+        let repaired = self.repaired_within(on_topic.len(), moved);
+        if still.is_none() || self.since(since) < TRIAL_AFTER.max(repaired) {
             self.stalled = None;
             return None;
-        };
-        let clock = self.clock;
+        }
         let stall = self.stalled.get_or_insert(Stall {
-            since: clock.saturating_sub(still),
+            since,
             next_trial: clock,
             trial: BTreeMap::new(),
         });
@@ -305,7 +343,8 @@ impl<Id: Copy + Ord + Debug> Supervisor<Id> {
             had.is_some_and(|had| *had != spoke.has)
         };
         if all.iter().any(goes_on) {
-            let dead = clock.saturating_sub(stall.since) >= self.dead_after && !untried.is_empty();
+            let dead_after = self.dead_after.max(repaired + DEAD_AFTER_REPAIR);
+            let dead = clock.saturating_sub(stall.since) >= dead_after && !untried.is_empty();
             return dead.then_some(Failure::Dead);
         }
         if clock >= stall.next_trial {
@@ -321,6 +360,13 @@ impl<Id: Copy + Ord + Debug> Supervisor<Id> {
         None
     }
 
+    /// See the function. A spoke that lost the last frame hears of it with the next beacon.
+    fn repaired_within(&self, on_topic: usize, since: Duration) -> Duration {
+        // Who had everything is last seen so a look before.
+        let idle = self.sent.1 <= since + 2 * TICK;
+        repaired_within(on_topic) + if idle { BEACON_WITHIN } else { Duration::ZERO }
+    }
+
     /// Serves directly who is on the topic, is behind, and does not move: soon if only a few are, which
     /// costs the hub little; later if it is many, who may merely be short of CPU or of bandwidth.
     fn find_stuck(&mut self, on_topic: &[&Standing<Id>], slow: Duration) {
@@ -334,7 +380,9 @@ impl<Id: Copy + Ord + Debug> Supervisor<Id> {
         let mut stuck = Vec::new();
         for spoke in on_topic {
             let still = self.still(spoke);
-            if still >= patience_with(spoke, FEW_STUCK_AFTER) {
+            let repaired = self.repaired_within(on_topic.len(), self.clock.saturating_sub(still));
+            let patience = FEW_STUCK_AFTER.max(repaired);
+            if still >= patience_with(spoke, patience) {
                 stuck.push((spoke, still));
             }
         }

@@ -148,6 +148,9 @@ impl Switchboard {
             Note::OnTree(..) | Note::OffTree(..) => {}
             Note::Want { id, from, to } => {
                 let on_topic = self.planner.path(id) == Some(Path::Gossip);
+                if on_topic && self.link(id).is_some_and(|link| link.is_fast()) {
+                    self.supervisor.wanted();
+                }
                 let head = self.hub.log.head();
                 if self.repairs.want(now, id, (from, to), on_topic, head) {
                     self.hub.metrics.repair.wants_held.inc();
@@ -230,8 +233,13 @@ impl Switchboard {
         }
         let state = self.topic_state();
         self.hub.board().state = state;
-        let alive = state == TopicState::Alive;
-        self.repairs.set_topic(alive.then_some(counts.gossip));
+        // One that stalls may have lost no more than a frame: sent again, it mends that.
+        let neighbors = self
+            .topic
+            .as_ref()
+            .map(|topic| topic.probe().standing().neighbors);
+        let heard = neighbors.is_some_and(|n| n > 0) && counts.gossip > 0;
+        self.repairs.set_topic(heard.then_some(counts.gossip));
     }
 
     fn topic_state(&self) -> TopicState {

@@ -32,9 +32,7 @@ use crate::{
         pace::{Has, Pace},
         repairs::{Answer, Payer, Repairs, piece_of},
         shared_log::{Entry, SharedLog},
-        supervisor::{
-            self, Action, Condition, REJOIN_THROUGH, Standing, Supervisor, TopicStanding,
-        },
+        supervisor::{self, Action, REJOIN_THROUGH, Standing, Supervisor, TopicStanding},
     },
     log::{LogConfig, resume::Ask},
     position::{Epoch, Position},
@@ -300,6 +298,9 @@ impl Hub {
                     return;
                 }
                 let on_topic = self.planner.path(spoke) == Some(Path::Gossip);
+                if on_topic && link.fast {
+                    self.supervisor.wanted();
+                }
                 let head = self.log.head();
                 self.repairs.want(now, spoke, (from, to), on_topic, head);
             }
@@ -524,8 +525,9 @@ impl Hub {
             self.supervisor.neighbors(neighbors, counts.gossip);
             self.follow_supervisor(ctx);
         }
-        let alive = self.topic.is_some() && self.supervisor.condition() == Condition::Alive;
-        self.repairs.set_topic(alive.then_some(counts.gossip));
+        let neighbors = self.topic.as_ref().map(|topic| topic.mesh.neighbors());
+        let heard = neighbors.is_some_and(|n| n > 0) && counts.gossip > 0;
+        self.repairs.set_topic(heard.then_some(counts.gossip));
         self.answer_wants(ctx);
         let (links, log) = (&self.links, &self.log);
         let Some(topic) = &mut self.topic else {

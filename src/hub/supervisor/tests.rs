@@ -228,6 +228,41 @@ fn a_single_event_that_reaches_nobody_is_enough() {
 }
 
 #[test]
+fn wants_show_that_the_topic_is_heard_and_win_it_time_once() {
+    let fails_after = |wants: bool| {
+        let mut mesh = Mesh::new(1000);
+        mesh.run(20);
+        mesh.delivers = false;
+        mesh.run(4);
+        assert_eq!(mesh.actions, []);
+        let begin = mesh.now;
+        while mesh.failure().is_none() {
+            if wants {
+                mesh.supervisor.wanted();
+            }
+            mesh.run(1);
+        }
+        mesh.now - begin
+    };
+    let silent = fails_after(false);
+    let heard = fails_after(true);
+    assert!(
+        heard >= silent + 800 * MS && heard <= silent + 1200 * MS,
+        "{silent:?} {heard:?}"
+    );
+    // What is sent again arrives in this time, and everything goes on.
+    let mut mesh = Mesh::new(1000);
+    mesh.run(20);
+    mesh.delivers = false;
+    mesh.run(4);
+    mesh.supervisor.wanted();
+    mesh.run(4);
+    mesh.delivers = true;
+    mesh.run(20);
+    assert_eq!(mesh.actions, []);
+}
+
+#[test]
 fn a_mesh_that_does_not_move_on_any_path_keeps_its_topic() {
     let mut mesh = Mesh::new(100);
     mesh.run(10);

@@ -228,10 +228,10 @@ impl<Id: Copy + Ord + Debug> Planner<Id> {
     }
 
     /// A spoke says that the topic does not reach it. The same as [`off_tree`](Self::off_tree), but it is told
-    /// at once of others to join through, unless it was told not long ago.
-    pub(crate) fn isolated(&mut self, now: Instant, id: Id) {
+    /// at once of others to join through, unless it was told not long ago. Says whether it was on the tree.
+    pub(crate) fn isolated(&mut self, now: Instant, id: Id) -> bool {
         if self.phase != Phase::Running || !self.tree.contains(id) {
-            return;
+            return false;
         }
         self.tree.remove(id);
         let told = self.spokes.get(&id).and_then(|spoke| spoke.told_at);
@@ -240,6 +240,7 @@ impl<Id: Copy + Ord + Debug> Planner<Id> {
             _ => self.enqueue(id),
         }
         self.note_settled(id);
+        true
     }
 
     fn note_settled(&mut self, id: Id) {

@@ -6,12 +6,15 @@
 //! those go on and the rest does not, it is the topic: it has failed, and is to be built anew. If they do
 //! not go on either, a new topic would not help, and would be torn down in turn.
 //!
+//! The same goes for a topic that reaches only a few: when most of those that were on it, or have left it
+//! because it did not reach them, go on directly, it has failed. Who has stopped goes on nowhere.
+//!
 //! Time in which the hub itself did not run does not count. After each failure the next trial lasts longer.
 //!
 //! Not for: building topics (the planner waits and begins anew), nor for who joins through whom.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     fmt::Debug,
     time::{Duration, Instant},
 };
@@ -19,7 +22,10 @@ use std::{
 use rand::{SeedableRng, rngs::StdRng, seq::IndexedRandom};
 
 use super::pace::Has;
-use crate::wire::broadcast::{BEACON_FIRST, arrives_within};
+use crate::{
+    fan_out::Path,
+    wire::broadcast::{BEACON_FIRST, arrives_within},
+};
 
 /// How often the supervisor looks.
 pub(crate) const TICK: Duration = Duration::from_millis(200);
@@ -35,6 +41,13 @@ const FEW_STUCK_AFTER: Duration = Duration::from_millis(400);
 const FEW: usize = 4;
 /// and after this long if it is one of most: serving all of them directly costs what the topic saves.
 const MOST_STUCK_AFTER: Duration = Duration::from_secs(6);
+/// When some that were served around the topic go on, those that are not few have to wait for no longer
+/// than this: it is the topic that does not reach them,
+const MANY_STUCK_AFTER: Duration = Duration::from_secs(1);
+/// if that was lately.
+const LATELY: Duration = Duration::from_secs(5);
+/// Who takes longer to go on directly had stopped; the topic may well have reached it.
+const PROMPTLY: Duration = Duration::from_secs(1);
 
 /// When nobody has moved for this long, and for what a repair takes, a few are served directly as a trial,
 const TRIAL_AFTER: Duration = Duration::from_millis(400);
@@ -51,6 +64,9 @@ const GOOD_RUN: Duration = Duration::from_secs(60);
 
 /// How long the hub may be without a neighbour on the topic while spokes are on it.
 const ALONE: Duration = Duration::from_secs(1);
+
+/// How long spokes may be on their way to a topic that serves nobody.
+const UNJOINED: Duration = Duration::from_secs(30);
 
 /// How long the topic's cursor may stand still though nothing holds it back.
 const CURSOR_STUCK: Duration = Duration::from_millis(1600);
@@ -74,8 +90,14 @@ pub(crate) struct Standing<Id> {
     pub(crate) has: Has,
     /// Whether it acknowledges fast.
     pub(crate) fast: bool,
-    /// Whether the topic serves it.
-    pub(crate) on_topic: bool,
+    /// What serves it.
+    pub(crate) path: Path,
+}
+
+impl<Id> Standing<Id> {
+    fn on_topic(&self) -> bool {
+        self.path == Path::Gossip
+    }
 }
 
 /// The topic, as it stands.
@@ -103,8 +125,10 @@ pub(crate) enum Action<Id> {
 /// Why a topic has failed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Failure {
-    /// It reaches nobody, though spokes go on that are served directly.
+    /// It reaches nobody or a few, though spokes go on that are served directly.
     Dead,
+    /// Nobody gets on it.
+    Unjoined,
     /// The hub is nobody's neighbour.
     Alone,
     /// Nothing more is sent on it.
@@ -131,6 +155,10 @@ pub(crate) struct Supervisor<Id> {
     clock: Duration,
     looked: Option<Instant>,
     watched: BTreeMap<Id, Watched>,
+    /// Who was on the topic, which does not reach it, and is not on it again.
+    off: BTreeMap<Id, Off>,
+    /// Since when there is nobody on the topic, though spokes join it.
+    unjoined: Option<Duration>,
     /// Since when the topic has reached nobody.
     stalled: Option<Stall<Id>>,
     /// Since when the hub is nobody's neighbour.
@@ -157,6 +185,23 @@ struct Watched {
     since: Duration,
 }
 
+/// A spoke that the topic does not reach.
+#[derive(Debug)]
+struct Off {
+    /// What it had, until it goes on directly.
+    had: Option<Has>,
+    /// Since when the topic has not reached it.
+    since: Duration,
+    /// When it went.
+    at: Duration,
+}
+
+impl Off {
+    fn goes_on(&self) -> bool {
+        self.had.is_none()
+    }
+}
+
 #[derive(Debug)]
 struct Stall<Id> {
     since: Duration,
@@ -172,6 +217,8 @@ impl<Id: Copy + Ord + Debug> Supervisor<Id> {
             clock: Duration::ZERO,
             looked: None,
             watched: BTreeMap::new(),
+            off: BTreeMap::new(),
+            unjoined: None,
             stalled: None,
             alone: None,
             cursor: (0, Duration::ZERO),
@@ -204,6 +251,8 @@ impl<Id: Copy + Ord + Debug> Supervisor<Id> {
             self.dead_after = (self.dead_after * 2).min(DEAD_AFTER_AT_MOST);
         }
         self.watched.clear();
+        self.off.clear();
+        self.unjoined = None;
         self.stalled = None;
         self.wanted = None;
         self.alone = None;
@@ -221,6 +270,33 @@ impl<Id: Copy + Ord + Debug> Supervisor<Id> {
             self.condition = Condition::Stalled;
             self.out.push_back(Action::Rejoin);
         }
+    }
+
+    /// A spoke that the topic served says that it does not reach it.
+    pub(crate) fn isolated(&mut self, id: Id) {
+        let since = self.stuck_since(id);
+        let off = self.off.entry(id).or_insert(Off {
+            had: None,
+            since,
+            at: self.clock,
+        });
+        off.had = None;
+    }
+
+    fn serve_around(&mut self, id: Id, has: Has) {
+        let off = Off {
+            had: Some(has),
+            since: self.stuck_since(id),
+            at: self.clock,
+        };
+        self.off.insert(id, off);
+        self.out.push_back(Action::ServeAround(id));
+    }
+
+    /// Since when the spoke has not moved.
+    fn stuck_since(&self, id: Id) -> Duration {
+        let watched = self.watched.get(&id);
+        watched.map_or(self.clock, |watched| watched.since)
     }
 
     /// A spoke that acknowledges fast, and that the topic serves, wants a range again: something has reached
@@ -246,23 +322,27 @@ impl<Id: Copy + Ord + Debug> Supervisor<Id> {
             return;
         };
         self.begun.get_or_insert(self.clock);
-        let on_topic: Vec<&Standing<Id>> = spokes.iter().filter(|spoke| spoke.on_topic).collect();
+        let on_topic: Vec<&Standing<Id>> = spokes.iter().filter(|spoke| spoke.on_topic()).collect();
         if topic.sent != self.sent.0 {
             self.sent = (topic.sent, self.clock);
         }
         self.watch(&on_topic, topic.sent);
+        self.note_who_goes_on(spokes);
         self.neighbors(topic.neighbors, on_topic.len());
         let failure = self
             .failure(tip, topic, &on_topic)
-            .or_else(|| self.look_for_stall(&on_topic, spokes));
+            .or_else(|| self.look_for_stall(&on_topic, spokes))
+            .or_else(|| self.look_who_is_left(on_topic.len()))
+            .or_else(|| self.look_who_joins(spokes));
         if let Some(failure) = failure {
             self.condition = Condition::Stalled;
             return self.out.push_back(Action::Fail(failure));
         }
         self.find_stuck(&on_topic, 3 * ack_every);
-        self.condition = if on_topic.is_empty() {
+        let nobody = on_topic.is_empty();
+        self.condition = if nobody && self.off.is_empty() {
             Condition::Idle
-        } else if self.alone.is_some() || self.stalled.is_some() {
+        } else if nobody || self.alone.is_some() || self.stalled.is_some() {
             Condition::Stalled
         } else {
             Condition::Alive
@@ -279,6 +359,57 @@ impl<Id: Copy + Ord + Debug> Supervisor<Id> {
             let since = since.map_or(self.clock, |had| had.since);
             self.watched.insert(spoke.id, Watched { has, fast, since });
         }
+    }
+
+    /// Notes who goes on directly of those that the topic does not reach, and forgets who is gone or on it
+    /// again.
+    fn note_who_goes_on(&mut self, spokes: &[Standing<Id>]) {
+        if self.off.is_empty() {
+            return;
+        }
+        let mut off = std::mem::take(&mut self.off);
+        // One that came anew has not been told to join yet.
+        for spoke in spokes.iter().filter(|spoke| spoke.path == Path::Joining) {
+            let Some(mut spoke_off) = off.remove(&spoke.id) else {
+                continue;
+            };
+            if spoke_off.had.is_some_and(|had| had != spoke.has) {
+                spoke_off.had = None;
+                if self.since(spoke_off.at) > PROMPTLY {
+                    spoke_off.since = self.clock;
+                }
+            }
+            self.off.insert(spoke.id, spoke_off);
+        }
+    }
+
+    /// Finds out whether the topic has lost most of those that were on it.
+    fn look_who_is_left(&self, on_topic: usize) -> Option<Failure> {
+        let all = on_topic + self.off.len();
+        let going = self.off.values().filter(|off| off.goes_on());
+        let mut since: Vec<_> = going.map(|off| off.since).collect();
+        since.sort_unstable();
+        // When the one went that made it most of them.
+        let lost = *since.get(all / 2)?;
+        (self.since(lost) >= self.dead_after(all, lost)).then_some(Failure::Dead)
+    }
+
+    /// How long a topic of so many has to reach anybody, when it did last so long ago.
+    fn dead_after(&self, on_topic: usize, since: Duration) -> Duration {
+        let repaired = self.repaired_within(on_topic, since) + DEAD_AFTER_REPAIR;
+        self.dead_after.max(repaired)
+    }
+
+    /// Finds out whether nobody gets on the topic.
+    fn look_who_joins(&mut self, spokes: &[Standing<Id>]) -> Option<Failure> {
+        let stopped = |id: &Id| self.off.get(id).is_some_and(|off| !off.goes_on());
+        let joins = |s: &Standing<Id>| s.path == Path::Joining && !stopped(&s.id);
+        if spokes.iter().any(Standing::on_topic) || !spokes.iter().any(joins) {
+            self.unjoined = None;
+            return None;
+        }
+        let since = *self.unjoined.get_or_insert(self.clock);
+        (self.since(since) >= UNJOINED).then_some(Failure::Unjoined)
     }
 
     /// For how long the spoke has not moved though it lacks something.
@@ -325,6 +456,7 @@ impl<Id: Copy + Ord + Debug> Supervisor<Id> {
         // wanted again.
         let since = self.wanted.unwrap_or(moved);
         let repaired = self.repaired_within(on_topic.len(), moved);
+        let dead_after = self.dead_after(on_topic.len(), moved);
         if still.is_none() || self.since(since) < TRIAL_AFTER.max(repaired) {
             self.stalled = None;
             return None;
@@ -343,7 +475,6 @@ impl<Id: Copy + Ord + Debug> Supervisor<Id> {
             had.is_some_and(|had| *had != spoke.has)
         };
         if all.iter().any(goes_on) {
-            let dead_after = self.dead_after.max(repaired + DEAD_AFTER_REPAIR);
             let dead = clock.saturating_sub(stall.since) >= dead_after && !untried.is_empty();
             return dead.then_some(Failure::Dead);
         }
@@ -352,9 +483,10 @@ impl<Id: Copy + Ord + Debug> Supervisor<Id> {
             // One at least has to stay, to show whether the topic reaches it; but not one that is alone.
             let only = stall.trial.is_empty() && untried.len() == 1;
             let most = FEW.min(untried.len().saturating_sub(1)).max(only.into());
-            for spoke in untried.sample(&mut self.rng, most) {
-                stall.trial.insert(spoke.id, spoke.has);
-                self.out.push_back(Action::ServeAround(spoke.id));
+            let tried: Vec<_> = untried.sample(&mut self.rng, most).collect();
+            stall.trial.extend(tried.iter().map(|s| (s.id, s.has)));
+            for spoke in tried {
+                self.serve_around(spoke.id, spoke.has);
             }
         }
         None
@@ -386,17 +518,32 @@ impl<Id: Copy + Ord + Debug> Supervisor<Id> {
                 stuck.push((spoke, still));
             }
         }
-        let few = stuck.len() <= (on_topic.len() / FEW).max(FEW) && self.stalled.is_none();
+        // When nobody moves, a trial shows what to do, once what is wanted again has had its time.
+        let all = self.stalled.is_some() || self.wanted.is_some();
+        let few = stuck.len() <= (on_topic.len() / FEW).max(FEW) && !all;
+        let lately = |at| self.since(at) < LATELY;
+        let goes_on = (self.off.values()).any(|off| off.goes_on() && lately(off.since));
         let patience = if few {
             FEW_STUCK_AFTER
+        } else if goes_on && !all {
+            MANY_STUCK_AFTER
         } else if stuck.len() * 2 <= on_topic.len() {
             STUCK_AFTER
         } else {
             MOST_STUCK_AFTER
         };
+        // Whether it is the topic that does not reach them, a few of them show.
+        let tried = |off: &Off| !off.goes_on() && self.since(off.at) < NEXT_TRIAL_AFTER;
+        let tries = !few && !goes_on && !all && !self.off.values().any(tried);
+        let on_trial: BTreeSet<Id> = if tries {
+            let stuck: Vec<Id> = stuck.iter().map(|(spoke, _)| spoke.id).collect();
+            stuck.sample(&mut self.rng, FEW).copied().collect()
+        } else {
+            BTreeSet::new()
+        };
         for (spoke, still) in stuck {
-            if still >= patience_with(spoke, patience) {
-                self.out.push_back(Action::ServeAround(spoke.id));
+            if still >= patience_with(spoke, patience) || on_trial.contains(&spoke.id) {
+                self.serve_around(spoke.id, spoke.has);
             }
         }
     }

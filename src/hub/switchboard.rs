@@ -144,7 +144,11 @@ impl Switchboard {
         match note {
             Note::Spoke(id) => self.spoke(now, id),
             Note::OnTree(id, link) if self.is_current(id, link) => self.planner.on_tree(now, id),
-            Note::OffTree(id, link) if self.is_current(id, link) => self.planner.isolated(now, id),
+            Note::OffTree(id, link) if self.is_current(id, link) => {
+                if self.planner.isolated(now, id) {
+                    self.supervisor.isolated(id);
+                }
+            }
             Note::OnTree(..) | Note::OffTree(..) => {}
             Note::Want { id, from, to } => {
                 let on_topic = self.planner.path(id) == Some(Path::Gossip);
@@ -409,7 +413,7 @@ impl Switchboard {
                 id: link.id,
                 has: link.has(),
                 fast: link.fast.load(Ordering::Acquire),
-                on_topic: link.path() == Path::Gossip,
+                path: link.path(),
             })
             .collect();
         let topic = self.topic.as_ref().map(|topic| topic.probe().standing());

@@ -310,7 +310,9 @@ impl Hub {
                     return;
                 }
                 link.desk.serve_from(from);
-                self.planner.isolated(now, spoke);
+                if self.planner.isolated(now, spoke) {
+                    self.supervisor.isolated(spoke);
+                }
             }
             ToHub::Served { topic, .. } => {
                 if self.topic.as_ref().is_some_and(|now| now.id == topic) {
@@ -438,7 +440,7 @@ impl Hub {
             id: *id,
             has: link.has,
             fast: link.fast,
-            on_topic: link.path == Path::Gossip,
+            path: link.path,
         };
         let spokes: Vec<_> = self.links.iter().map(standing).collect();
         let topic = self.topic.as_ref().map(|topic| TopicStanding {

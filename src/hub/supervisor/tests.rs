@@ -135,7 +135,11 @@ impl Mesh {
                 id,
                 has: spoke.has,
                 fast: spoke.fast,
-                on_topic: spoke.on_topic,
+                path: if spoke.on_topic {
+                    Path::Gossip
+                } else {
+                    Path::Joining
+                },
             })
             .collect();
         let slow = 20 * MS + (self.slow_ticks as u32 - 1) * TICK;
@@ -317,7 +321,7 @@ fn a_few_stopped_spokes_are_served_around_and_the_topic_goes_on() {
 
 #[test]
 fn a_spoke_that_the_topic_alone_does_not_reach_is_served_around_soon() {
-    for spokes in [1, 3, 50] {
+    for spokes in [3, 50] {
         let mut mesh = Mesh::new(spokes);
         mesh.run(10);
         mesh.spokes[0].state = State::CutOff;
@@ -326,6 +330,118 @@ fn a_spoke_that_the_topic_alone_does_not_reach_is_served_around_soon() {
         mesh.run(100);
         assert_eq!(mesh.failure(), None);
     }
+}
+
+/// Runs until the topic has failed, and says how long that took.
+fn fails(mesh: &mut Mesh) -> Duration {
+    let begin = mesh.now - mesh.begin;
+    mesh.run(50);
+    let (at, failure) = mesh.failure().expect("it is noticed");
+    assert_eq!(failure, Failure::Dead);
+    at - begin
+}
+
+#[test]
+fn a_topic_that_does_not_reach_its_only_spoke_has_failed() {
+    let mut mesh = Mesh::new(1);
+    mesh.run(10);
+    mesh.spokes[0].state = State::CutOff;
+    let took = fails(&mut mesh);
+    assert!(took <= 2000 * MS, "{took:?}");
+    // If it has stopped, another topic would not reach it either.
+    let mut mesh = Mesh::new(1);
+    mesh.run(10);
+    mesh.spokes[0].state = State::Stopped;
+    mesh.run(1000);
+    assert_eq!(mesh.failure(), None);
+    assert_eq!(mesh.supervisor.condition(), Condition::Stalled);
+}
+
+#[test]
+fn a_topic_that_reaches_a_minority_has_failed_and_one_that_reaches_most_has_not() {
+    for (spokes, cut) in [(3, 2), (8, 5), (8, 7), (20, 11), (20, 19)] {
+        let mut mesh = Mesh::new(spokes);
+        mesh.run(10);
+        for spoke in &mut mesh.spokes[..cut] {
+            spoke.state = State::CutOff;
+        }
+        let took = fails(&mut mesh);
+        assert!(took <= 2000 * MS, "{cut} of {spokes}: {took:?}");
+    }
+    for (spokes, cut) in [(2, 1), (8, 4), (20, 10), (1000, 400)] {
+        let mut mesh = Mesh::new(spokes);
+        mesh.run(10);
+        for n in 0..cut {
+            mesh.spokes[spokes - 1 - n].state = State::CutOff;
+        }
+        mesh.run(1000);
+        assert_eq!(mesh.failure(), None, "{cut} of {spokes}");
+        assert_eq!(mesh.supervisor.condition(), Condition::Alive);
+        assert_eq!(mesh.served_around().len(), cut);
+    }
+}
+
+#[test]
+fn a_topic_that_most_have_left_by_themselves_has_failed() {
+    let mut mesh = Mesh::new(8);
+    mesh.run(10);
+    for n in 0..4 {
+        mesh.supervisor.isolated(n);
+        mesh.spokes[n].on_topic = false;
+    }
+    mesh.run(50);
+    assert_eq!(mesh.failure(), None);
+    mesh.supervisor.isolated(4);
+    mesh.spokes[4].on_topic = false;
+    let took = fails(&mut mesh);
+    assert!(took <= 2000 * MS, "{took:?}");
+    // Not if they are on it again soon, or gone.
+    let mut mesh = Mesh::new(8);
+    mesh.run(10);
+    for n in 0..8 {
+        mesh.supervisor.isolated(n);
+        mesh.spokes[n].on_topic = false;
+    }
+    mesh.run(3);
+    for spoke in &mut mesh.spokes {
+        spoke.on_topic = true;
+    }
+    mesh.run(100);
+    assert_eq!(mesh.actions, []);
+    assert!(mesh.supervisor.off.is_empty());
+}
+
+#[test]
+fn spokes_that_stop_and_go_on_long_after_have_time_to_be_on_the_topic_again() {
+    let mut mesh = Mesh::new(8);
+    mesh.run(10);
+    for spoke in &mut mesh.spokes[..6] {
+        spoke.state = State::Stopped;
+    }
+    mesh.run(60);
+    for spoke in &mut mesh.spokes {
+        spoke.state = State::Well;
+    }
+    mesh.run(4);
+    for spoke in &mut mesh.spokes {
+        spoke.on_topic = true;
+    }
+    mesh.run(100);
+    assert_eq!(mesh.failure(), None);
+    assert_eq!(mesh.supervisor.condition(), Condition::Alive);
+}
+
+#[test]
+fn a_topic_that_nobody_gets_on_has_failed_after_half_a_minute() {
+    let mut mesh = Mesh::new(8);
+    for spoke in &mut mesh.spokes {
+        spoke.on_topic = false;
+    }
+    mesh.run(140);
+    assert_eq!(mesh.actions, []);
+    mesh.run(20);
+    let failed = mesh.failure().map(|(_, failure)| failure);
+    assert_eq!(failed, Some(Failure::Unjoined));
 }
 
 #[test]
@@ -377,7 +493,7 @@ fn a_cursor_that_stands_still_though_nothing_holds_it_has_failed() {
             id,
             has: mesh.spokes[id].has,
             fast: true,
-            on_topic: true,
+            path: Path::Gossip,
         })
         .collect();
     for held in [true, false] {
@@ -481,11 +597,14 @@ proptest! {
                     let lives = mesh.delivers && mesh.neighbors > 0;
                     let well = |spoke: &Spoke| spoke.fast && spoke.on_topic && spoke.state == State::Well;
                     let lives = lives && mesh.spokes.iter().any(well);
+                    // One that has lost most of its spokes is dead all the same.
+                    let on_topic = mesh.spokes.iter().filter(|spoke| spoke.on_topic).count();
+                    let lives = lives && on_topic * 2 >= n;
                     mesh.tick(u32::from(ms) * MS, events);
                     for (_, action) in &mesh.actions[seen..] {
                         prop_assert!(!(lives && *action == Action::Fail(Failure::Dead)));
                     }
-                    prop_assert!(mesh.supervisor.watched.len() <= n);
+                    prop_assert!(mesh.supervisor.watched.len() <= n && mesh.supervisor.off.len() <= n);
                     prop_assert!(mesh.supervisor.out.is_empty());
                 },
             }

@@ -46,6 +46,8 @@ pub(crate) struct Link {
     pub(crate) epoch: OnceLock<Epoch>,
     /// How often the spoke has said what it has.
     beats: AtomicU64,
+    /// Everything repaired along this link lies below.
+    repaired_to: AtomicU64,
     /// The path that serves the spoke, as last announced.
     path: Mutex<Path>,
     /// Whether the spoke acknowledges fast, so that pace and supervision can go by it.
@@ -88,6 +90,7 @@ impl Link {
             acked: AtomicU64::new(cursor),
             epoch: OnceLock::new(),
             beats: AtomicU64::new(0),
+            repaired_to: AtomicU64::new(0),
             path: Mutex::new(Path::Direct),
             fast: AtomicBool::new(true),
             fast_since: Mutex::new(None),
@@ -181,9 +184,11 @@ impl Link {
         }
     }
 
-    /// Everything below `offset` reached the spoke. Says whether that is news.
-    pub(crate) fn set_acked(&self, offset: u64) -> bool {
-        self.beats.fetch_add(1, Ordering::AcqRel);
+    /// Everything below `offset` reached the spoke, which may have said so only because of targeted events.
+    /// Says whether that is news. Only the link's own task says it.
+    pub(crate) fn set_acked(&self, offset: u64, targeted: bool) -> bool {
+        let beats = self.has().told(offset, targeted).beats;
+        self.beats.store(beats, Ordering::Release);
         let awaited = self.session.record(|record| {
             record.set_acked(offset);
             record.awaited()
@@ -211,8 +216,14 @@ impl Link {
         self.order(|desk| desk.serve_from(from));
     }
 
+    /// What the spoke has of all below came along this link, or may have.
+    pub(crate) fn repaired_to(&self) -> u64 {
+        self.repaired_to.load(Ordering::Acquire)
+    }
+
     /// The spoke wants `[from, to)` again.
     pub(crate) fn repair(&self, from: u64, to: u64) {
+        self.repaired_to.fetch_max(to, Ordering::AcqRel);
         self.order(|desk| desk.repair(from, to));
     }
 
@@ -228,13 +239,14 @@ impl Link {
         self.order(|desk| desk.order_topic(order));
     }
 
-    /// The spoke has its targeted events up to `seq`.
-    pub(crate) fn targeted_acked(&self, seq: u64) -> Result<(), LinkError> {
+    /// The spoke has its targeted events up to `seq`. Says whether that is news.
+    pub(crate) fn targeted_acked(&self, seq: u64) -> Result<bool, LinkError> {
         let number = self.number;
-        if self.session.mailbox(|mailbox| mailbox.acked(number, seq))? {
+        let news = self.session.mailbox(|mailbox| mailbox.acked(number, seq))?;
+        if news {
             self.session.has_room();
         }
-        Ok(())
+        Ok(news)
     }
 
     /// Whether everything up to `tip` has reached the spoke, and everything targeted.

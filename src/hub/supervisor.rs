@@ -92,6 +92,8 @@ pub(crate) struct Standing<Id> {
     pub(crate) fast: bool,
     /// What serves it.
     pub(crate) path: Path,
+    /// All below may have been repaired along its link.
+    pub(crate) repaired_to: u64,
 }
 
 impl<Id> Standing<Id> {
@@ -354,7 +356,10 @@ impl<Id: Copy + Ord + Debug> Supervisor<Id> {
         let mut watched = std::mem::take(&mut self.watched);
         for spoke in on_topic {
             let (has, fast) = (spoke.has, spoke.fast);
-            let still = |had: &Watched| had.has == has && had.fast == fast && has.acked < sent;
+            // What its link brought shows nothing of the topic.
+            let repaired = has.acked <= spoke.repaired_to;
+            let moved = |had: &Watched| had.has != has && !repaired;
+            let still = |had: &Watched| !moved(had) && had.fast == fast && has.acked < sent;
             let since = watched.remove(&spoke.id).filter(still);
             let since = since.map_or(self.clock, |had| had.since);
             self.watched.insert(spoke.id, Watched { has, fast, since });

@@ -414,6 +414,7 @@ impl Switchboard {
                 has: link.has(),
                 fast: link.fast.load(Ordering::Acquire),
                 path: link.path(),
+                repaired_to: link.repaired_to(),
             })
             .collect();
         let topic = self.topic.as_ref().map(|topic| topic.probe().standing());

@@ -67,6 +67,8 @@ struct Link {
     has: Has,
     fast: bool,
     path: Path,
+    /// Everything repaired along it lies below.
+    repaired_to: u64,
     /// Sent and not read.
     unread: usize,
     /// A batch is being put on the wire.
@@ -217,6 +219,7 @@ impl Hub {
             },
             fast: all_are_fast(self.links.len() + 1),
             path: Path::Direct,
+            repaired_to: 0,
             unread: 0,
             busy: false,
             last_arrival: 0,
@@ -289,8 +292,7 @@ impl Hub {
                     ctx.tally.misbehaved += 1;
                     return;
                 }
-                link.has.acked = link.has.acked.max(offset);
-                link.has.beats += 1;
+                link.has = link.has.told(offset, false);
             }
             ToHub::Want { from, to: Some(to) } => {
                 if from > to || to > tip {
@@ -441,6 +443,7 @@ impl Hub {
             has: link.has,
             fast: link.fast,
             path: link.path,
+            repaired_to: link.repaired_to,
         };
         let spokes: Vec<_> = self.links.iter().map(standing).collect();
         let topic = self.topic.as_ref().map(|topic| TopicStanding {
@@ -561,7 +564,10 @@ impl Hub {
         while let Some(answer) = self.repairs.poll(now, &mut self.budget, piece) {
             match answer {
                 Answer::Direct { id, from, to } => {
-                    self.desk(id, |desk| desk.repair(from, to));
+                    if let Some(link) = self.links.get_mut(&id) {
+                        link.repaired_to = link.repaired_to.max(to);
+                        link.desk.repair(from, to);
+                    }
                     self.pump(ctx, id);
                 }
                 Answer::Again(piece) => {

@@ -15,6 +15,8 @@ enum State {
     Stopped,
     /// The topic does not reach it.
     CutOff,
+    /// Nor this one, but it is repaired what it lacks.
+    Repaired,
     /// The parts of something large come in.
     InParts,
 }
@@ -29,6 +31,7 @@ struct Spoke {
     paced: bool,
     /// What it has, said or not.
     took: u64,
+    repaired_to: u64,
 }
 
 struct Mesh {
@@ -59,6 +62,7 @@ impl Mesh {
                 fast,
                 paced: fast,
                 took: 0,
+                repaired_to: 0,
             }
         };
         Self {
@@ -106,11 +110,15 @@ impl Mesh {
             let reached = if spoke.on_topic {
                 self.delivers && spoke.state == State::Well
             } else {
-                matches!(spoke.state, State::Well | State::CutOff)
+                matches!(spoke.state, State::Well | State::CutOff | State::Repaired)
             };
             if reached {
                 let to = if spoke.on_topic { self.sent } else { self.tip };
                 spoke.took = spoke.took.max(to);
+            }
+            if spoke.state == State::Repaired && spoke.on_topic {
+                spoke.repaired_to = self.sent.saturating_sub(20);
+                spoke.took = spoke.took.max(spoke.repaired_to);
             }
             let due = spoke.paced || (self.ticks + n).is_multiple_of(self.slow_ticks);
             if due && spoke.has.acked < spoke.took {
@@ -140,6 +148,7 @@ impl Mesh {
                 } else {
                     Path::Joining
                 },
+                repaired_to: spoke.repaired_to,
             })
             .collect();
         let slow = 20 * MS + (self.slow_ticks as u32 - 1) * TICK;
@@ -358,6 +367,19 @@ fn a_topic_that_does_not_reach_its_only_spoke_has_failed() {
 }
 
 #[test]
+fn a_topic_whose_spokes_live_on_repairs_has_failed() {
+    for spokes in [1, 8, 100] {
+        let mut mesh = Mesh::new(spokes);
+        mesh.run(10);
+        for spoke in &mut mesh.spokes {
+            spoke.state = State::Repaired;
+        }
+        let took = fails(&mut mesh);
+        assert!(took <= 2000 * MS, "{spokes}: {took:?}");
+    }
+}
+
+#[test]
 fn a_topic_that_reaches_a_minority_has_failed_and_one_that_reaches_most_has_not() {
     for (spokes, cut) in [(3, 2), (8, 5), (8, 7), (20, 11), (20, 19)] {
         let mut mesh = Mesh::new(spokes);
@@ -494,6 +516,7 @@ fn a_cursor_that_stands_still_though_nothing_holds_it_has_failed() {
             has: mesh.spokes[id].has,
             fast: true,
             path: Path::Gossip,
+            repaired_to: 0,
         })
         .collect();
     for held in [true, false] {
@@ -561,6 +584,7 @@ fn op() -> impl Strategy<Value = Op> {
         Just(State::Well),
         Just(State::Stopped),
         Just(State::CutOff),
+        Just(State::Repaired),
         Just(State::InParts)
     ];
     prop_oneof![

@@ -216,19 +216,9 @@ impl<Id: Copy + Ord + Debug> Planner<Id> {
         self.note_settled(id);
     }
 
-    /// A spoke wants to be served directly again, or lags on the tree. It remains a member of the topic, may
-    /// say that it is on the tree again, and is told to join again after a while.
-    pub(crate) fn off_tree(&mut self, now: Instant, id: Id) {
-        if self.phase != Phase::Running || !self.tree.contains(id) {
-            return;
-        }
-        self.tree.remove(id);
-        self.retry_later(now, id);
-        self.note_settled(id);
-    }
-
-    /// A spoke says that the topic does not reach it. The same as [`off_tree`](Self::off_tree), but it is told
-    /// at once of others to join through, unless it was told not long ago. Says whether it was on the tree.
+    /// The topic does not reach a spoke, as it says, or as the hub sees. It is served directly, remains a
+    /// member of the topic, may say that it is on the tree again, and is told of others to join through: at
+    /// once, unless it was told not long ago. Says whether it was on the tree.
     pub(crate) fn isolated(&mut self, now: Instant, id: Id) -> bool {
         if self.phase != Phase::Running || !self.tree.contains(id) {
             return false;
@@ -237,7 +227,13 @@ impl<Id: Copy + Ord + Debug> Planner<Id> {
         let told = self.spokes.get(&id).and_then(|spoke| spoke.told_at);
         match told.map(|at| after(at, self.config.join_retry)) {
             Some(at) if at > now => self.retry_at(at, id),
-            _ => self.enqueue(id),
+            _ => {
+                // It may have stopped: it is not to take the place of one that comes.
+                if let Some(spoke) = self.spokes.get_mut(&id) {
+                    spoke.told = true;
+                }
+                self.enqueue(id);
+            }
         }
         self.note_settled(id);
         true

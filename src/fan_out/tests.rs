@@ -68,14 +68,9 @@ impl Hub {
         self.planner.on_tree(self.now, id);
     }
 
-    fn off_tree(&mut self, id: u8) {
-        self.on_tree.remove(&id);
-        self.planner.off_tree(self.now, id);
-    }
-
     fn isolated(&mut self, id: u8) {
         self.on_tree.remove(&id);
-        self.planner.isolated(self.now, id);
+        let _ = self.planner.isolated(self.now, id);
     }
 
     fn poll(&mut self) -> Option<Decision<u8>> {
@@ -284,17 +279,14 @@ fn a_spoke_that_falls_off_the_tree_is_served_directly_and_told_again() {
     assert_eq!(hub.drain(), [Decision::Park { id: 1 }]);
     hub.run(Duration::from_secs(60));
     hub.log.clear();
-    hub.off_tree(1);
-    assert_eq!(hub.drain(), [Decision::Unpark { id: 1 }]);
-    assert_eq!(hub.planner.path(1), Some(Path::Joining));
-    hub.log.clear();
-    hub.run(Duration::from_secs(11));
+    hub.isolated(1);
     let join = Decision::TellJoin {
         id: 1,
         peers: vec![],
         via_hub: true,
     };
-    assert_eq!(hub.log, [join]);
+    assert_eq!(hub.drain(), [Decision::Unpark { id: 1 }, join]);
+    assert_eq!(hub.planner.path(1), Some(Path::Joining));
     hub.on_tree(1);
     assert_eq!(hub.drain(), [Decision::Park { id: 1 }]);
 }
@@ -329,6 +321,38 @@ fn a_spoke_that_says_it_is_isolated_is_told_of_others_at_once_but_not_again_and_
     assert_eq!(hub.log, []);
     hub.run(Duration::from_millis(200));
     assert_eq!(hub.log.len(), 1);
+}
+
+#[test]
+fn spokes_that_the_topic_does_not_reach_keep_nobody_from_joining() {
+    let mut hub = Hub::new(FanOut::Gossip);
+    let config = PlannerConfig {
+        joins_per_s: 200,
+        joins_at_once: 2,
+        ..config()
+    };
+    hub.planner = Planner::new(FanOut::Gossip, config, 1);
+    for id in 0..6 {
+        hub.join(id, true);
+        hub.drain();
+        hub.on_tree(id);
+    }
+    hub.run(Duration::from_secs(60));
+    for id in 0..4 {
+        hub.isolated(id);
+    }
+    for id in 10..12 {
+        hub.join(id, true);
+    }
+    hub.log.clear();
+    hub.run(Duration::from_secs(1));
+    let told = |id| {
+        let joins = |d: &&Decision<u8>| matches!(d, Decision::TellJoin { id: of, .. } if *of == id);
+        hub.log.iter().filter(joins).count()
+    };
+    for id in [0, 1, 2, 3, 10, 11] {
+        assert_eq!(told(id), 1, "{id}");
+    }
 }
 
 #[test]
@@ -437,7 +461,6 @@ enum Op {
     Join(u8, bool),
     Leave(u8),
     OnTree(u8),
-    OffTree(u8),
     Isolated(u8),
     Traffic(u64),
     Direct,
@@ -454,8 +477,7 @@ fn op() -> impl Strategy<Value = Op> {
         12 => (0u8..12, prop::bool::weighted(0.8)).prop_map(|(id, c)| Op::Join(id, c)),
         4 => (0u8..12).prop_map(Op::Leave),
         12 => (0u8..12).prop_map(Op::OnTree),
-        4 => (0u8..12).prop_map(Op::OffTree),
-        4 => (0u8..12).prop_map(Op::Isolated),
+        8 => (0u8..12).prop_map(Op::Isolated),
         1 => prop_oneof![Just(0), Just(100), any::<u64>()].prop_map(Op::Traffic),
         1 => Just(Op::Direct),
         3 => Just(Op::Gossip),
@@ -484,18 +506,11 @@ proptest! {
                         hub.planner.on_tree(hub.now, id);
                     }
                 }
-                Op::OffTree(id) => {
-                    if hub.planner.gossiping() {
-                        hub.off_tree(id);
-                    } else {
-                        hub.planner.off_tree(hub.now, id);
-                    }
-                }
                 Op::Isolated(id) => {
                     if hub.planner.gossiping() {
                         hub.isolated(id);
                     } else {
-                        hub.planner.isolated(hub.now, id);
+                        let _ = hub.planner.isolated(hub.now, id);
                     }
                 }
                 Op::Traffic(rate) => hub.planner.traffic(hub.now, rate),

@@ -436,7 +436,7 @@ impl Switchboard {
                 Action::ServeAround(id) => {
                     debug!(spoke = %id.fmt_short(), "the topic does not reach it");
                     self.hub.metrics.repair.served_around.inc();
-                    self.planner.off_tree(now, id);
+                    self.planner.isolated(now, id);
                 }
                 Action::Rejoin => self.rejoin(),
                 Action::Fail(failure) => self.fail_topic(now, failure),

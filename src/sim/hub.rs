@@ -464,7 +464,7 @@ impl Hub {
             match action {
                 Action::ServeAround(id) => {
                     ctx.tally.served_around += 1;
-                    self.planner.off_tree(now, id);
+                    self.planner.isolated(now, id);
                 }
                 Action::Rejoin => {
                     ctx.tally.topics_rejoined += 1;

@@ -562,16 +562,24 @@ impl Reception {
         if let Some(member) = &mut self.topic
             && member.topic == topic.topic
         {
-            // The hub serves us directly though we are on it; so say again if it serves us.
-            member.told = true;
-            if member.reach.is_served() {
-                inbox.set_direct(now, false);
-                let (topic, from) = (member.topic, inbox.next());
-                self.orders
-                    .push_back(Order::Write(ToHub::Served { topic, from }));
+            let was_told = std::mem::replace(&mut member.told, true);
+            let served = member.reach.is_served();
+            let id = member.topic;
+            if served && was_told {
+                // The hub serves us directly, since the topic does not reach us as far as it sees.
+                member.reach.relapse();
             }
             self.orders.push_back(Order::Rekey(topic.keys));
             self.orders.push_back(Order::Meet { peers: topic.peers });
+            if served && was_told {
+                // A word of ours that the topic serves us may be under way. This one comes behind it.
+                self.want_direct(now);
+            } else if served {
+                let from = inbox.next();
+                inbox.set_direct(now, false);
+                let served = ToHub::Served { topic: id, from };
+                self.orders.push_back(Order::Write(served));
+            }
             return;
         }
         let doublings = topic.members.max(1).ilog2();

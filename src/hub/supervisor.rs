@@ -24,7 +24,7 @@ use rand::{SeedableRng, rngs::StdRng, seq::IndexedRandom};
 use super::pace::Has;
 use crate::{
     fan_out::Path,
-    wire::broadcast::{BEACON_FIRST, arrives_within},
+    wire::broadcast::{BEACON_FIRST, WANT_JITTER, arrives_within},
 };
 
 /// How often the supervisor looks.
@@ -71,8 +71,8 @@ const UNJOINED: Duration = Duration::from_secs(30);
 /// How long the topic's cursor may stand still though nothing holds it back.
 const CURSOR_STUCK: Duration = Duration::from_millis(1600);
 
-/// The jitter with which a spoke wants a gap repaired, and for how long wants are gathered.
-const WANTED_WITHIN: Duration = Duration::from_millis(150);
+/// A spoke wants what has not come within this, and what many want is sent again.
+const WANTED_WITHIN: Duration = WANT_JITTER.saturating_add(Duration::from_millis(25));
 
 /// How long after the last frame all have heard a beacon that shows what they lost.
 const BEACON_WITHIN: Duration = BEACON_FIRST.saturating_mul(2);

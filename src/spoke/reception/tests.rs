@@ -518,6 +518,29 @@ fn a_spoke_that_is_told_of_its_topic_again_is_served_directly_until_the_topic_sh
 }
 
 #[test]
+fn what_may_still_arrive_on_a_topic_of_that_size_is_not_wanted() {
+    let (mut reception, now) = linked();
+    // As it joins, and when it is told of the same one that has grown or shrunk.
+    for members in [1, 1000, 20, 1 << 30] {
+        let ToSpoke::Topic(mut told) = topic(3) else {
+            unreachable!()
+        };
+        told.members = members;
+        take(&mut reception, now, [ToSpoke::Topic(told)]);
+        let inbox = reception.inbox.as_mut().unwrap();
+        inbox.begin_epoch(now, inbox.epoch(), 0, 0);
+        for tip in [0, 0, 1] {
+            reception.opened(now, Opened::Beacon { tip });
+        }
+        assert!(reception.is_served());
+        let inbox = reception.inbox.as_mut().unwrap();
+        let wait = inbox.deadline().expect("it lacks something") - now;
+        let arrives = arrives_within(members as usize);
+        assert!(wait >= arrives && wait <= arrives + WANT_JITTER, "{wait:?}");
+    }
+}
+
+#[test]
 fn a_topic_of_another_epoch_or_id_is_left() {
     for (epoch, id) in [(2, None), (1, Some(4))] {
         let (mut reception, now) = linked();

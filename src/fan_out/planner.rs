@@ -274,6 +274,14 @@ impl<Id: Copy + Ord + Debug> Planner<Id> {
         self.close();
     }
 
+    /// The topic has ended though nothing is wrong with it: everyone is served directly until the next one
+    /// begins, at once.
+    pub(crate) fn topic_over(&mut self) {
+        if self.phase == Phase::Running {
+            self.close();
+        }
+    }
+
     /// Works out whether there should be a topic.
     fn weigh(&mut self, now: Instant) {
         let (wants, settle) = match &self.fan_out {

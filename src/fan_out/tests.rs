@@ -324,6 +324,29 @@ fn a_spoke_that_says_it_is_isolated_is_told_of_others_at_once_but_not_again_and_
 }
 
 #[test]
+fn after_a_topic_that_is_over_the_next_one_begins_at_once() {
+    let mut hub = Hub::new(FanOut::Gossip);
+    hub.join(1, true);
+    hub.drain();
+    hub.on_tree(1);
+    hub.drain();
+    hub.planner.topic_over();
+    let join = Decision::TellJoin {
+        id: 1,
+        peers: vec![],
+        via_hub: true,
+    };
+    let all = [
+        Decision::Unpark { id: 1 },
+        Decision::TellLeave { id: 1 },
+        Decision::StopTopic,
+        Decision::StartTopic,
+        join,
+    ];
+    assert_eq!(hub.drain(), all);
+}
+
+#[test]
 fn spokes_that_the_topic_does_not_reach_keep_nobody_from_joining() {
     let mut hub = Hub::new(FanOut::Gossip);
     let config = PlannerConfig {
@@ -467,6 +490,7 @@ enum Op {
     Gossip,
     Auto,
     Failed,
+    Over,
     Wait(u64),
     /// So many decisions only, before the next thing happens.
     Poll(usize),
@@ -483,6 +507,7 @@ fn op() -> impl Strategy<Value = Op> {
         3 => Just(Op::Gossip),
         1 => Just(Op::Auto),
         1 => Just(Op::Failed),
+        1 => Just(Op::Over),
         6 => (0u64..2500).prop_map(Op::Wait),
         12 => (0usize..8).prop_map(Op::Poll),
     ]
@@ -522,6 +547,7 @@ proptest! {
                     hub.planner.set_fan_out(hub.now, auto);
                 }
                 Op::Failed => hub.planner.topic_failed(hub.now),
+                Op::Over => hub.planner.topic_over(),
                 Op::Wait(ms) => hub.now += Duration::from_millis(ms),
                 Op::Poll(0) => drop(hub.drain()),
                 Op::Poll(most) => {

@@ -311,7 +311,7 @@ impl Inbound<'_> {
                     return Ok(());
                 }
                 self.hub
-                    .note(Note::OnTree(self.link.id, self.link.number))
+                    .note(Note::OnTree(self.link.id, self.link.number, topic))
                     .await;
                 Ok(())
             }

@@ -43,8 +43,8 @@ use crate::{
 pub(super) enum Note {
     /// It came, went, changed its link, or can be on the topic now: the roster tells.
     Spoke(SpokeId),
-    /// The spoke says, on the link with this number, that the topic serves it.
-    OnTree(SpokeId, u64),
+    /// The spoke says, on the link with this number, that this topic serves it.
+    OnTree(SpokeId, u64, [u8; 32]),
     /// The spoke wants to be served directly.
     OffTree(SpokeId, u64),
     /// The spoke wants `[from, to)`, which exists.
@@ -126,11 +126,8 @@ impl Switchboard {
                         self.follow_supervisor(Instant::now());
                     }
                     // The link ends with the hub too.
-                    LinkEvent::Ended if self.hub.cancel.is_cancelled() => break,
-                    LinkEvent::Ended => {
-                        self.fail_topic(Instant::now(), Failure::Ended);
-                        self.stop_topic();
-                    }
+                    LinkEvent::Ended { .. } if self.hub.cancel.is_cancelled() => break,
+                    LinkEvent::Ended { epoch } => self.topic_ended(epoch),
                 },
             }
         }
@@ -143,7 +140,10 @@ impl Switchboard {
         let now = Instant::now();
         match note {
             Note::Spoke(id) => self.spoke(now, id),
-            Note::OnTree(id, link) if self.is_current(id, link) => self.planner.on_tree(now, id),
+            // What is said of a topic that has ended meanwhile is not said of this one.
+            Note::OnTree(id, link, of) if self.is_current(id, link) && self.is_topic(of) => {
+                self.planner.on_tree(now, id);
+            }
             Note::OffTree(id, link) if self.is_current(id, link) => {
                 if self.planner.isolated(now, id) {
                     self.supervisor.isolated(id);
@@ -181,6 +181,10 @@ impl Switchboard {
             self.planner.spoke_joined(now, id, gossips);
             self.repairs.left(id);
         }
+    }
+
+    fn is_topic(&self, topic: [u8; 32]) -> bool {
+        self.topic.as_ref().is_some_and(|now| now.topic() == topic)
     }
 
     fn is_current(&self, id: SpokeId, number: u64) -> bool {
@@ -333,6 +337,18 @@ impl Switchboard {
             .set_topic(Some((topic.topic(), topic.node().clone())));
         self.hub.board().probe = Some(topic.probe());
         self.topic = Some(topic);
+    }
+
+    /// The topic has ended by itself.
+    fn topic_ended(&mut self, epoch: bool) {
+        if epoch {
+            // Nothing is wrong with it: another one begins at once, of the new epoch.
+            self.supervisor.topic_changed(false);
+            self.planner.topic_over();
+        } else {
+            self.fail_topic(Instant::now(), Failure::Ended);
+        }
+        self.stop_topic();
     }
 
     /// Ends the topic in the background: leaving it in order takes a while.

@@ -347,6 +347,30 @@ fn after_a_topic_that_is_over_the_next_one_begins_at_once() {
 }
 
 #[test]
+fn a_spoke_that_never_gets_on_the_tree_is_told_ever_more_rarely_and_hurries_nobody() {
+    let mut hub = Hub::new(FanOut::Gossip);
+    hub.join(0, true);
+    hub.join(1, true);
+    hub.run(Duration::from_secs(1));
+    hub.on_tree(0);
+    assert_eq!(hub.planner.arriving(), 1);
+    hub.run(Duration::from_secs(600));
+    assert_eq!(hub.planner.arriving(), 0);
+    let apart: Vec<u64> = hub.joins[1..]
+        .windows(2)
+        .map(|told| (told[1] - told[0]).as_secs())
+        .collect();
+    assert_eq!(apart, [10, 20, 40, 80, 120, 120, 120]);
+    // Once it was there, it is as any other.
+    hub.on_tree(1);
+    hub.isolated(1);
+    hub.joins.clear();
+    hub.run(Duration::from_secs(200));
+    let apart = hub.joins[1] - hub.joins[0];
+    assert_eq!(apart.as_secs(), 10);
+}
+
+#[test]
 fn spokes_that_the_topic_does_not_reach_keep_nobody_from_joining() {
     let mut hub = Hub::new(FanOut::Gossip);
     let config = PlannerConfig {

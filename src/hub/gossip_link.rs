@@ -177,8 +177,8 @@ impl GossipLink {
 /// For whom the topic is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(super) struct Audience {
-    /// How many spokes are on their way to it.
-    pub(super) joining: usize,
+    /// How many spokes are on their way to it that have not tried for long.
+    pub(super) arriving: usize,
     /// How many it serves.
     pub(super) served: usize,
 }
@@ -298,7 +298,7 @@ impl Cursor {
     fn look_around(&mut self) {
         let audience = *self.audience.borrow_and_update();
         let neighbors = *self.neighbors.borrow_and_update();
-        self.framer.set_hurry(audience.joining > 0);
+        self.framer.set_hurry(audience.arriving > 0);
         self.framer
             .set_listeners(neighbors > 0, audience.served > 0);
         let sent = self.framer.next();

@@ -235,7 +235,7 @@ impl Switchboard {
         let counts = self.planner.counts();
         if let Some(topic) = &self.topic {
             topic.set_audience(Audience {
-                joining: counts.joining,
+                arriving: self.planner.arriving(),
                 served: counts.gossip,
             });
         }

@@ -538,7 +538,7 @@ impl Hub {
         let Some(topic) = &mut self.topic else {
             return;
         };
-        topic.framer.set_hurry(counts.joining > 0);
+        topic.framer.set_hurry(self.planner.arriving() > 0);
         let neighbors = topic.mesh.neighbors() > 0;
         topic.framer.set_listeners(neighbors, counts.gossip > 0);
         let acks = || {

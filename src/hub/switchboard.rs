@@ -60,7 +60,7 @@ pub(super) enum Note {
 pub(super) const NOTES: usize = 1024;
 
 /// How long a spoke that leaves the topic may take to say from where on it is to be served.
-const LEAVES_WITHIN: Duration = Duration::from_millis(300);
+pub(crate) const LEAVES_WITHIN: Duration = Duration::from_millis(300);
 
 pub(super) struct Switchboard {
     hub: Arc<Inner>,

@@ -1,8 +1,9 @@
 //! The hub: the shipped planner, framer and desks over the shipped log, with links and a topic made of events.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
+    time::Instant,
 };
 
 use bytes::Bytes;
@@ -33,7 +34,9 @@ use crate::{
         repairs::{Answer, Payer, Repairs, piece_of},
         shared_log::{Entry, SharedLog},
         supervisor::{self, Action, REJOIN_THROUGH, Standing, Supervisor, TopicStanding},
+        switchboard::LEAVES_WITHIN,
     },
+    instant::after,
     log::{LogConfig, resume::Ask},
     position::{Epoch, Position},
     protocol::Protocol,
@@ -98,6 +101,8 @@ pub(super) struct Hub {
     pace: Pace<NodeId>,
     tick_at: Nanos,
     acks: AckShare,
+    /// Whose cursor is to run, on the link with this number, now that they leave the topic, and when.
+    leaving: VecDeque<(Instant, NodeId, u64)>,
     bytes_before: u64,
     lose_root_frame: Option<u64>,
     pub(super) wake_at: Nanos,
@@ -125,6 +130,7 @@ impl Hub {
             limits,
             tick_at: ctx.clock.nanos() + TICK,
             acks: AckShare::default(),
+            leaving: VecDeque::new(),
             bytes_before: 0,
             lose_root_frame,
             wake_at: Nanos::MAX,
@@ -509,7 +515,8 @@ impl Hub {
                 .flatten()
                 .min()
         });
-        let wants = [self.repairs.deadline(), self.budget.deadline()];
+        let leaving = self.leaving.front().map(|(at, ..)| *at);
+        let wants = [self.repairs.deadline(), self.budget.deadline(), leaving];
         let wants = wants.into_iter().flatten().min();
         let wants = wants.map(|at| ctx.clock.when(at));
         [planner, topic.flatten(), wants, Some(self.tick_at)]
@@ -521,6 +528,7 @@ impl Hub {
     /// Does all that is to be done now.
     pub(super) fn settle(&mut self, ctx: &mut Ctx) {
         let now = ctx.clock.now();
+        self.serve_who_left(ctx);
         while let Some(decision) = self.planner.poll(now) {
             self.carry_out(ctx, decision);
         }
@@ -606,8 +614,15 @@ impl Hub {
                 id
             }
             Decision::Unpark { id } => {
-                let acked = self.links.get(&id).map_or(0, |link| link.has.acked);
-                self.desk(id, |desk| desk.unpark(acked));
+                match self.links.get_mut(&id) {
+                    // As the switchboard does: it is told to leave, and says from where on it is served.
+                    Some(link) if !self.planner.gossiping() => {
+                        let at = after(ctx.clock.now(), LEAVES_WITHIN);
+                        self.leaving.push_back((at, id, link.number));
+                    }
+                    Some(link) => link.desk.unpark(link.has.acked),
+                    None => {}
+                }
                 id
             }
         };
@@ -616,6 +631,22 @@ impl Hub {
             link.path = path;
         }
         self.pump(ctx, id);
+    }
+
+    /// Serves directly who has not said anything on leaving the topic.
+    fn serve_who_left(&mut self, ctx: &mut Ctx) {
+        while let Some((at, id, number)) = self.leaving.front().copied()
+            && at <= ctx.clock.now()
+        {
+            self.leaving.pop_front();
+            if let Some(link) = self.links.get_mut(&id)
+                && link.number == number
+                && link.path != Path::Gossip
+            {
+                link.desk.unpark(link.has.acked);
+                self.pump(ctx, id);
+            }
+        }
     }
 
     fn desk(&mut self, id: NodeId, order: impl FnOnce(&mut Desk)) {

@@ -329,6 +329,7 @@ impl Switchboard {
         debug!(target: events::TOPIC_STARTED, spokes = self.hub.roster.len());
         self.hub.metrics.topic.started.inc();
         if std::mem::take(&mut self.failed) {
+            debug!(target: events::TOPIC_REBUILT, spokes = self.hub.roster.len());
             self.hub.metrics.topic.rebuilt.inc();
         }
         self.supervisor.topic_changed(false);

@@ -254,6 +254,10 @@ async fn a_spoke_that_gossips_goes_on_in_a_new_epoch() {
     stream.write(hello_at(Position::new(old.epoch, 100))).await;
     stream.frame().await.expect("a welcome");
     hub.broadcast(numbered(20)).await.unwrap();
+    until("a topic of the new epoch begins", || {
+        hub.metrics().topic.started.get() == 2
+    })
+    .await;
     drop(spoke);
     // Whether it connects again by itself or not: where it goes on, nothing is lost or comes twice.
     let spoke = spoke_from(hub.addr(), From::Position(position)).await;
@@ -261,6 +265,15 @@ async fn a_spoke_that_gossips_goes_on_in_a_new_epoch() {
     let event = common::next_event(&mut events).await;
     assert_eq!(number(&event), 20);
     assert_eq!(event.position, Some(Position::new(hub.tip().epoch, 20)));
+    until("it is on the new topic", || {
+        hub.spokes()
+            .iter()
+            .any(|spoke| spoke.path == iroh_hub::Path::Gossip)
+    })
+    .await;
+    // That is no failure.
+    let topic = &hub.metrics().topic;
+    assert_eq!((topic.failed.get(), topic.rebuilt.get()), (0, 0));
     hub.shutdown().await;
 }
 

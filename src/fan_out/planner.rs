@@ -15,6 +15,8 @@ use crate::instant::after;
 const GOOD_RUN: Duration = Duration::from_secs(60);
 const FIRST_BACKOFF: Duration = Duration::from_secs(1);
 const LAST_BACKOFF: Duration = Duration::from_secs(60);
+/// A spoke that does not get on the tree is told again this rarely in the end.
+const LAST_RETRY: Duration = Duration::from_secs(120);
 
 /// The bounds of a [`Planner`].
 #[derive(Clone, Copy, Debug)]
@@ -26,7 +28,7 @@ pub(crate) struct PlannerConfig {
     pub(crate) joins_at_once: usize,
     /// How many spokes a joining one is given to begin with.
     pub(crate) bootstrap_peers: usize,
-    /// After how long a spoke that is not on the tree is told again.
+    /// After how long a spoke that is not on the tree is told again; twice that after the next time, and so on.
     pub(crate) join_retry: Duration,
 }
 
@@ -96,6 +98,8 @@ struct Spoke {
     told: bool,
     /// When it was told last.
     told_at: Option<Instant>,
+    /// How often it was told since it was last on the tree.
+    tries: u32,
 }
 
 /// See the [module](super).
@@ -211,35 +215,33 @@ impl<Id: Copy + Ord + Debug> Planner<Id> {
         self.cancel_join(id);
         if let Some(spoke) = self.spokes.get_mut(&id) {
             spoke.told = false;
+            spoke.tries = 0;
         }
         self.tree.insert(id);
         self.note_settled(id);
     }
 
-    /// A spoke wants to be served directly again, or lags on the tree. It remains a member of the topic, may
-    /// say that it is on the tree again, and is told to join again after a while.
-    pub(crate) fn off_tree(&mut self, now: Instant, id: Id) {
+    /// The topic does not reach a spoke, as it says, or as the hub sees. It is served directly, remains a
+    /// member of the topic, may say that it is on the tree again, and is told of others to join through: at
+    /// once, unless it was told not long ago. Says whether it was on the tree.
+    pub(crate) fn isolated(&mut self, now: Instant, id: Id) -> bool {
         if self.phase != Phase::Running || !self.tree.contains(id) {
-            return;
-        }
-        self.tree.remove(id);
-        self.retry_later(now, id);
-        self.note_settled(id);
-    }
-
-    /// A spoke says that the topic does not reach it. The same as [`off_tree`](Self::off_tree), but it is told
-    /// at once of others to join through, unless it was told not long ago.
-    pub(crate) fn isolated(&mut self, now: Instant, id: Id) {
-        if self.phase != Phase::Running || !self.tree.contains(id) {
-            return;
+            return false;
         }
         self.tree.remove(id);
         let told = self.spokes.get(&id).and_then(|spoke| spoke.told_at);
         match told.map(|at| after(at, self.config.join_retry)) {
             Some(at) if at > now => self.retry_at(at, id),
-            _ => self.enqueue(id),
+            _ => {
+                // It may have stopped: it is not to take the place of one that comes.
+                if let Some(spoke) = self.spokes.get_mut(&id) {
+                    spoke.told = true;
+                }
+                self.enqueue(id);
+            }
         }
         self.note_settled(id);
+        true
     }
 
     fn note_settled(&mut self, id: Id) {
@@ -275,6 +277,14 @@ impl<Id: Copy + Ord + Debug> Planner<Id> {
         self.not_before = Some(after(now, self.backoff));
         self.backoff = self.backoff.saturating_mul(2).min(LAST_BACKOFF);
         self.close();
+    }
+
+    /// The topic has ended though nothing is wrong with it: everyone is served directly until the next one
+    /// begins, at once.
+    pub(crate) fn topic_over(&mut self) {
+        if self.phase == Phase::Running {
+            self.close();
+        }
     }
 
     /// Works out whether there should be a topic.
@@ -361,6 +371,7 @@ impl<Id: Copy + Ord + Debug> Planner<Id> {
         if let Some(spoke) = self.spokes.get_mut(&id) {
             spoke.ticket = None;
             spoke.told_at = Some(now);
+            spoke.tries = spoke.tries.saturating_add(1);
             if !spoke.told {
                 // One that was told before and did not get there is no help to others: counted among these,
                 // a few broken spokes would keep everyone from the hub, and so from the tree.
@@ -415,7 +426,11 @@ impl<Id: Copy + Ord + Debug> Planner<Id> {
     }
 
     fn retry_later(&mut self, now: Instant, id: Id) {
-        self.retry_at(after(now, self.config.join_retry), id);
+        let tries = self.spokes.get(&id).map_or(0, |spoke| spoke.tries);
+        let doubled = 1u32 << tries.saturating_sub(1).min(16);
+        let wait = self.config.join_retry.saturating_mul(doubled);
+        let longest = LAST_RETRY.max(self.config.join_retry);
+        self.retry_at(after(now, wait.min(longest)), id);
     }
 
     fn retry_at(&mut self, at: Instant, id: Id) {
@@ -484,6 +499,11 @@ impl<Id: Copy + Ord + Debug> Planner<Id> {
         let mut out = Vec::new();
         self.tree.sample(&mut self.rng, None, most, &mut out);
         out
+    }
+
+    /// How many spokes are on their way to the tree for the first time, and not slow to get there.
+    pub(crate) fn arriving(&self) -> usize {
+        self.fresh.len()
     }
 
     /// By which path a spoke is served, if it is there.

@@ -68,14 +68,9 @@ impl Hub {
         self.planner.on_tree(self.now, id);
     }
 
-    fn off_tree(&mut self, id: u8) {
-        self.on_tree.remove(&id);
-        self.planner.off_tree(self.now, id);
-    }
-
     fn isolated(&mut self, id: u8) {
         self.on_tree.remove(&id);
-        self.planner.isolated(self.now, id);
+        let _ = self.planner.isolated(self.now, id);
     }
 
     fn poll(&mut self) -> Option<Decision<u8>> {
@@ -284,17 +279,14 @@ fn a_spoke_that_falls_off_the_tree_is_served_directly_and_told_again() {
     assert_eq!(hub.drain(), [Decision::Park { id: 1 }]);
     hub.run(Duration::from_secs(60));
     hub.log.clear();
-    hub.off_tree(1);
-    assert_eq!(hub.drain(), [Decision::Unpark { id: 1 }]);
-    assert_eq!(hub.planner.path(1), Some(Path::Joining));
-    hub.log.clear();
-    hub.run(Duration::from_secs(11));
+    hub.isolated(1);
     let join = Decision::TellJoin {
         id: 1,
         peers: vec![],
         via_hub: true,
     };
-    assert_eq!(hub.log, [join]);
+    assert_eq!(hub.drain(), [Decision::Unpark { id: 1 }, join]);
+    assert_eq!(hub.planner.path(1), Some(Path::Joining));
     hub.on_tree(1);
     assert_eq!(hub.drain(), [Decision::Park { id: 1 }]);
 }
@@ -329,6 +321,85 @@ fn a_spoke_that_says_it_is_isolated_is_told_of_others_at_once_but_not_again_and_
     assert_eq!(hub.log, []);
     hub.run(Duration::from_millis(200));
     assert_eq!(hub.log.len(), 1);
+}
+
+#[test]
+fn after_a_topic_that_is_over_the_next_one_begins_at_once() {
+    let mut hub = Hub::new(FanOut::Gossip);
+    hub.join(1, true);
+    hub.drain();
+    hub.on_tree(1);
+    hub.drain();
+    hub.planner.topic_over();
+    let join = Decision::TellJoin {
+        id: 1,
+        peers: vec![],
+        via_hub: true,
+    };
+    let all = [
+        Decision::Unpark { id: 1 },
+        Decision::TellLeave { id: 1 },
+        Decision::StopTopic,
+        Decision::StartTopic,
+        join,
+    ];
+    assert_eq!(hub.drain(), all);
+}
+
+#[test]
+fn a_spoke_that_never_gets_on_the_tree_is_told_ever_more_rarely_and_hurries_nobody() {
+    let mut hub = Hub::new(FanOut::Gossip);
+    hub.join(0, true);
+    hub.join(1, true);
+    hub.run(Duration::from_secs(1));
+    hub.on_tree(0);
+    assert_eq!(hub.planner.arriving(), 1);
+    hub.run(Duration::from_secs(600));
+    assert_eq!(hub.planner.arriving(), 0);
+    let apart: Vec<u64> = hub.joins[1..]
+        .windows(2)
+        .map(|told| (told[1] - told[0]).as_secs())
+        .collect();
+    assert_eq!(apart, [10, 20, 40, 80, 120, 120, 120]);
+    // Once it was there, it is as any other.
+    hub.on_tree(1);
+    hub.isolated(1);
+    hub.joins.clear();
+    hub.run(Duration::from_secs(200));
+    let apart = hub.joins[1] - hub.joins[0];
+    assert_eq!(apart.as_secs(), 10);
+}
+
+#[test]
+fn spokes_that_the_topic_does_not_reach_keep_nobody_from_joining() {
+    let mut hub = Hub::new(FanOut::Gossip);
+    let config = PlannerConfig {
+        joins_per_s: 200,
+        joins_at_once: 2,
+        ..config()
+    };
+    hub.planner = Planner::new(FanOut::Gossip, config, 1);
+    for id in 0..6 {
+        hub.join(id, true);
+        hub.drain();
+        hub.on_tree(id);
+    }
+    hub.run(Duration::from_secs(60));
+    for id in 0..4 {
+        hub.isolated(id);
+    }
+    for id in 10..12 {
+        hub.join(id, true);
+    }
+    hub.log.clear();
+    hub.run(Duration::from_secs(1));
+    let told = |id| {
+        let joins = |d: &&Decision<u8>| matches!(d, Decision::TellJoin { id: of, .. } if *of == id);
+        hub.log.iter().filter(joins).count()
+    };
+    for id in [0, 1, 2, 3, 10, 11] {
+        assert_eq!(told(id), 1, "{id}");
+    }
 }
 
 #[test]
@@ -437,13 +508,13 @@ enum Op {
     Join(u8, bool),
     Leave(u8),
     OnTree(u8),
-    OffTree(u8),
     Isolated(u8),
     Traffic(u64),
     Direct,
     Gossip,
     Auto,
     Failed,
+    Over,
     Wait(u64),
     /// So many decisions only, before the next thing happens.
     Poll(usize),
@@ -454,13 +525,13 @@ fn op() -> impl Strategy<Value = Op> {
         12 => (0u8..12, prop::bool::weighted(0.8)).prop_map(|(id, c)| Op::Join(id, c)),
         4 => (0u8..12).prop_map(Op::Leave),
         12 => (0u8..12).prop_map(Op::OnTree),
-        4 => (0u8..12).prop_map(Op::OffTree),
-        4 => (0u8..12).prop_map(Op::Isolated),
+        8 => (0u8..12).prop_map(Op::Isolated),
         1 => prop_oneof![Just(0), Just(100), any::<u64>()].prop_map(Op::Traffic),
         1 => Just(Op::Direct),
         3 => Just(Op::Gossip),
         1 => Just(Op::Auto),
         1 => Just(Op::Failed),
+        1 => Just(Op::Over),
         6 => (0u64..2500).prop_map(Op::Wait),
         12 => (0usize..8).prop_map(Op::Poll),
     ]
@@ -484,18 +555,11 @@ proptest! {
                         hub.planner.on_tree(hub.now, id);
                     }
                 }
-                Op::OffTree(id) => {
-                    if hub.planner.gossiping() {
-                        hub.off_tree(id);
-                    } else {
-                        hub.planner.off_tree(hub.now, id);
-                    }
-                }
                 Op::Isolated(id) => {
                     if hub.planner.gossiping() {
                         hub.isolated(id);
                     } else {
-                        hub.planner.isolated(hub.now, id);
+                        let _ = hub.planner.isolated(hub.now, id);
                     }
                 }
                 Op::Traffic(rate) => hub.planner.traffic(hub.now, rate),
@@ -507,6 +571,7 @@ proptest! {
                     hub.planner.set_fan_out(hub.now, auto);
                 }
                 Op::Failed => hub.planner.topic_failed(hub.now),
+                Op::Over => hub.planner.topic_over(),
                 Op::Wait(ms) => hub.now += Duration::from_millis(ms),
                 Op::Poll(0) => drop(hub.drain()),
                 Op::Poll(most) => {

@@ -44,7 +44,7 @@ pub(super) struct GossipLink {
     standing: Arc<CursorStanding>,
     again: mpsc::Sender<(u64, u64)>,
     cancel: CancellationToken,
-    task: AbortOnDropHandle<()>,
+    task: AbortOnDropHandle<End>,
 }
 
 impl GossipLink {
@@ -153,10 +153,11 @@ impl GossipLink {
         };
         tokio::select! {
             ended = &mut link.task => {
-                if let Err(error) = ended {
+                let end = ended.unwrap_or_else(|error| {
                     warn!(%error, "the topic's cursor failed");
-                }
-                LinkEvent::Ended
+                    End::Failed
+                });
+                LinkEvent::Ended { epoch: end == End::Epoch }
             }
             Ok(()) = link.neighbors.changed() => {
                 LinkEvent::Neighbors(*link.neighbors.borrow_and_update())
@@ -176,8 +177,8 @@ impl GossipLink {
 /// For whom the topic is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(super) struct Audience {
-    /// How many spokes are on their way to it.
-    pub(super) joining: usize,
+    /// How many spokes are on their way to it that have not tried for long.
+    pub(super) arriving: usize,
     /// How many it serves.
     pub(super) served: usize,
 }
@@ -186,8 +187,18 @@ pub(super) struct Audience {
 pub(super) enum LinkEvent {
     /// The hub has so many neighbours now.
     Neighbors(usize),
-    /// It has ended, though nobody asked it to.
-    Ended,
+    /// It has ended, though nobody asked it to; because a new `epoch` began, or failing.
+    Ended { epoch: bool },
+}
+
+/// Why a topic's cursor ends.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum End {
+    /// The log began a new epoch, of which this topic is not.
+    Epoch,
+    Failed,
+    /// It was told to.
+    Told,
 }
 
 /// Shows how a topic stands, while there is one.
@@ -234,7 +245,11 @@ struct Cursor {
 }
 
 impl Cursor {
-    async fn run(mut self, mut events: mpsc::Receiver<GossipEvent<()>>, cancel: CancellationToken) {
+    async fn run(
+        mut self,
+        mut events: mpsc::Receiver<GossipEvent<()>>,
+        cancel: CancellationToken,
+    ) -> End {
         let hub = self.hub.clone();
         let mut tip = hub.log.watch_tip();
         loop {
@@ -250,15 +265,15 @@ impl Cursor {
             // Looked at after reading: what was read before the epoch began is of the one before.
             if hub.log.epoch() != self.epoch {
                 info!("the topic ends with its epoch");
-                return;
+                return End::Epoch;
             }
             if let Some(content) = content {
                 let sent = tokio::select! {
                     sent = self.send(&content) => sent,
-                    () = cancel.cancelled() => return,
+                    () = cancel.cancelled() => return End::Told,
                 };
                 if sent.is_err() {
-                    return;
+                    return End::Failed;
                 }
                 continue;
             }
@@ -272,9 +287,9 @@ impl Cursor {
                 event = events.recv() => match event {
                     Some(event) => debug!(?event, "topic"),
                     // The driver is gone.
-                    None => return,
+                    None => return End::Failed,
                 },
-                () = cancel.cancelled() => return,
+                () = cancel.cancelled() => return End::Told,
             }
         }
     }
@@ -283,7 +298,7 @@ impl Cursor {
     fn look_around(&mut self) {
         let audience = *self.audience.borrow_and_update();
         let neighbors = *self.neighbors.borrow_and_update();
-        self.framer.set_hurry(audience.joining > 0);
+        self.framer.set_hurry(audience.arriving > 0);
         self.framer
             .set_listeners(neighbors > 0, audience.served > 0);
         let sent = self.framer.next();

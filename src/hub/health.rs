@@ -1,7 +1,7 @@
 //! What a hub says of its health.
 
 use std::{
-    sync::{Arc, atomic::Ordering},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -151,12 +151,15 @@ pub(super) struct Board {
     pub(super) slow_every: Duration,
 }
 
+/// So long after a spoke was told to acknowledge fast, it is not taken for slow if it does not yet.
+const SETTLED: Duration = Duration::from_secs(3);
+
 /// What the links say.
-pub(super) fn signs(links: &[Arc<Link>]) -> Vec<Sign> {
+pub(super) fn signs(now: Instant, links: &[Arc<Link>]) -> Vec<Sign> {
     let sign = |link: &Arc<Link>| Sign {
         on_topic: link.path() == Path::Gossip,
         acked: link.acked(),
-        fast: link.fast.load(Ordering::Acquire),
+        fast: link.is_fast_for(now, SETTLED),
     };
     links.iter().map(sign).collect()
 }
@@ -165,7 +168,7 @@ impl Inner {
     /// Looks at the hub as it is now, with these links.
     pub(super) fn examine(&self, links: &[Arc<Link>]) -> Health {
         let now = Instant::now();
-        let signs = signs(links);
+        let signs = signs(now, links);
         // Behind the signs, so that nobody is ahead of it.
         let tip = self.log.tip_position();
         let board = self.board();

@@ -3,9 +3,12 @@
 //! A [`Link`] is a [`Desk`] and the connection that it is for. Whoever gives the desk an order wakes
 //! the link's writer. What outlives the link is in its [`Session`].
 
-use std::sync::{
-    Arc, Mutex, MutexGuard, OnceLock, PoisonError,
-    atomic::{AtomicBool, AtomicU64, Ordering},
+use std::{
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -43,10 +46,14 @@ pub(crate) struct Link {
     pub(crate) epoch: OnceLock<Epoch>,
     /// How often the spoke has said what it has.
     beats: AtomicU64,
+    /// Everything repaired along this link lies below.
+    repaired_to: AtomicU64,
     /// The path that serves the spoke, as last announced.
     path: Mutex<Path>,
     /// Whether the spoke acknowledges fast, so that pace and supervision can go by it.
     pub(crate) fast: AtomicBool,
+    /// Since when it is to, if it did not to begin with.
+    fast_since: Mutex<Option<Instant>>,
     /// Asks the link to finish what it has and say goodbye.
     pub(crate) drain: CancellationToken,
     /// Ends the link at once.
@@ -83,8 +90,10 @@ impl Link {
             acked: AtomicU64::new(cursor),
             epoch: OnceLock::new(),
             beats: AtomicU64::new(0),
+            repaired_to: AtomicU64::new(0),
             path: Mutex::new(Path::Direct),
             fast: AtomicBool::new(true),
+            fast_since: Mutex::new(None),
             drain: CancellationToken::new(),
             cancel,
             cut_off: AtomicBool::new(false),
@@ -148,6 +157,30 @@ impl Link {
         std::mem::replace(&mut *now, path) != path
     }
 
+    /// Says whether the spoke is to acknowledge fast from now on.
+    pub(crate) fn set_fast(&self, now: Instant, fast: bool) {
+        if !self.fast.swap(fast, Ordering::AcqRel) && fast {
+            *self.since() = Some(now);
+        }
+    }
+
+    /// Whether the spoke acknowledges fast, or is to from now on.
+    pub(crate) fn is_fast(&self) -> bool {
+        self.fast.load(Ordering::Acquire)
+    }
+
+    /// Whether the spoke acknowledges fast, and has had so long to begin with it.
+    pub(crate) fn is_fast_for(&self, now: Instant, settled: Duration) -> bool {
+        let since = *self.since();
+        let settled = since.is_none_or(|at| now.saturating_duration_since(at) >= settled);
+        settled && self.fast.load(Ordering::Acquire)
+    }
+
+    fn since(&self) -> MutexGuard<'_, Option<Instant>> {
+        let since = self.fast_since.lock();
+        since.unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// What the spoke has, as far as it has said.
     pub(crate) fn has(&self) -> Has {
         Has {
@@ -156,9 +189,11 @@ impl Link {
         }
     }
 
-    /// Everything below `offset` reached the spoke. Says whether that is news.
-    pub(crate) fn set_acked(&self, offset: u64) -> bool {
-        self.beats.fetch_add(1, Ordering::AcqRel);
+    /// Everything below `offset` reached the spoke, which may have said so only because of targeted events.
+    /// Says whether that is news. Only the link's own task says it.
+    pub(crate) fn set_acked(&self, offset: u64, targeted: bool) -> bool {
+        let beats = self.has().told(offset, targeted).beats;
+        self.beats.store(beats, Ordering::Release);
         let awaited = self.session.record(|record| {
             record.set_acked(offset);
             record.awaited()
@@ -186,8 +221,14 @@ impl Link {
         self.order(|desk| desk.serve_from(from));
     }
 
+    /// What the spoke has of all below came along this link, or may have.
+    pub(crate) fn repaired_to(&self) -> u64 {
+        self.repaired_to.load(Ordering::Acquire)
+    }
+
     /// The spoke wants `[from, to)` again.
     pub(crate) fn repair(&self, from: u64, to: u64) {
+        self.repaired_to.fetch_max(to, Ordering::AcqRel);
         self.order(|desk| desk.repair(from, to));
     }
 
@@ -203,13 +244,14 @@ impl Link {
         self.order(|desk| desk.order_topic(order));
     }
 
-    /// The spoke has its targeted events up to `seq`.
-    pub(crate) fn targeted_acked(&self, seq: u64) -> Result<(), LinkError> {
+    /// The spoke has its targeted events up to `seq`. Says whether that is news.
+    pub(crate) fn targeted_acked(&self, seq: u64) -> Result<bool, LinkError> {
         let number = self.number;
-        if self.session.mailbox(|mailbox| mailbox.acked(number, seq))? {
+        let news = self.session.mailbox(|mailbox| mailbox.acked(number, seq))?;
+        if news {
             self.session.has_room();
         }
-        Ok(())
+        Ok(news)
     }
 
     /// Whether everything up to `tip` has reached the spoke, and everything targeted.

@@ -315,10 +315,8 @@ impl Inbound<'_> {
                     return misbehaved("acknowledged an event that does not exist yet");
                 }
                 self.hub.metrics.direct.acks_received.inc();
-                if seq > 0 {
-                    self.link.targeted_acked(seq)?;
-                }
-                if self.link.set_acked(offset) {
+                let targeted = seq > 0 && self.link.targeted_acked(seq)?;
+                if self.link.set_acked(offset, targeted) {
                     self.hub.progress.notify_waiters();
                 }
                 Ok(())
@@ -361,7 +359,7 @@ impl Inbound<'_> {
                     return Ok(());
                 }
                 self.hub
-                    .note(Note::OnTree(self.link.id, self.link.number))
+                    .note(Note::OnTree(self.link.id, self.link.number, topic))
                     .await;
                 Ok(())
             }
@@ -485,7 +483,7 @@ async fn write_loop(hub: &Inner, link: &Link, send: &mut SendStream) -> Result<(
                 }
                 // A plain spoke cannot acknowledge; what its stream took is what is known.
                 if let (Protocol::Compat, Some(cursor)) = (link.protocol, cursor)
-                    && link.set_acked(cursor)
+                    && link.set_acked(cursor, false)
                 {
                     hub.progress.notify_waiters();
                 }

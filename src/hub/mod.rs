@@ -30,7 +30,7 @@ pub(crate) mod sessions;
 pub(crate) mod shared_log;
 mod spokes;
 pub(crate) mod supervisor;
-mod switchboard;
+pub(crate) mod switchboard;
 mod vitals;
 
 use std::{

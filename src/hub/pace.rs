@@ -26,6 +26,18 @@ pub(crate) struct Has {
     pub(crate) beats: u64,
 }
 
+impl Has {
+    /// It says that it has released every broadcast below `offset`, and, if `targeted`, news of what was
+    /// sent to it alone. News of nothing else says nothing of broadcasts.
+    pub(crate) fn told(self, offset: u64, targeted: bool) -> Self {
+        let news = offset > self.acked;
+        Self {
+            acked: self.acked.max(offset),
+            beats: self.beats + u64::from(news || !targeted),
+        }
+    }
+}
+
 #[derive(Debug)]
 pub(crate) struct Pace<Id> {
     stall_after: Duration,
@@ -178,6 +190,19 @@ mod tests {
             let floor = pace.floor(at, 50, [(1, has)].into_iter());
             assert_eq!(floor, Some(10));
         }
+    }
+
+    #[test]
+    fn news_of_targeted_events_alone_say_nothing_of_broadcasts() {
+        let has = Has {
+            acked: 10,
+            beats: 3,
+        };
+        assert_eq!(has.told(10, true), has);
+        assert_eq!(has.told(9, true), has);
+        let (same, more) = (has.told(10, false), has.told(11, true));
+        assert_eq!((same.acked, same.beats), (10, 4));
+        assert_eq!((more.acked, more.beats), (11, 4));
     }
 
     #[test]

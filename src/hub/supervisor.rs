@@ -6,12 +6,15 @@
 //! those go on and the rest does not, it is the topic: it has failed, and is to be built anew. If they do
 //! not go on either, a new topic would not help, and would be torn down in turn.
 //!
+//! The same goes for a topic that reaches only a few: when most of those that were on it, or have left it
+//! because it did not reach them, go on directly, it has failed. Who has stopped goes on nowhere.
+//!
 //! Time in which the hub itself did not run does not count. After each failure the next trial lasts longer.
 //!
 //! Not for: building topics (the planner waits and begins anew), nor for who joins through whom.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     fmt::Debug,
     time::{Duration, Instant},
 };
@@ -19,6 +22,10 @@ use std::{
 use rand::{SeedableRng, rngs::StdRng, seq::IndexedRandom};
 
 use super::pace::Has;
+use crate::{
+    fan_out::Path,
+    wire::broadcast::{BEACON_FIRST, WANT_JITTER, arrives_within},
+};
 
 /// How often the supervisor looks.
 pub(crate) const TICK: Duration = Duration::from_millis(200);
@@ -28,18 +35,28 @@ pub(crate) const REJOIN_THROUGH: usize = 4;
 
 /// A spoke that is behind and has not moved for this long is served directly,
 const STUCK_AFTER: Duration = Duration::from_secs(2);
-/// after this long if it is one of a few: at most four, or a quarter of those on the topic,
+/// after this long, and what a [repair](repaired_within) takes, if it is one of a few: at most four, or a
+/// quarter of those on the topic,
 const FEW_STUCK_AFTER: Duration = Duration::from_millis(400);
 const FEW: usize = 4;
 /// and after this long if it is one of most: serving all of them directly costs what the topic saves.
 const MOST_STUCK_AFTER: Duration = Duration::from_secs(6);
+/// When some that were served around the topic go on, those that are not few have to wait for no longer
+/// than this: it is the topic that does not reach them,
+const MANY_STUCK_AFTER: Duration = Duration::from_secs(1);
+/// if that was lately.
+const LATELY: Duration = Duration::from_secs(5);
+/// Who takes longer to go on directly had stopped; the topic may well have reached it.
+const PROMPTLY: Duration = Duration::from_secs(1);
 
-/// When nobody has moved for this long, a few are served directly as a trial,
+/// When nobody has moved for this long, and for what a repair takes, a few are served directly as a trial,
 const TRIAL_AFTER: Duration = Duration::from_millis(400);
 /// and a few more after as long again, if those do not move.
 const NEXT_TRIAL_AFTER: Duration = Duration::from_secs(1);
-/// A topic that has reached nobody for this long, though a trial goes on, has failed.
+/// A topic that has reached nobody for this long, though a trial goes on, has failed,
 const DEAD_AFTER: Duration = Duration::from_millis(1200);
+/// and not before it has had this long beyond what a repair takes.
+const DEAD_AFTER_REPAIR: Duration = Duration::from_millis(300);
 /// That doubles with each failure up to this, when those who wait for the outcome are served directly,
 const DEAD_AFTER_AT_MOST: Duration = Duration::from_secs(5);
 /// and is forgotten when a topic has done well for so long.
@@ -48,8 +65,23 @@ const GOOD_RUN: Duration = Duration::from_secs(60);
 /// How long the hub may be without a neighbour on the topic while spokes are on it.
 const ALONE: Duration = Duration::from_secs(1);
 
+/// How long spokes may be on their way to a topic that serves nobody.
+const UNJOINED: Duration = Duration::from_secs(30);
+
 /// How long the topic's cursor may stand still though nothing holds it back.
 const CURSOR_STUCK: Duration = Duration::from_millis(1600);
+
+/// A spoke wants what has not come within this, and what many want is sent again.
+const WANTED_WITHIN: Duration = WANT_JITTER.saturating_add(Duration::from_millis(25));
+
+/// How long after the last frame all have heard a beacon that shows what they lost.
+const BEACON_WITHIN: Duration = BEACON_FIRST.saturating_mul(2);
+
+/// How long after a frame that was lost spokes want it again at the latest, on a topic of so many: what is
+/// behind for less has only lost a frame.
+fn repaired_within(on_topic: usize) -> Duration {
+    arrives_within(on_topic) + WANTED_WITHIN
+}
 
 /// A spoke that is there, as it stands.
 #[derive(Clone, Copy, Debug)]
@@ -58,8 +90,16 @@ pub(crate) struct Standing<Id> {
     pub(crate) has: Has,
     /// Whether it acknowledges fast.
     pub(crate) fast: bool,
-    /// Whether the topic serves it.
-    pub(crate) on_topic: bool,
+    /// What serves it.
+    pub(crate) path: Path,
+    /// All below may have been repaired along its link.
+    pub(crate) repaired_to: u64,
+}
+
+impl<Id> Standing<Id> {
+    fn on_topic(&self) -> bool {
+        self.path == Path::Gossip
+    }
 }
 
 /// The topic, as it stands.
@@ -87,8 +127,10 @@ pub(crate) enum Action<Id> {
 /// Why a topic has failed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Failure {
-    /// It reaches nobody, though spokes go on that are served directly.
+    /// It reaches nobody or a few, though spokes go on that are served directly.
     Dead,
+    /// Nobody gets on it.
+    Unjoined,
     /// The hub is nobody's neighbour.
     Alone,
     /// Nothing more is sent on it.
@@ -115,12 +157,20 @@ pub(crate) struct Supervisor<Id> {
     clock: Duration,
     looked: Option<Instant>,
     watched: BTreeMap<Id, Watched>,
+    /// Who was on the topic, which does not reach it, and is not on it again.
+    off: BTreeMap<Id, Off>,
+    /// Since when there is nobody on the topic, though spokes join it.
+    unjoined: Option<Duration>,
     /// Since when the topic has reached nobody.
     stalled: Option<Stall<Id>>,
     /// Since when the hub is nobody's neighbour.
     alone: Option<Duration>,
     /// Where the cursor stands, and since when.
     cursor: (u64, Duration),
+    /// What was sent, and since when nothing more was.
+    sent: (u64, Duration),
+    /// When a fast spoke on the topic first wanted something again since it last reached one.
+    wanted: Option<Duration>,
     dead_after: Duration,
     /// Since when there is this topic.
     begun: Option<Duration>,
@@ -132,7 +182,26 @@ pub(crate) struct Supervisor<Id> {
 #[derive(Debug)]
 struct Watched {
     has: Has,
+    /// Whether it acknowledged fast: what it did at one pace is not to be judged by the other.
+    fast: bool,
     since: Duration,
+}
+
+/// A spoke that the topic does not reach.
+#[derive(Debug)]
+struct Off {
+    /// What it had, until it goes on directly.
+    had: Option<Has>,
+    /// Since when the topic has not reached it.
+    since: Duration,
+    /// When it went.
+    at: Duration,
+}
+
+impl Off {
+    fn goes_on(&self) -> bool {
+        self.had.is_none()
+    }
 }
 
 #[derive(Debug)]
@@ -150,9 +219,13 @@ impl<Id: Copy + Ord + Debug> Supervisor<Id> {
             clock: Duration::ZERO,
             looked: None,
             watched: BTreeMap::new(),
+            off: BTreeMap::new(),
+            unjoined: None,
             stalled: None,
             alone: None,
             cursor: (0, Duration::ZERO),
+            sent: (0, Duration::ZERO),
+            wanted: None,
             dead_after: DEAD_AFTER,
             begun: None,
             condition: Condition::Idle,
@@ -180,7 +253,10 @@ impl<Id: Copy + Ord + Debug> Supervisor<Id> {
             self.dead_after = (self.dead_after * 2).min(DEAD_AFTER_AT_MOST);
         }
         self.watched.clear();
+        self.off.clear();
+        self.unjoined = None;
         self.stalled = None;
+        self.wanted = None;
         self.alone = None;
         self.begun = None;
         self.condition = Condition::Idle;
@@ -196,6 +272,39 @@ impl<Id: Copy + Ord + Debug> Supervisor<Id> {
             self.condition = Condition::Stalled;
             self.out.push_back(Action::Rejoin);
         }
+    }
+
+    /// A spoke that the topic served says that it does not reach it.
+    pub(crate) fn isolated(&mut self, id: Id) {
+        let since = self.stuck_since(id);
+        let off = self.off.entry(id).or_insert(Off {
+            had: None,
+            since,
+            at: self.clock,
+        });
+        off.had = None;
+    }
+
+    fn serve_around(&mut self, id: Id, has: Has) {
+        let off = Off {
+            had: Some(has),
+            since: self.stuck_since(id),
+            at: self.clock,
+        };
+        self.off.insert(id, off);
+        self.out.push_back(Action::ServeAround(id));
+    }
+
+    /// Since when the spoke has not moved.
+    fn stuck_since(&self, id: Id) -> Duration {
+        let watched = self.watched.get(&id);
+        watched.map_or(self.clock, |watched| watched.since)
+    }
+
+    /// A spoke that acknowledges fast, and that the topic serves, wants a range again: something has reached
+    /// it that lies behind the range.
+    pub(crate) fn wanted(&mut self) {
+        self.wanted.get_or_insert(self.clock);
     }
 
     /// Looks at how things stand; every [`TICK`]. `tip` is the log's, `ack_every` how often a spoke
@@ -215,20 +324,27 @@ impl<Id: Copy + Ord + Debug> Supervisor<Id> {
             return;
         };
         self.begun.get_or_insert(self.clock);
-        let on_topic: Vec<&Standing<Id>> = spokes.iter().filter(|spoke| spoke.on_topic).collect();
+        let on_topic: Vec<&Standing<Id>> = spokes.iter().filter(|spoke| spoke.on_topic()).collect();
+        if topic.sent != self.sent.0 {
+            self.sent = (topic.sent, self.clock);
+        }
         self.watch(&on_topic, topic.sent);
+        self.note_who_goes_on(spokes);
         self.neighbors(topic.neighbors, on_topic.len());
         let failure = self
             .failure(tip, topic, &on_topic)
-            .or_else(|| self.look_for_stall(&on_topic, spokes));
+            .or_else(|| self.look_for_stall(&on_topic, spokes))
+            .or_else(|| self.look_who_is_left(on_topic.len()))
+            .or_else(|| self.look_who_joins(spokes));
         if let Some(failure) = failure {
             self.condition = Condition::Stalled;
             return self.out.push_back(Action::Fail(failure));
         }
         self.find_stuck(&on_topic, 3 * ack_every);
-        self.condition = if on_topic.is_empty() {
+        let nobody = on_topic.is_empty();
+        self.condition = if nobody && self.off.is_empty() {
             Condition::Idle
-        } else if self.alone.is_some() || self.stalled.is_some() {
+        } else if nobody || self.alone.is_some() || self.stalled.is_some() {
             Condition::Stalled
         } else {
             Condition::Alive
@@ -239,12 +355,66 @@ impl<Id: Copy + Ord + Debug> Supervisor<Id> {
     fn watch(&mut self, on_topic: &[&Standing<Id>], sent: u64) {
         let mut watched = std::mem::take(&mut self.watched);
         for spoke in on_topic {
-            let has = spoke.has;
-            let still = |had: &Watched| had.has == has && has.acked < sent;
+            let (has, fast) = (spoke.has, spoke.fast);
+            // What its link brought shows nothing of the topic.
+            let repaired = has.acked <= spoke.repaired_to;
+            let moved = |had: &Watched| had.has != has && !repaired;
+            let still = |had: &Watched| !moved(had) && had.fast == fast && has.acked < sent;
             let since = watched.remove(&spoke.id).filter(still);
             let since = since.map_or(self.clock, |had| had.since);
-            self.watched.insert(spoke.id, Watched { has, since });
+            self.watched.insert(spoke.id, Watched { has, fast, since });
         }
+    }
+
+    /// Notes who goes on directly of those that the topic does not reach, and forgets who is gone or on it
+    /// again.
+    fn note_who_goes_on(&mut self, spokes: &[Standing<Id>]) {
+        if self.off.is_empty() {
+            return;
+        }
+        let mut off = std::mem::take(&mut self.off);
+        // One that came anew has not been told to join yet.
+        for spoke in spokes.iter().filter(|spoke| spoke.path == Path::Joining) {
+            let Some(mut spoke_off) = off.remove(&spoke.id) else {
+                continue;
+            };
+            if spoke_off.had.is_some_and(|had| had != spoke.has) {
+                spoke_off.had = None;
+                if self.since(spoke_off.at) > PROMPTLY {
+                    spoke_off.since = self.clock;
+                }
+            }
+            self.off.insert(spoke.id, spoke_off);
+        }
+    }
+
+    /// Finds out whether the topic has lost most of those that were on it.
+    fn look_who_is_left(&self, on_topic: usize) -> Option<Failure> {
+        let all = on_topic + self.off.len();
+        let going = self.off.values().filter(|off| off.goes_on());
+        let mut since: Vec<_> = going.map(|off| off.since).collect();
+        since.sort_unstable();
+        // When the one went that made it most of them.
+        let lost = *since.get(all / 2)?;
+        (self.since(lost) >= self.dead_after(all, lost)).then_some(Failure::Dead)
+    }
+
+    /// How long a topic of so many has to reach anybody, when it did last so long ago.
+    fn dead_after(&self, on_topic: usize, since: Duration) -> Duration {
+        let repaired = self.repaired_within(on_topic, since) + DEAD_AFTER_REPAIR;
+        self.dead_after.max(repaired)
+    }
+
+    /// Finds out whether nobody gets on the topic.
+    fn look_who_joins(&mut self, spokes: &[Standing<Id>]) -> Option<Failure> {
+        let stopped = |id: &Id| self.off.get(id).is_some_and(|off| !off.goes_on());
+        let joins = |s: &Standing<Id>| s.path == Path::Joining && !stopped(&s.id);
+        if spokes.iter().any(Standing::on_topic) || !spokes.iter().any(joins) {
+            self.unjoined = None;
+            return None;
+        }
+        let since = *self.unjoined.get_or_insert(self.clock);
+        (self.since(since) >= UNJOINED).then_some(Failure::Unjoined)
     }
 
     /// For how long the spoke has not moved though it lacks something.
@@ -284,13 +454,20 @@ impl<Id: Copy + Ord + Debug> Supervisor<Id> {
     ) -> Option<Failure> {
         let fast: Vec<_> = on_topic.iter().filter(|spoke| spoke.fast).collect();
         let still = fast.iter().map(|spoke| self.still(spoke)).min();
-        let Some(still) = still.filter(|still| *still >= TRIAL_AFTER) else {
+        let clock = self.clock;
+        let moved = clock.saturating_sub(still.unwrap_or_default());
+        self.wanted = self.wanted.filter(|at| *at >= moved);
+        // What is wanted goes on the topic again, and has to be given the time. Once: what is in vain is
+        // wanted again.
+        let since = self.wanted.unwrap_or(moved);
+        let repaired = self.repaired_within(on_topic.len(), moved);
+        let dead_after = self.dead_after(on_topic.len(), moved);
+        if still.is_none() || self.since(since) < TRIAL_AFTER.max(repaired) {
             self.stalled = None;
             return None;
-        };
-        let clock = self.clock;
+        }
         let stall = self.stalled.get_or_insert(Stall {
-            since: clock.saturating_sub(still),
+            since,
             next_trial: clock,
             trial: BTreeMap::new(),
         });
@@ -303,7 +480,7 @@ impl<Id: Copy + Ord + Debug> Supervisor<Id> {
             had.is_some_and(|had| *had != spoke.has)
         };
         if all.iter().any(goes_on) {
-            let dead = clock.saturating_sub(stall.since) >= self.dead_after && !untried.is_empty();
+            let dead = clock.saturating_sub(stall.since) >= dead_after && !untried.is_empty();
             return dead.then_some(Failure::Dead);
         }
         if clock >= stall.next_trial {
@@ -311,12 +488,20 @@ impl<Id: Copy + Ord + Debug> Supervisor<Id> {
             // One at least has to stay, to show whether the topic reaches it; but not one that is alone.
             let only = stall.trial.is_empty() && untried.len() == 1;
             let most = FEW.min(untried.len().saturating_sub(1)).max(only.into());
-            for spoke in untried.sample(&mut self.rng, most) {
-                stall.trial.insert(spoke.id, spoke.has);
-                self.out.push_back(Action::ServeAround(spoke.id));
+            let tried: Vec<_> = untried.sample(&mut self.rng, most).collect();
+            stall.trial.extend(tried.iter().map(|s| (s.id, s.has)));
+            for spoke in tried {
+                self.serve_around(spoke.id, spoke.has);
             }
         }
         None
+    }
+
+    /// See the function. A spoke that lost the last frame hears of it with the next beacon.
+    fn repaired_within(&self, on_topic: usize, since: Duration) -> Duration {
+        // Who had everything is last seen so a look before.
+        let idle = self.sent.1 <= since + 2 * TICK;
+        repaired_within(on_topic) + if idle { BEACON_WITHIN } else { Duration::ZERO }
     }
 
     /// Serves directly who is on the topic, is behind, and does not move: soon if only a few are, which
@@ -332,21 +517,38 @@ impl<Id: Copy + Ord + Debug> Supervisor<Id> {
         let mut stuck = Vec::new();
         for spoke in on_topic {
             let still = self.still(spoke);
-            if still >= patience_with(spoke, FEW_STUCK_AFTER) {
+            let repaired = self.repaired_within(on_topic.len(), self.clock.saturating_sub(still));
+            let patience = FEW_STUCK_AFTER.max(repaired);
+            if still >= patience_with(spoke, patience) {
                 stuck.push((spoke, still));
             }
         }
-        let few = stuck.len() <= (on_topic.len() / FEW).max(FEW) && self.stalled.is_none();
+        // When nobody moves, a trial shows what to do, once what is wanted again has had its time.
+        let all = self.stalled.is_some() || self.wanted.is_some();
+        let few = stuck.len() <= (on_topic.len() / FEW).max(FEW) && !all;
+        let lately = |at| self.since(at) < LATELY;
+        let goes_on = (self.off.values()).any(|off| off.goes_on() && lately(off.since));
         let patience = if few {
             FEW_STUCK_AFTER
+        } else if goes_on && !all {
+            MANY_STUCK_AFTER
         } else if stuck.len() * 2 <= on_topic.len() {
             STUCK_AFTER
         } else {
             MOST_STUCK_AFTER
         };
+        // Whether it is the topic that does not reach them, a few of them show.
+        let tried = |off: &Off| !off.goes_on() && self.since(off.at) < NEXT_TRIAL_AFTER;
+        let tries = !few && !goes_on && !all && !self.off.values().any(tried);
+        let on_trial: BTreeSet<Id> = if tries {
+            let stuck: Vec<Id> = stuck.iter().map(|(spoke, _)| spoke.id).collect();
+            stuck.sample(&mut self.rng, FEW).copied().collect()
+        } else {
+            BTreeSet::new()
+        };
         for (spoke, still) in stuck {
-            if still >= patience_with(spoke, patience) {
-                self.out.push_back(Action::ServeAround(spoke.id));
+            if still >= patience_with(spoke, patience) || on_trial.contains(&spoke.id) {
+                self.serve_around(spoke.id, spoke.has);
             }
         }
     }

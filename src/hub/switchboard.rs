@@ -45,8 +45,8 @@ use crate::{
 pub(super) enum Note {
     /// It came, went, changed its link, or can be on the topic now: the roster tells.
     Spoke(SpokeId),
-    /// The spoke says, on the link with this number, that the topic serves it.
-    OnTree(SpokeId, u64),
+    /// The spoke says, on the link with this number, that this topic serves it.
+    OnTree(SpokeId, u64, [u8; 32]),
     /// The spoke wants to be served directly.
     OffTree(SpokeId, u64),
     /// The spoke wants `[from, to)`, which exists.
@@ -84,7 +84,7 @@ pub(super) async fn run(hub: Arc<Inner>, notes: mpsc::Receiver<Note>) {
 }
 
 /// How long a spoke that leaves the topic may take to say from where on it is to be served.
-const LEAVES_WITHIN: Duration = Duration::from_millis(300);
+pub(crate) const LEAVES_WITHIN: Duration = Duration::from_millis(300);
 
 pub(super) struct Switchboard {
     hub: Arc<Inner>,
@@ -148,11 +148,8 @@ impl Switchboard {
                         self.follow_supervisor(Instant::now());
                     }
                     // The link ends with the hub too.
-                    LinkEvent::Ended if self.hub.cancel.is_cancelled() => break,
-                    LinkEvent::Ended => {
-                        self.fail_topic(Instant::now(), Failure::Ended);
-                        self.stop_topic();
-                    }
+                    LinkEvent::Ended { .. } if self.hub.cancel.is_cancelled() => break,
+                    LinkEvent::Ended { epoch } => self.topic_ended(epoch),
                 },
                 taken = notes.recv_many(&mut some, NOTES_AT_ONCE) => {
                     if taken == 0 {
@@ -190,11 +187,21 @@ impl Switchboard {
         let now = Instant::now();
         match note {
             Note::Spoke(id) => self.spoke(now, id),
-            Note::OnTree(id, link) if self.is_current(id, link) => self.planner.on_tree(now, id),
-            Note::OffTree(id, link) if self.is_current(id, link) => self.planner.isolated(now, id),
+            // What is said of a topic that has ended meanwhile is not said of this one.
+            Note::OnTree(id, link, of) if self.is_current(id, link) && self.is_topic(of) => {
+                self.planner.on_tree(now, id);
+            }
+            Note::OffTree(id, link) if self.is_current(id, link) => {
+                if self.planner.isolated(now, id) {
+                    self.supervisor.isolated(id);
+                }
+            }
             Note::OnTree(..) | Note::OffTree(..) => {}
             Note::Want { id, from, to } => {
                 let on_topic = self.planner.path(id) == Some(Path::Gossip);
+                if on_topic && self.link(id).is_some_and(|link| link.is_fast()) {
+                    self.supervisor.wanted();
+                }
                 let head = self.hub.log.head();
                 if self.repairs.want(now, id, (from, to), on_topic, head) {
                     self.hub.metrics.repair.wants_held.inc();
@@ -222,6 +229,10 @@ impl Switchboard {
             self.planner.spoke_joined(now, id, gossips);
             self.repairs.left(id);
         }
+    }
+
+    fn is_topic(&self, topic: [u8; 32]) -> bool {
+        self.topic.as_ref().is_some_and(|now| now.topic() == topic)
     }
 
     fn is_current(&self, id: SpokeId, number: u64) -> bool {
@@ -272,14 +283,19 @@ impl Switchboard {
         let counts = self.planner.counts();
         if let Some(topic) = &self.topic {
             topic.set_audience(Audience {
-                joining: counts.joining,
+                arriving: self.planner.arriving(),
                 served: counts.gossip,
             });
         }
         let state = self.topic_state();
         self.hub.board().state = state;
-        let alive = state == TopicState::Alive;
-        self.repairs.set_topic(alive.then_some(counts.gossip));
+        // One that stalls may have lost no more than a frame: sent again, it mends that.
+        let neighbors = self
+            .topic
+            .as_ref()
+            .map(|topic| topic.probe().standing().neighbors);
+        let heard = neighbors.is_some_and(|n| n > 0) && counts.gossip > 0;
+        self.repairs.set_topic(heard.then_some(counts.gossip));
     }
 
     fn topic_state(&self) -> TopicState {
@@ -361,6 +377,7 @@ impl Switchboard {
         debug!(target: events::TOPIC_STARTED, spokes = self.hub.roster.len());
         self.hub.metrics.topic.started.inc();
         if std::mem::take(&mut self.failed) {
+            debug!(target: events::TOPIC_REBUILT, spokes = self.hub.roster.len());
             self.hub.metrics.topic.rebuilt.inc();
         }
         self.supervisor.topic_changed(false);
@@ -369,6 +386,18 @@ impl Switchboard {
             .set_topic(Some((topic.topic(), topic.node().clone())));
         self.hub.board().probe = Some(topic.probe());
         self.topic = Some(topic);
+    }
+
+    /// The topic has ended by itself.
+    fn topic_ended(&mut self, epoch: bool) {
+        if epoch {
+            // Nothing is wrong with it: another one begins at once, of the new epoch.
+            self.supervisor.topic_changed(false);
+            self.planner.topic_over();
+        } else {
+            self.fail_topic(Instant::now(), Failure::Ended);
+        }
+        self.stop_topic();
     }
 
     /// Ends the topic in the background: leaving it in order takes a while.
@@ -413,7 +442,7 @@ impl Switchboard {
         self.bytes_before = bytes;
         self.planner.traffic(now, per_s);
         let links = self.hub.roster.all();
-        self.share_out_acks(&links);
+        self.share_out_acks(now, &links);
         self.supervise(now, &links);
         if self.hub.roster.expire(now, || self.hub.log.tip()) {
             self.hub.progress.notify_waiters();
@@ -421,7 +450,7 @@ impl Switchboard {
     }
 
     /// Tells spokes how often to acknowledge, when their number has changed much.
-    fn share_out_acks(&mut self, links: &[Arc<Link>]) {
+    fn share_out_acks(&mut self, now: Instant, links: &[Arc<Link>]) {
         let native = links
             .iter()
             .filter(|link| link.protocol == Protocol::Native);
@@ -436,7 +465,7 @@ impl Switchboard {
         let shares = self.acks.share_out(&mut rand::rng(), acks_per_s, &ackers);
         for Share { id, fast, every_ms } in shares {
             if let Some(link) = self.hub.roster.get(id) {
-                link.fast.store(fast, Ordering::Release);
+                link.set_fast(now, fast);
                 link.set_ack_every(every_ms);
             }
         }
@@ -449,7 +478,8 @@ impl Switchboard {
                 id: link.id,
                 has: link.has(),
                 fast: link.fast.load(Ordering::Acquire),
-                on_topic: link.path() == Path::Gossip,
+                path: link.path(),
+                repaired_to: link.repaired_to(),
             })
             .collect();
         let topic = self.topic.as_ref().map(|topic| topic.probe().standing());
@@ -462,7 +492,7 @@ impl Switchboard {
             let mut board = self.hub.board();
             board.disk.look(now, tip, appended);
             board.slow_every = every;
-            board.vitals.look(now, tip, &health::signs(links));
+            board.vitals.look(now, tip, &health::signs(now, links));
         }
         health::observe(&self.hub.examine(links), &self.hub.metrics.health);
     }
@@ -473,7 +503,7 @@ impl Switchboard {
                 Action::ServeAround(id) => {
                     debug!(spoke = %id.fmt_short(), "the topic does not reach it");
                     self.hub.metrics.repair.served_around.inc();
-                    self.planner.off_tree(now, id);
+                    self.planner.isolated(now, id);
                 }
                 Action::Rejoin => self.rejoin(),
                 Action::Fail(failure) => self.fail_topic(now, failure),

@@ -31,7 +31,7 @@ pub(crate) struct Sign {
     pub(crate) on_topic: bool,
     /// Everything below has reached it.
     pub(crate) acked: u64,
-    /// Whether it acknowledges fast.
+    /// Whether it acknowledges fast, and has done so for a while.
     pub(crate) fast: bool,
 }
 

@@ -41,6 +41,8 @@ events! {
     TOPIC_STARTED = "topic::started" ["spokes"];
     /// A topic failed; everyone is served directly until there is another.
     TOPIC_FAILED = "topic::failed" ["spokes"];
+    /// A topic began in place of one that failed, at a hub that has so many spokes.
+    TOPIC_REBUILT = "topic::rebuilt" ["spokes"];
     /// A topic ended, because it failed or was no longer of use.
     TOPIC_ENDED = "topic::ended" ["spokes"];
     /// A durable log began an epoch, which shares with the one before what is below the fork.

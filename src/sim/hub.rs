@@ -1,8 +1,9 @@
 //! The hub: the shipped planner, framer and desks over the shipped log, with links and a topic made of events.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
+    time::Instant,
 };
 
 use bytes::Bytes;
@@ -32,10 +33,10 @@ use crate::{
         pace::{Has, Pace},
         repairs::{Answer, Payer, Repairs, piece_of},
         shared_log::{Entry, SharedLog},
-        supervisor::{
-            self, Action, Condition, REJOIN_THROUGH, Standing, Supervisor, TopicStanding,
-        },
+        supervisor::{self, Action, REJOIN_THROUGH, Standing, Supervisor, TopicStanding},
+        switchboard::LEAVES_WITHIN,
     },
+    instant::after,
     log::{LogConfig, resume::Ask},
     position::{Epoch, Position},
     protocol::Protocol,
@@ -69,6 +70,8 @@ struct Link {
     has: Has,
     fast: bool,
     path: Path,
+    /// Everything repaired along it lies below.
+    repaired_to: u64,
     /// Sent and not read.
     unread: usize,
     /// A batch is being put on the wire.
@@ -98,6 +101,8 @@ pub(super) struct Hub {
     pace: Pace<NodeId>,
     tick_at: Nanos,
     acks: AckShare,
+    /// Whose cursor is to run, on the link with this number, now that they leave the topic, and when.
+    leaving: VecDeque<(Instant, NodeId, u64)>,
     bytes_before: u64,
     lose_root_frame: Option<u64>,
     pub(super) wake_at: Nanos,
@@ -125,6 +130,7 @@ impl Hub {
             limits,
             tick_at: ctx.clock.nanos() + TICK,
             acks: AckShare::default(),
+            leaving: VecDeque::new(),
             bytes_before: 0,
             lose_root_frame,
             wake_at: Nanos::MAX,
@@ -219,6 +225,7 @@ impl Hub {
             },
             fast: all_are_fast(self.links.len() + 1),
             path: Path::Direct,
+            repaired_to: 0,
             unread: 0,
             busy: false,
             last_arrival: 0,
@@ -291,8 +298,7 @@ impl Hub {
                     ctx.tally.misbehaved += 1;
                     return;
                 }
-                link.has.acked = link.has.acked.max(offset);
-                link.has.beats += 1;
+                link.has = link.has.told(offset, false);
             }
             ToHub::Want { from, to: Some(to) } => {
                 if from > to || to > tip {
@@ -300,6 +306,9 @@ impl Hub {
                     return;
                 }
                 let on_topic = self.planner.path(spoke) == Some(Path::Gossip);
+                if on_topic && link.fast {
+                    self.supervisor.wanted();
+                }
                 let head = self.log.head();
                 self.repairs.want(now, spoke, (from, to), on_topic, head);
             }
@@ -309,7 +318,9 @@ impl Hub {
                     return;
                 }
                 link.desk.serve_from(from);
-                self.planner.isolated(now, spoke);
+                if self.planner.isolated(now, spoke) {
+                    self.supervisor.isolated(spoke);
+                }
             }
             ToHub::Served { topic, .. } => {
                 if self.topic.as_ref().is_some_and(|now| now.id == topic) {
@@ -437,7 +448,8 @@ impl Hub {
             id: *id,
             has: link.has,
             fast: link.fast,
-            on_topic: link.path == Path::Gossip,
+            path: link.path,
+            repaired_to: link.repaired_to,
         };
         let spokes: Vec<_> = self.links.iter().map(standing).collect();
         let topic = self.topic.as_ref().map(|topic| TopicStanding {
@@ -458,7 +470,7 @@ impl Hub {
             match action {
                 Action::ServeAround(id) => {
                     ctx.tally.served_around += 1;
-                    self.planner.off_tree(now, id);
+                    self.planner.isolated(now, id);
                 }
                 Action::Rejoin => {
                     ctx.tally.topics_rejoined += 1;
@@ -503,7 +515,8 @@ impl Hub {
                 .flatten()
                 .min()
         });
-        let wants = [self.repairs.deadline(), self.budget.deadline()];
+        let leaving = self.leaving.front().map(|(at, ..)| *at);
+        let wants = [self.repairs.deadline(), self.budget.deadline(), leaving];
         let wants = wants.into_iter().flatten().min();
         let wants = wants.map(|at| ctx.clock.when(at));
         [planner, topic.flatten(), wants, Some(self.tick_at)]
@@ -515,6 +528,7 @@ impl Hub {
     /// Does all that is to be done now.
     pub(super) fn settle(&mut self, ctx: &mut Ctx) {
         let now = ctx.clock.now();
+        self.serve_who_left(ctx);
         while let Some(decision) = self.planner.poll(now) {
             self.carry_out(ctx, decision);
         }
@@ -524,14 +538,15 @@ impl Hub {
             self.supervisor.neighbors(neighbors, counts.gossip);
             self.follow_supervisor(ctx);
         }
-        let alive = self.topic.is_some() && self.supervisor.condition() == Condition::Alive;
-        self.repairs.set_topic(alive.then_some(counts.gossip));
+        let neighbors = self.topic.as_ref().map(|topic| topic.mesh.neighbors());
+        let heard = neighbors.is_some_and(|n| n > 0) && counts.gossip > 0;
+        self.repairs.set_topic(heard.then_some(counts.gossip));
         self.answer_wants(ctx);
         let (links, log) = (&self.links, &self.log);
         let Some(topic) = &mut self.topic else {
             return;
         };
-        topic.framer.set_hurry(counts.joining > 0);
+        topic.framer.set_hurry(self.planner.arriving() > 0);
         let neighbors = topic.mesh.neighbors() > 0;
         topic.framer.set_listeners(neighbors, counts.gossip > 0);
         let acks = || {
@@ -557,7 +572,10 @@ impl Hub {
         while let Some(answer) = self.repairs.poll(now, &mut self.budget, piece) {
             match answer {
                 Answer::Direct { id, from, to } => {
-                    self.desk(id, |desk| desk.repair(from, to));
+                    if let Some(link) = self.links.get_mut(&id) {
+                        link.repaired_to = link.repaired_to.max(to);
+                        link.desk.repair(from, to);
+                    }
                     self.pump(ctx, id);
                 }
                 Answer::Again(piece) => {
@@ -596,8 +614,15 @@ impl Hub {
                 id
             }
             Decision::Unpark { id } => {
-                let acked = self.links.get(&id).map_or(0, |link| link.has.acked);
-                self.desk(id, |desk| desk.unpark(acked));
+                match self.links.get_mut(&id) {
+                    // As the switchboard does: it is told to leave, and says from where on it is served.
+                    Some(link) if !self.planner.gossiping() => {
+                        let at = after(ctx.clock.now(), LEAVES_WITHIN);
+                        self.leaving.push_back((at, id, link.number));
+                    }
+                    Some(link) => link.desk.unpark(link.has.acked),
+                    None => {}
+                }
                 id
             }
         };
@@ -606,6 +631,22 @@ impl Hub {
             link.path = path;
         }
         self.pump(ctx, id);
+    }
+
+    /// Serves directly who has not said anything on leaving the topic.
+    fn serve_who_left(&mut self, ctx: &mut Ctx) {
+        while let Some((at, id, number)) = self.leaving.front().copied()
+            && at <= ctx.clock.now()
+        {
+            self.leaving.pop_front();
+            if let Some(link) = self.links.get_mut(&id)
+                && link.number == number
+                && link.path != Path::Gossip
+            {
+                link.desk.unpark(link.has.acked);
+                self.pump(ctx, id);
+            }
+        }
     }
 
     fn desk(&mut self, id: NodeId, order: impl FnOnce(&mut Desk)) {

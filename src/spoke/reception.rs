@@ -46,17 +46,13 @@ use crate::{
     via::Via,
     wire::{
         assembly::{Assembly, BadPart},
+        broadcast::{WANT_JITTER, arrives_within},
         native::{
             FEATURE_GOSSIP, GenerationKeys, Hello, PartOf, SessionId, Start, ToHub, ToSpoke, Topic,
             VERSION, Welcome,
         },
     },
 };
-
-/// A gap is wanted when it has stood for this long in the smallest mesh,
-const GAP_WAIT: Duration = Duration::from_millis(250);
-/// and for this much longer with every doubling of it: what is late is mostly on its way.
-const GAP_WAIT_A_DOUBLING: Duration = Duration::from_millis(50);
 
 /// How many statuses wait for listeners that hold everything back. Beyond, the latest takes the place of
 /// the one before.
@@ -315,8 +311,8 @@ impl Reception {
                 let config = InboxConfig {
                     max_event_bytes: self.config.max_event_bytes,
                     max_buffered_bytes: self.config.max_buffered_bytes,
-                    gap_wait: GAP_WAIT,
-                    gap_jitter: GAP_WAIT / 2,
+                    gap_wait: gap_wait(1),
+                    gap_jitter: WANT_JITTER,
                     ..Default::default()
                 };
                 let seed = self.config.seed;
@@ -561,23 +557,30 @@ impl Reception {
         let Some(inbox) = &mut self.inbox else {
             return;
         };
+        inbox.set_gap_wait(gap_wait(topic.members));
         if let Some(member) = &mut self.topic
             && member.topic == topic.topic
         {
-            // The hub serves us directly though we are on it; so say again if it serves us.
-            member.told = true;
-            if member.reach.is_served() {
-                inbox.set_direct(now, false);
-                let (topic, from) = (member.topic, inbox.next());
-                self.orders
-                    .push_back(Order::Write(ToHub::Served { topic, from }));
+            let was_told = std::mem::replace(&mut member.told, true);
+            let served = member.reach.is_served();
+            let id = member.topic;
+            if served && was_told {
+                // The hub serves us directly, since the topic does not reach us as far as it sees.
+                member.reach.relapse();
             }
             self.orders.push_back(Order::Rekey(topic.keys));
             self.orders.push_back(Order::Meet { peers: topic.peers });
+            if served && was_told {
+                // A word of ours that the topic serves us may be under way. This one comes behind it.
+                self.want_direct(now);
+            } else if served {
+                let from = inbox.next();
+                inbox.set_direct(now, false);
+                let served = ToHub::Served { topic: id, from };
+                self.orders.push_back(Order::Write(served));
+            }
             return;
         }
-        let doublings = topic.members.max(1).ilog2();
-        inbox.set_gap_wait(GAP_WAIT + GAP_WAIT_A_DOUBLING * doublings);
         let epoch = inbox.epoch();
         self.leave_topic();
         self.serve_directly(now);
@@ -846,6 +849,11 @@ impl Reception {
         }
         self.ready.push_back(Incoming::Status(status));
     }
+}
+
+/// How long a gap may close by itself on a topic of so many: what is late is mostly on its way.
+fn gap_wait(members: u32) -> Duration {
+    arrives_within(usize::try_from(members).unwrap_or(usize::MAX))
 }
 
 fn as_missed(item: &mut Incoming) -> Option<&mut Missed> {

@@ -31,6 +31,8 @@ const LATE: Duration = Duration::from_millis(250);
 const LATE_A_DOUBLING: Duration = Duration::from_millis(50);
 /// and this at most: spokes want again what did not come soon afterwards.
 const LATE_AT_MOST: Duration = Duration::from_millis(950);
+/// A spoke wants what has not come up to this much later, drawn for each gap.
+pub(crate) const WANT_JITTER: Duration = Duration::from_millis(125);
 
 /// How long a frame may take to reach all of so many: what has not come by then is mostly lost.
 pub(crate) fn arrives_within(members: usize) -> Duration {

@@ -15,6 +15,8 @@ enum State {
     Stopped,
     /// The topic does not reach it.
     CutOff,
+    /// Nor this one, but it is repaired what it lacks.
+    Repaired,
     /// The parts of something large come in.
     InParts,
 }
@@ -25,6 +27,11 @@ struct Spoke {
     has: Has,
     on_topic: bool,
     fast: bool,
+    /// Whether it knows that it is to be.
+    paced: bool,
+    /// What it has, said or not.
+    took: u64,
+    repaired_to: u64,
 }
 
 struct Mesh {
@@ -36,6 +43,9 @@ struct Mesh {
     topic: bool,
     delivers: bool,
     spokes: Vec<Spoke>,
+    /// How often those acknowledge that are not fast, in ticks.
+    slow_ticks: usize,
+    ticks: usize,
     actions: Vec<(Duration, Action<usize>)>,
     begin: Instant,
 }
@@ -43,11 +53,17 @@ struct Mesh {
 impl Mesh {
     fn new(spokes: usize) -> Self {
         let now = Instant::now();
-        let spoke = |n| Spoke {
-            state: State::Well,
-            has: Has::default(),
-            on_topic: true,
-            fast: spokes <= 20 || n % (spokes / 8) == 0,
+        let spoke = |n| {
+            let fast = spokes <= 20 || n % (spokes / 8) == 0;
+            Spoke {
+                state: State::Well,
+                has: Has::default(),
+                on_topic: true,
+                fast,
+                paced: fast,
+                took: 0,
+                repaired_to: 0,
+            }
         };
         Self {
             supervisor: Supervisor::new(7),
@@ -58,6 +74,8 @@ impl Mesh {
             topic: true,
             delivers: true,
             spokes: (0..spokes).map(spoke).collect(),
+            slow_ticks: 1,
+            ticks: 0,
             actions: Vec::new(),
             begin: now,
         }
@@ -87,20 +105,30 @@ impl Mesh {
         if self.topic && self.neighbors > 0 {
             self.sent = self.tip;
         }
-        for spoke in &mut self.spokes {
+        self.ticks += 1;
+        for (n, spoke) in self.spokes.iter_mut().enumerate() {
             let reached = if spoke.on_topic {
                 self.delivers && spoke.state == State::Well
             } else {
-                matches!(spoke.state, State::Well | State::CutOff)
+                matches!(spoke.state, State::Well | State::CutOff | State::Repaired)
             };
-            if reached && spoke.has.acked < self.tip {
+            if reached {
                 let to = if spoke.on_topic { self.sent } else { self.tip };
-                spoke.has.acked = spoke.has.acked.max(to);
+                spoke.took = spoke.took.max(to);
+            }
+            if spoke.state == State::Repaired && spoke.on_topic {
+                spoke.repaired_to = self.sent.saturating_sub(20);
+                spoke.took = spoke.took.max(spoke.repaired_to);
+            }
+            let due = spoke.paced || (self.ticks + n).is_multiple_of(self.slow_ticks);
+            if due && spoke.has.acked < spoke.took {
+                spoke.has.acked = spoke.took;
                 spoke.has.beats += 1;
             }
             if spoke.state == State::InParts {
                 spoke.has.beats += 1;
             }
+            spoke.paced = spoke.fast;
         }
         let topic = self.topic.then_some(TopicStanding {
             sent: self.sent,
@@ -115,11 +143,17 @@ impl Mesh {
                 id,
                 has: spoke.has,
                 fast: spoke.fast,
-                on_topic: spoke.on_topic,
+                path: if spoke.on_topic {
+                    Path::Gossip
+                } else {
+                    Path::Joining
+                },
+                repaired_to: spoke.repaired_to,
             })
             .collect();
+        let slow = 20 * MS + (self.slow_ticks as u32 - 1) * TICK;
         self.supervisor
-            .look(self.now, self.tip, topic, &standings, 20 * MS);
+            .look(self.now, self.tip, topic, &standings, slow);
         self.follow();
     }
 
@@ -161,6 +195,19 @@ fn a_topic_that_delivers_is_left_alone() {
 }
 
 #[test]
+fn who_becomes_fast_is_not_judged_by_what_it_did_when_it_was_slow() {
+    let mut mesh = Mesh::new(1000);
+    mesh.slow_ticks = 8;
+    for redraw in 0..40 {
+        mesh.run(6);
+        for (n, spoke) in mesh.spokes.iter_mut().enumerate() {
+            spoke.fast = n % 125 == redraw;
+        }
+    }
+    assert_eq!(mesh.actions, []);
+}
+
+#[test]
 fn a_topic_that_reaches_nobody_has_failed_within_two_seconds() {
     for spokes in [2, 5, 20, 100, 1000] {
         let mut mesh = Mesh::new(spokes);
@@ -191,6 +238,41 @@ fn a_single_event_that_reaches_nobody_is_enough() {
     let (at, failure) = mesh.failure().expect("it is noticed");
     assert_eq!(failure, Failure::Dead);
     assert!(at - dead <= 2000 * MS);
+}
+
+#[test]
+fn wants_show_that_the_topic_is_heard_and_win_it_time_once() {
+    let fails_after = |wants: bool| {
+        let mut mesh = Mesh::new(1000);
+        mesh.run(20);
+        mesh.delivers = false;
+        mesh.run(4);
+        assert_eq!(mesh.actions, []);
+        let begin = mesh.now;
+        while mesh.failure().is_none() {
+            if wants {
+                mesh.supervisor.wanted();
+            }
+            mesh.run(1);
+        }
+        mesh.now - begin
+    };
+    let silent = fails_after(false);
+    let heard = fails_after(true);
+    assert!(
+        heard >= silent + 800 * MS && heard <= silent + 1200 * MS,
+        "{silent:?} {heard:?}"
+    );
+    // What is sent again arrives in this time, and everything goes on.
+    let mut mesh = Mesh::new(1000);
+    mesh.run(20);
+    mesh.delivers = false;
+    mesh.run(4);
+    mesh.supervisor.wanted();
+    mesh.run(4);
+    mesh.delivers = true;
+    mesh.run(20);
+    assert_eq!(mesh.actions, []);
 }
 
 #[test]
@@ -248,7 +330,7 @@ fn a_few_stopped_spokes_are_served_around_and_the_topic_goes_on() {
 
 #[test]
 fn a_spoke_that_the_topic_alone_does_not_reach_is_served_around_soon() {
-    for spokes in [1, 3, 50] {
+    for spokes in [3, 50] {
         let mut mesh = Mesh::new(spokes);
         mesh.run(10);
         mesh.spokes[0].state = State::CutOff;
@@ -257,6 +339,131 @@ fn a_spoke_that_the_topic_alone_does_not_reach_is_served_around_soon() {
         mesh.run(100);
         assert_eq!(mesh.failure(), None);
     }
+}
+
+/// Runs until the topic has failed, and says how long that took.
+fn fails(mesh: &mut Mesh) -> Duration {
+    let begin = mesh.now - mesh.begin;
+    mesh.run(50);
+    let (at, failure) = mesh.failure().expect("it is noticed");
+    assert_eq!(failure, Failure::Dead);
+    at - begin
+}
+
+#[test]
+fn a_topic_that_does_not_reach_its_only_spoke_has_failed() {
+    let mut mesh = Mesh::new(1);
+    mesh.run(10);
+    mesh.spokes[0].state = State::CutOff;
+    let took = fails(&mut mesh);
+    assert!(took <= 2000 * MS, "{took:?}");
+    // If it has stopped, another topic would not reach it either.
+    let mut mesh = Mesh::new(1);
+    mesh.run(10);
+    mesh.spokes[0].state = State::Stopped;
+    mesh.run(1000);
+    assert_eq!(mesh.failure(), None);
+    assert_eq!(mesh.supervisor.condition(), Condition::Stalled);
+}
+
+#[test]
+fn a_topic_whose_spokes_live_on_repairs_has_failed() {
+    for spokes in [1, 8, 100] {
+        let mut mesh = Mesh::new(spokes);
+        mesh.run(10);
+        for spoke in &mut mesh.spokes {
+            spoke.state = State::Repaired;
+        }
+        let took = fails(&mut mesh);
+        assert!(took <= 2000 * MS, "{spokes}: {took:?}");
+    }
+}
+
+#[test]
+fn a_topic_that_reaches_a_minority_has_failed_and_one_that_reaches_most_has_not() {
+    for (spokes, cut) in [(3, 2), (8, 5), (8, 7), (20, 11), (20, 19)] {
+        let mut mesh = Mesh::new(spokes);
+        mesh.run(10);
+        for spoke in &mut mesh.spokes[..cut] {
+            spoke.state = State::CutOff;
+        }
+        let took = fails(&mut mesh);
+        assert!(took <= 2000 * MS, "{cut} of {spokes}: {took:?}");
+    }
+    for (spokes, cut) in [(2, 1), (8, 4), (20, 10), (1000, 400)] {
+        let mut mesh = Mesh::new(spokes);
+        mesh.run(10);
+        for n in 0..cut {
+            mesh.spokes[spokes - 1 - n].state = State::CutOff;
+        }
+        mesh.run(1000);
+        assert_eq!(mesh.failure(), None, "{cut} of {spokes}");
+        assert_eq!(mesh.supervisor.condition(), Condition::Alive);
+        assert_eq!(mesh.served_around().len(), cut);
+    }
+}
+
+#[test]
+fn a_topic_that_most_have_left_by_themselves_has_failed() {
+    let mut mesh = Mesh::new(8);
+    mesh.run(10);
+    for n in 0..4 {
+        mesh.supervisor.isolated(n);
+        mesh.spokes[n].on_topic = false;
+    }
+    mesh.run(50);
+    assert_eq!(mesh.failure(), None);
+    mesh.supervisor.isolated(4);
+    mesh.spokes[4].on_topic = false;
+    let took = fails(&mut mesh);
+    assert!(took <= 2000 * MS, "{took:?}");
+    // Not if they are on it again soon, or gone.
+    let mut mesh = Mesh::new(8);
+    mesh.run(10);
+    for n in 0..8 {
+        mesh.supervisor.isolated(n);
+        mesh.spokes[n].on_topic = false;
+    }
+    mesh.run(3);
+    for spoke in &mut mesh.spokes {
+        spoke.on_topic = true;
+    }
+    mesh.run(100);
+    assert_eq!(mesh.actions, []);
+    assert!(mesh.supervisor.off.is_empty());
+}
+
+#[test]
+fn spokes_that_stop_and_go_on_long_after_have_time_to_be_on_the_topic_again() {
+    let mut mesh = Mesh::new(8);
+    mesh.run(10);
+    for spoke in &mut mesh.spokes[..6] {
+        spoke.state = State::Stopped;
+    }
+    mesh.run(60);
+    for spoke in &mut mesh.spokes {
+        spoke.state = State::Well;
+    }
+    mesh.run(4);
+    for spoke in &mut mesh.spokes {
+        spoke.on_topic = true;
+    }
+    mesh.run(100);
+    assert_eq!(mesh.failure(), None);
+    assert_eq!(mesh.supervisor.condition(), Condition::Alive);
+}
+
+#[test]
+fn a_topic_that_nobody_gets_on_has_failed_after_half_a_minute() {
+    let mut mesh = Mesh::new(8);
+    for spoke in &mut mesh.spokes {
+        spoke.on_topic = false;
+    }
+    mesh.run(140);
+    assert_eq!(mesh.actions, []);
+    mesh.run(20);
+    let failed = mesh.failure().map(|(_, failure)| failure);
+    assert_eq!(failed, Some(Failure::Unjoined));
 }
 
 #[test]
@@ -308,7 +515,8 @@ fn a_cursor_that_stands_still_though_nothing_holds_it_has_failed() {
             id,
             has: mesh.spokes[id].has,
             fast: true,
-            on_topic: true,
+            path: Path::Gossip,
+            repaired_to: 0,
         })
         .collect();
     for held in [true, false] {
@@ -376,6 +584,7 @@ fn op() -> impl Strategy<Value = Op> {
         Just(State::Well),
         Just(State::Stopped),
         Just(State::CutOff),
+        Just(State::Repaired),
         Just(State::InParts)
     ];
     prop_oneof![
@@ -412,11 +621,14 @@ proptest! {
                     let lives = mesh.delivers && mesh.neighbors > 0;
                     let well = |spoke: &Spoke| spoke.fast && spoke.on_topic && spoke.state == State::Well;
                     let lives = lives && mesh.spokes.iter().any(well);
+                    // One that has lost most of its spokes is dead all the same.
+                    let on_topic = mesh.spokes.iter().filter(|spoke| spoke.on_topic).count();
+                    let lives = lives && on_topic * 2 >= n;
                     mesh.tick(u32::from(ms) * MS, events);
                     for (_, action) in &mesh.actions[seen..] {
                         prop_assert!(!(lives && *action == Action::Fail(Failure::Dead)));
                     }
-                    prop_assert!(mesh.supervisor.watched.len() <= n);
+                    prop_assert!(mesh.supervisor.watched.len() <= n && mesh.supervisor.off.len() <= n);
                     prop_assert!(mesh.supervisor.out.is_empty());
                 },
             }

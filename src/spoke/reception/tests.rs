@@ -494,6 +494,54 @@ fn the_topic_is_kept_while_it_speaks_and_left_when_it_is_silent() {
 }
 
 #[test]
+fn a_spoke_that_is_told_of_its_topic_again_is_served_directly_until_the_topic_shows_anew() {
+    let (mut reception, now) = linked();
+    let beacon = || Opened::Beacon { tip: 0 };
+    let served = |order: &Order| matches!(order, Order::Write(ToHub::Served { .. }));
+    take(&mut reception, now, [topic(3)]);
+    reception.opened(now, beacon());
+    reception.opened(now, beacon());
+    assert!(orders(&mut reception, now).iter().any(served));
+    // The hub does not see that the topic reaches it.
+    take(&mut reception, now, [topic(3)]);
+    assert!(!reception.is_served());
+    let all = orders(&mut reception, now);
+    let want = ToHub::Want { from: 0, to: None };
+    assert!(matches!(all[0], Order::Rekey(_)) && matches!(all[1], Order::Meet { .. }));
+    assert_eq!(all[2..], [Order::Write(want)]);
+    // Told once more it has nothing to add.
+    take(&mut reception, now, [topic(3)]);
+    assert_eq!(orders(&mut reception, now).len(), 2);
+    reception.opened(now, beacon());
+    assert!(!reception.is_served());
+    reception.opened(now, beacon());
+    assert!(orders(&mut reception, now).iter().any(served) && reception.is_served());
+}
+
+#[test]
+fn what_may_still_arrive_on_a_topic_of_that_size_is_not_wanted() {
+    let (mut reception, now) = linked();
+    // As it joins, and when it is told of the same one that has grown or shrunk.
+    for members in [1, 1000, 20, 1 << 30] {
+        let ToSpoke::Topic(mut told) = topic(3) else {
+            unreachable!()
+        };
+        told.members = members;
+        take(&mut reception, now, [ToSpoke::Topic(told)]);
+        let inbox = reception.inbox.as_mut().unwrap();
+        inbox.begin_epoch(now, inbox.epoch(), 0, 0);
+        for tip in [0, 0, 1] {
+            reception.opened(now, Opened::Beacon { tip });
+        }
+        assert!(reception.is_served());
+        let inbox = reception.inbox.as_mut().unwrap();
+        let wait = inbox.deadline().expect("it lacks something") - now;
+        let arrives = arrives_within(members as usize);
+        assert!(wait >= arrives && wait <= arrives + WANT_JITTER, "{wait:?}");
+    }
+}
+
+#[test]
 fn a_topic_of_another_epoch_or_id_is_left() {
     for (epoch, id) in [(2, None), (1, Some(4))] {
         let (mut reception, now) = linked();

@@ -48,6 +48,8 @@ pub(crate) struct Desk {
     begun_at: Option<u64>,
     /// The next offset to write; `None` while the topic serves the spoke.
     cursor: Option<u64>,
+    /// The event at the cursor, if it is a large one of which some parts are written.
+    begun: Option<Begun>,
     /// The cursor runs only because the topic does not reach the spoke.
     fell_back: bool,
     /// The spoke was told to join a topic.
@@ -62,6 +64,14 @@ pub(crate) struct Desk {
     asked: u64,
     /// What the spoke was told to be lost, since somebody looked.
     told_lost: Vec<(u64, u64)>,
+}
+
+/// An event that is written part by part, so that control frames need not wait for all of it.
+#[derive(Debug)]
+struct Begun {
+    offset: u64,
+    entry: Arc<Entry>,
+    part: u16,
 }
 
 #[derive(Debug)]
@@ -89,6 +99,7 @@ impl Desk {
             behind,
             begun_at: Some(cursor),
             cursor: Some(cursor),
+            begun: None,
             fell_back: false,
             member: false,
             repairs: VecDeque::new(),
@@ -103,6 +114,7 @@ impl Desk {
     /// Stops the cursor: the topic serves the spoke.
     pub(crate) fn park(&mut self) {
         self.cursor = None;
+        self.begun = None;
         self.fell_back = false;
     }
 
@@ -120,6 +132,7 @@ impl Desk {
     pub(crate) fn serve_from(&mut self, from: u64) {
         self.unpark(from);
         self.cursor = self.cursor.max(Some(from));
+        self.begun = self.begun.take().filter(|begun| begun.offset >= from);
     }
 
     /// Whether the cursor runs only because the topic does not reach the spoke.
@@ -200,13 +213,18 @@ impl Desk {
             && (paid || !self.falls_back() || cursor >= log.tip())
         {
             let before = bytes_of(chunks);
-            // A targeted event goes out where the cursor passes its place.
-            let stop = mailbox.stop(self.link);
-            let (next, tip) = self.advance(cursor, stop, log, entries, chunks)?;
+            let mut next = cursor;
+            if self.begun.is_none() {
+                // A targeted event goes out where the cursor passes its place.
+                let stop = mailbox.stop(self.link);
+                (next, at_tip) = self.advance(cursor, stop, log, entries, chunks)?;
+            }
+            if next == cursor && self.go_on(chunks) {
+                next += 1;
+            }
             if self.falls_back() {
                 cost += bytes_of(chunks) - before;
             }
-            at_tip = tip;
             self.cursor = Some(next);
             if next != cursor {
                 self.begun_at = None;
@@ -248,6 +266,14 @@ impl Desk {
                 let mut next = cursor;
                 for (offset, entry) in entries.drain(..) {
                     match self.protocol {
+                        Protocol::Native if entry.size() > BATCH_BYTES => {
+                            self.begun = Some(Begun {
+                                offset,
+                                entry,
+                                part: 0,
+                            });
+                            break;
+                        }
                         Protocol::Native => chunks.extend_from_slice(entry.native(offset)),
                         Protocol::Compat => chunks.push(entry.compat().clone()),
                     }
@@ -262,6 +288,26 @@ impl Desk {
                 Ok((head, false))
             }
         }
+    }
+
+    /// Writes on at the event that was begun, if there is one. Says whether that is whole now.
+    fn go_on(&mut self, chunks: &mut Vec<Bytes>) -> bool {
+        let Some(begun) = &mut self.begun else {
+            return false;
+        };
+        let mut bytes = 0;
+        while bytes < BATCH_BYTES {
+            let body = begun.entry.envelope.body();
+            let put = native::put_event_part(chunks, begun.offset, body, begun.part);
+            let (len, last) = put.unwrap_or((0, true));
+            if last {
+                self.begun = None;
+                return true;
+            }
+            bytes += len;
+            begun.part += 1;
+        }
+        false
     }
 
     /// Tells the spoke that the log no longer has `[from, to)`, if it may be behind at all.

@@ -50,8 +50,10 @@ pub(crate) struct Outbox {
 struct State {
     /// Every event that the hub is not known to have, oldest first, numbered one by one.
     events: VecDeque<Kept>,
-    /// How many of them are written to the present link.
+    /// How many of them are written to the present link,
     written: usize,
+    /// and how many parts of the next one.
+    parts: u16,
     /// What `events` cost.
     bytes: u64,
     /// Bytes of those of them that are written.
@@ -116,6 +118,9 @@ impl State {
             self.bytes -= event.bytes();
             if self.written > 0 {
                 self.written -= 1;
+                self.in_flight -= event.envelope.size() as u64;
+            } else if std::mem::take(&mut self.parts) > 0 {
+                // The hub cannot have it whole, but if it says so, it has it.
                 self.in_flight -= event.envelope.size() as u64;
             }
             event.ticket.delivered();
@@ -261,6 +266,7 @@ impl Outbox {
     pub(crate) fn close(&self, reason: &Loss) -> Lost {
         let lost = {
             let mut state = self.state();
+            state.end_link();
             let before = state.lost.clone();
             state.give_up(None, reason);
             Lost {
@@ -342,6 +348,7 @@ impl Outbox {
 impl State {
     fn end_link(&mut self) {
         self.written = 0;
+        self.parts = 0;
         self.in_flight = 0;
         self.orders = Orders::default();
     }
@@ -352,15 +359,25 @@ impl State {
             let Some(event) = self.events.get(self.written) else {
                 return;
             };
-            let bytes = event.envelope.size() as u64;
-            if self.in_flight > 0 && self.in_flight + bytes > self.window {
-                return;
+            if self.parts == 0 {
+                let bytes = event.envelope.size() as u64;
+                if self.in_flight > 0 && self.in_flight + bytes > self.window {
+                    return;
+                }
+                self.ever_written = self.ever_written.max(event.seq);
+                self.in_flight += bytes;
             }
-            gathered += event.envelope.size();
-            native::put_publish(chunks, event.seq, event.envelope.body());
-            self.ever_written = self.ever_written.max(event.seq);
-            self.in_flight += bytes;
-            self.written += 1;
+            // Part by part, so that acknowledgements and wants do not wait for a whole large event.
+            let body = event.envelope.body();
+            let put = native::put_publish(chunks, event.seq, body, self.parts);
+            let (len, last) = put.unwrap_or((0, true));
+            gathered += len;
+            if last {
+                self.parts = 0;
+                self.written += 1;
+            } else {
+                self.parts += 1;
+            }
         }
     }
 
@@ -406,7 +423,10 @@ mod tests {
     use super::*;
     use crate::{
         delivery::Delivery,
-        wire::framing::{Deframer, PREFIX},
+        wire::{
+            assembly::Assembly,
+            framing::{Deframer, PREFIX},
+        },
     };
 
     fn event() -> Envelope {
@@ -485,6 +505,53 @@ mod tests {
         let (had, refused) = (Delivery::Delivered, Delivery::NotDelivered(Loss::TooLarge));
         assert_eq!(outcomes, [had.clone(), refused.clone(), had, refused]);
         assert!(outbox.is_empty());
+    }
+
+    #[test]
+    fn an_acknowledgement_does_not_wait_for_a_whole_large_event() {
+        let outbox = Outbox::new(Protocol::Native, u64::MAX);
+        outbox.begin_link(false, 0, u64::MAX, u64::MAX).unwrap();
+        let payload = format!("\"{}\"", "x".repeat(10 * BATCH_BYTES));
+        let large = Envelope::from_json("t", "", &payload).unwrap();
+        let receipts = [
+            outbox.try_send(&large).unwrap(),
+            outbox.try_send(&large).unwrap(),
+        ];
+        let mut deframer = Deframer::new(native::MAX_FRAME);
+        let mut assembly = Assembly::default();
+        let (mut batches, mut whole, mut acks) = (0, Vec::new(), 0);
+        loop {
+            outbox.write(ToHub::Ack {
+                offset: batches,
+                seq: 0,
+            });
+            batches += 1;
+            let mut chunks = Vec::new();
+            outbox.next_batch(&mut chunks);
+            let bytes: usize = chunks.iter().map(Bytes::len).sum();
+            assert!(bytes < 2 * BATCH_BYTES);
+            deframer.push(chunks.concat().into());
+            while let Some(frame) = deframer.next().unwrap() {
+                match ToHub::decode(frame).unwrap().unwrap() {
+                    ToHub::Ack { .. } => acks += 1,
+                    ToHub::Publish { seq, of, body } => {
+                        whole.extend(assembly.push(seq, of, body, usize::MAX).unwrap());
+                    }
+                    frame => panic!("{frame:?}"),
+                }
+            }
+            if whole.len() == 2 {
+                break;
+            }
+        }
+        assert_eq!(acks, batches);
+        assert!(batches > 20 && whole.iter().all(|body| body == large.body()));
+        outbox.acked(2).unwrap();
+        assert!(
+            receipts
+                .iter()
+                .all(|receipt| receipt.now() == Delivery::Delivered)
+        );
     }
 
     #[test]
@@ -599,7 +666,7 @@ mod tests {
         fn the_hub_gets_each_event_once_in_order_and_every_receipt_tells_the_truth(
             ops in prop::collection::vec(op(), 1..200),
         ) {
-            let outbox = outbox(600);
+            let outbox = outbox(600 + 8 * OVERHEAD);
             let mut sent: Vec<SendReceipt> = Vec::new();
             let mut on_the_way: VecDeque<(u64, u64)> = VecDeque::new();
             // What the hub has taken: payloads; and the last number of its session.

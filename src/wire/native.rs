@@ -402,6 +402,19 @@ pub(crate) fn put_event(out: &mut Vec<Bytes>, offset: u64, body: &Bytes, repair:
     }
 }
 
+/// Appends one part of a broadcast event that does not come as a repair. Gives the length of its body, and
+/// whether it was the last one; `None` if there is no such part.
+pub(crate) fn put_event_part(
+    out: &mut Vec<Bytes>,
+    offset: u64,
+    body: &Bytes,
+    part: u16,
+) -> Option<(usize, bool)> {
+    let (of, body) = parts(body).nth(part.into())?;
+    put_part(out, kind::EVENT, &offset, of, &body);
+    Some((body.len(), of.part + 1 == of.parts))
+}
+
 /// Appends all parts of an event for one spoke.
 pub(crate) fn put_targeted(out: &mut Vec<Bytes>, seq: u64, after: Position, body: &Bytes) {
     for (of, part) in parts(body) {
@@ -409,11 +422,17 @@ pub(crate) fn put_targeted(out: &mut Vec<Bytes>, seq: u64, after: Position, body
     }
 }
 
-/// Appends all parts of an event for the hub.
-pub(crate) fn put_publish(out: &mut Vec<Bytes>, seq: u64, body: &Bytes) {
-    for (of, part) in parts(body) {
-        put_part(out, kind::PUBLISH, &seq, of, &part);
-    }
+/// Appends one part of an event for the hub. Gives the length of its body, and whether it was the last one;
+/// `None` if there is no such part.
+pub(crate) fn put_publish(
+    out: &mut Vec<Bytes>,
+    seq: u64,
+    body: &Bytes,
+    part: u16,
+) -> Option<(usize, bool)> {
+    let (of, body) = parts(body).nth(part.into())?;
+    put_part(out, kind::PUBLISH, &seq, of, &body);
+    Some((body.len(), of.part + 1 == of.parts))
 }
 
 /// Cuts a body into parts of at most [`MAX_PART`] bytes; at least one.

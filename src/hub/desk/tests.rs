@@ -10,7 +10,7 @@ use crate::{
     log::{LogConfig, LogFailed},
     position::Epoch,
     spoke_id::SpokeId,
-    wire::{framing::Deframer, native::MAX_FRAME},
+    wire::{assembly::Assembly, framing::Deframer, native::MAX_FRAME},
 };
 
 fn event(n: u64) -> Envelope {
@@ -179,4 +179,86 @@ fn a_spoke_is_asked_to_acknowledge_when_somebody_waits_and_it_has_answered() {
     assert!(!asks(7, 5) && !asks(9, 6), "it has not answered");
     assert!(asks(9, 7));
     assert!(!asks(9, 9));
+}
+
+#[test]
+fn control_frames_and_events_that_overtake_go_between_the_parts_of_a_large_event() {
+    let log = SharedLog::new(LogConfig::default());
+    let payload = format!("\"{}\"", "x".repeat(10 * BATCH_BYTES));
+    let large = Envelope::from_json("n", "", &payload).unwrap();
+    log.append(event(0)).unwrap();
+    log.append(large.clone()).unwrap();
+    log.append(event(2)).unwrap();
+    let mut mailbox = mailbox();
+    mailbox.push(&event(3), log.appended(), false).unwrap();
+    let mut desk = desk(Behind::Skip, 0);
+    let mut deframer = Deframer::new(MAX_FRAME);
+    let mut assembly = Assembly::default();
+    let mut order = Vec::new();
+    for turn in 1.. {
+        desk.acknowledge(turn);
+        if turn == 5 {
+            mailbox.push(&event(4), log.appended(), true).unwrap();
+        }
+        let mut chunks = Vec::new();
+        let batch = desk
+            .next_batch(&mut mailbox, &log, true, &mut Vec::new(), &mut chunks)
+            .unwrap();
+        assert!(bytes_of(&chunks) < 2 * BATCH_BYTES as u64);
+        deframer.push(Bytes::from(chunks.concat()));
+        while let Some(frame) = deframer.next().unwrap() {
+            match ToSpoke::decode(frame).unwrap().unwrap() {
+                ToSpoke::Ack { seq } => assert_eq!(seq, turn),
+                ToSpoke::Event { offset, of, body } => {
+                    if let Some(body) = assembly.push(offset, of, body, usize::MAX).unwrap() {
+                        assert!(offset != 1 || body == large.body());
+                        order.push(format!("{offset}"));
+                    }
+                }
+                ToSpoke::Targeted { seq, .. } => order.push(format!("#{seq}")),
+                frame => panic!("{frame:?}"),
+            }
+        }
+        if matches!(batch, Batch::Frames { cursor: None, .. }) && order.len() == 5 {
+            assert!(turn > 10, "in many batches");
+            break;
+        }
+    }
+    assert_eq!(order, ["0", "#1", "1", "2", "#2"]);
+}
+
+#[test]
+fn a_large_event_of_which_some_parts_are_written_is_begun_anew_where_the_spoke_asks_for_it() {
+    let log = SharedLog::new(LogConfig::default());
+    let payload = format!("\"{}\"", "x".repeat(4 * BATCH_BYTES));
+    for _ in 0..2 {
+        log.append(Envelope::from_json("n", "", &payload).unwrap())
+            .unwrap();
+    }
+    let mut mailbox = mailbox();
+    let parts = |desk: &mut Desk, mailbox: &mut Mailbox| -> Vec<(u64, u16)> {
+        let mut chunks = Vec::new();
+        desk.next_batch(mailbox, &log, true, &mut Vec::new(), &mut chunks)
+            .unwrap();
+        let mut deframer = Deframer::new(MAX_FRAME);
+        deframer.push(Bytes::from(chunks.concat()));
+        let mut parts = Vec::new();
+        while let Some(frame) = deframer.next().unwrap() {
+            if let ToSpoke::Event { offset, of, .. } = ToSpoke::decode(frame).unwrap().unwrap() {
+                parts.push((offset, of.part));
+            }
+        }
+        parts
+    };
+    let mut desk = desk(Behind::Skip, 0);
+    assert_eq!(parts(&mut desk, &mut mailbox)[0], (0, 0));
+    assert_eq!(parts(&mut desk, &mut mailbox)[0], (0, 4), "it goes on");
+    // The topic brought it meanwhile.
+    desk.serve_from(1);
+    assert_eq!(parts(&mut desk, &mut mailbox)[0], (1, 0));
+    // The topic serves the spoke, and no longer.
+    desk.park();
+    assert!(parts(&mut desk, &mut mailbox).is_empty());
+    desk.unpark(1);
+    assert_eq!(parts(&mut desk, &mut mailbox)[0], (1, 0));
 }

@@ -180,15 +180,6 @@ impl SendReceipt {
             .filter_map(|(spoke, cell)| Some(((*spoke)?, cell.now())))
     }
 
-    #[allow(
-        dead_code,
-        reason = "used as soon as hub and spoke keep what they send"
-    )]
-    /// Whether no recipient has the event or will have it.
-    pub(crate) fn is_lost(&self) -> bool {
-        matches!(self.now(), Delivery::NotDelivered(_))
-    }
-
     /// One receipt over several recipients.
     pub(crate) fn over(receipts: impl IntoIterator<Item = Self>) -> Self {
         let parts = receipts.into_iter().flat_map(|receipt| receipt.parts);

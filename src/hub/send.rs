@@ -106,19 +106,27 @@ impl Hub {
             return Err(e!(SendError::Refused { source }));
         }
         let mut receipts = Vec::with_capacity(sessions.len());
+        // Whatever has become of it since: a spoke may have refused it already.
+        let mut queued = false;
         // One that is full is not to hold up the others.
         let mut full = Vec::new();
         let mut error = None;
         for session in sessions {
             match inner.push(&session, &event, options) {
-                Ok(receipt) => receipts.push(receipt),
+                Ok(receipt) => {
+                    queued = true;
+                    receipts.push(receipt);
+                }
                 Err(NoRoom::Full | NoRoom::Away) => full.push(session),
                 Err(NoRoom::Ended) => {}
             }
         }
         for session in full {
             match inner.push_wait(&session, &event, options, deadline).await {
-                Ok(receipt) => receipts.push(receipt),
+                Ok(receipt) => {
+                    queued = true;
+                    receipts.push(receipt);
+                }
                 Err(stalled @ SendError::Stalled { .. }) => {
                     let (ticket, receipt) = Ticket::new(Some(session.id));
                     ticket.not_delivered(Loss::Stalled);
@@ -128,7 +136,6 @@ impl Hub {
                 Err(gone) => error = error.or(Some(gone)),
             }
         }
-        let queued = receipts.iter().any(|receipt| !receipt.is_lost());
         match error {
             _ if queued => Ok(SendReceipt::over(receipts)),
             Some(error) => Err(error),

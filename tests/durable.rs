@@ -417,6 +417,10 @@ async fn the_program_refuses_a_log_in_use_or_of_another_key_and_says_why() {
         .await
         .assert_fails_with(1, "give the key that belongs");
     assert!(fs::read(&log).unwrap() == before, "it was not touched");
+    let damaged = &before[..before.len() / 2];
+    fs::write(&log, damaged).unwrap();
+    run(&key).end().await.assert_fails_with(1, "is damaged");
+    assert!(fs::read(&log).unwrap() == damaged, "it was not touched");
     let without = process::Program::start(["hub", "--local", "--log", &log]);
     without.end().await.assert_code(2);
     fs::write(&log, b"notes").unwrap();

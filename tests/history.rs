@@ -214,9 +214,16 @@ fn spoke(
             lines.push(Line::Reconnecting);
         }
         if n % 13 == 9 {
-            let since = lines.iter().rev().take_while(|l| **l != Line::Reconnecting);
-            let missed = since.into_iter().any(|l| matches!(l, Line::Missed { .. }));
-            lines.push(Line::Recovered { wholly: !missed });
+            // Since it lost its link first, after it had caught up last.
+            let before = lines
+                .iter()
+                .rposition(|l| matches!(l, Line::Recovered { .. }));
+            let since = lines.iter().skip(before.map_or(0, |at| at + 1));
+            let mut since = since.skip_while(|l| **l != Line::Reconnecting);
+            if since.next().is_some() {
+                let missed = since.any(|l| matches!(l, Line::Missed { .. }));
+                lines.push(Line::Recovered { wholly: !missed });
+            }
         }
     }
     // A spoke that is to have all begins where it says.
@@ -591,4 +598,30 @@ fn a_spoke_without_positions_is_placed_by_what_it_prints() {
     assert_eq!(found(&[3, 5]), "lost");
     assert_eq!(found(&[3, 4, 4, 5]), "repeated");
     assert_eq!(found(&[3, 99]), "forged");
+}
+
+#[test]
+fn what_is_missed_between_two_attempts_to_come_back_counts() {
+    let told = |between: bool, wholly: bool| {
+        let missed = Line::Missed {
+            from: (0, 1),
+            to: (0, 3),
+        };
+        let mut lines = events(0, 0..1);
+        lines.push(Line::Reconnecting);
+        lines.push(missed);
+        if between {
+            lines.push(Line::Reconnecting);
+        }
+        lines.push(Line::Recovered { wholly });
+        // The next one begins anew.
+        lines.push(Line::Reconnecting);
+        lines.push(Line::Recovered { wholly: true });
+        lines.extend(events(0, 3..5));
+        kinds(&model(events(0, 0..5), vec![ended(lines)]).check())
+    };
+    for between in [false, true] {
+        assert_eq!(told(between, true), ["falsely recovered"]);
+        assert!(told(between, false).is_empty());
+    }
 }

@@ -1,7 +1,7 @@
 //! Memory with an end: a map that forgets the oldest, and a bucket of tokens.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{HashMap, VecDeque, hash_map},
     hash::Hash,
 };
 
@@ -15,7 +15,8 @@ pub(super) struct Remembered<K, V> {
     capacity: usize,
     next: u64,
     entries: HashMap<K, (u64, V)>,
-    order: BTreeMap<u64, K>,
+    /// In the order of writing, with some that were written again or removed since: those have another number.
+    order: VecDeque<(u64, K)>,
 }
 
 impl<K: Hash + Eq + Clone, V> Remembered<K, V> {
@@ -24,7 +25,7 @@ impl<K: Hash + Eq + Clone, V> Remembered<K, V> {
             capacity,
             next: 0,
             entries: HashMap::new(),
-            order: BTreeMap::new(),
+            order: VecDeque::new(),
         }
     }
 
@@ -43,34 +44,56 @@ impl<K: Hash + Eq + Clone, V> Remembered<K, V> {
 
     /// Writes an entry as the newest; returns the key that was forgotten for it.
     pub(super) fn insert(&mut self, key: K, value: V) -> Option<K> {
-        let forgotten = if self.entries.contains_key(&key) {
-            self.remove(&key);
-            None
-        } else if self.is_full() {
-            self.pop_oldest()
-        } else {
-            None
-        };
-        self.order.insert(self.next, key.clone());
-        self.entries.insert(key, (self.next, value));
+        let number = self.next;
         self.next += 1;
+        let full = self.is_full();
+        let new = match self.entries.entry(key.clone()) {
+            hash_map::Entry::Occupied(mut entry) => {
+                entry.insert((number, value));
+                false
+            }
+            hash_map::Entry::Vacant(entry) => {
+                entry.insert((number, value));
+                true
+            }
+        };
+        let forgotten = if new && full { self.pop_oldest() } else { None };
+        self.order.push_back((number, key));
+        self.tidy();
         forgotten
     }
 
     pub(super) fn remove(&mut self, key: &K) -> Option<V> {
-        let (at, value) = self.entries.remove(key)?;
-        self.order.remove(&at);
+        let (_, value) = self.entries.remove(key)?;
+        self.tidy();
         Some(value)
     }
 
     fn pop_oldest(&mut self) -> Option<K> {
-        let (_, key) = self.order.pop_first()?;
-        self.entries.remove(&key);
-        Some(key)
+        while let Some((number, key)) = self.order.pop_front() {
+            if let hash_map::Entry::Occupied(entry) = self.entries.entry(key)
+                && entry.get().0 == number
+            {
+                return Some(entry.remove_entry().0);
+            }
+        }
+        None
+    }
+
+    /// Keeps what is out of date from being more than the rest.
+    fn tidy(&mut self) {
+        if self.order.len() > 2 * self.entries.len() + 16 {
+            let entries = &self.entries;
+            let stands =
+                |(number, key): &(u64, K)| entries.get(key).is_some_and(|e| e.0 == *number);
+            self.order.retain(stands);
+        }
     }
 
     pub(super) fn keys(&self) -> impl Iterator<Item = &K> {
-        self.order.values()
+        let stands =
+            |(number, key): &&(u64, K)| self.entries.get(key).is_some_and(|e| e.0 == *number);
+        self.order.iter().filter(stands).map(|(_, key)| key)
     }
 }
 
@@ -82,11 +105,14 @@ impl<K: Hash + Eq + Clone> Remembered<K, Instant> {
 
     /// Forgets what has run out, as far as it stands at the old end.
     pub(super) fn expire(&mut self, now: Instant) {
-        while let Some((_, key)) = self.order.first_key_value() {
+        while let Some((number, key)) = self.order.front() {
             match self.entries.get(key) {
-                Some((_, until)) if *until > now => break,
-                _ => {
+                Some((at, until)) if at == number && *until > now => break,
+                Some((at, _)) if at == number => {
                     self.pop_oldest();
+                }
+                _ => {
+                    self.order.pop_front();
                 }
             }
         }
@@ -128,6 +154,8 @@ impl Bucket {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -151,6 +179,45 @@ mod tests {
         map.expire(now + Duration::from_secs(2));
         assert_eq!(map.len(), 1);
         assert!(map.holds(&2, now + Duration::from_secs(2)));
+    }
+
+    proptest! {
+        #[test]
+        fn a_map_is_what_was_written_last_and_holds_no_more_than_twice_that(
+            ops in prop::collection::vec((0..4u8, 0..8u8, 0..20u64), 1..200),
+        ) {
+            let begin = Instant::now();
+            let at = |seconds| begin + Duration::from_secs(seconds);
+            let mut map = Remembered::new(5);
+            let mut model: Vec<(u8, Instant)> = Vec::new();
+            for (op, key, seconds) in ops {
+                match op {
+                    0 => {
+                        model.retain(|(known, _)| *known != key);
+                        map.remove(&key);
+                    }
+                    1 => {
+                        let now = at(seconds);
+                        let stay = model.iter().position(|(_, until)| *until > now);
+                        model.drain(..stay.unwrap_or(model.len()));
+                        map.expire(now);
+                    }
+                    _ => {
+                        model.retain(|(known, _)| *known != key);
+                        model.push((key, at(seconds)));
+                        let expected = (model.len() > 5).then(|| model.remove(0).0);
+                        prop_assert_eq!(map.insert(key, at(seconds)), expected);
+                    }
+                }
+                let keys: Vec<u8> = model.iter().map(|(key, _)| *key).collect();
+                prop_assert_eq!(map.keys().copied().collect::<Vec<_>>(), keys);
+                prop_assert_eq!(map.len(), model.len());
+                prop_assert!(map.order.len() <= 2 * map.len() + 17);
+                for (key, until) in &model {
+                    prop_assert_eq!(map.get(key), Some(until));
+                }
+            }
+        }
     }
 
     #[test]

@@ -85,8 +85,8 @@ pub struct HubLimits {
     /// How many bytes a second may go to repairs, and to spokes that the topic does not reach and that
     /// are served directly meanwhile, over all of them; who waits longest comes first. Default 32 MiB.
     pub repair_bytes_per_s: u64,
-    /// How many events of a durable log may wait for the disk, within the bounds of the log; one is
-    /// always taken. Default 8,192.
+    /// How many events of a durable log may wait for the disk, and at most a quarter of what the log keeps;
+    /// one is always taken. Default 8,192.
     pub unsynced_events: usize,
     /// The same in bytes. Default 16 MiB.
     pub unsynced_bytes: usize,

@@ -136,7 +136,7 @@ impl Desk {
     }
 
     /// Whether the cursor runs only because the topic does not reach the spoke.
-    fn falls_back(&self) -> bool {
+    pub(crate) fn falls_back(&self) -> bool {
         self.member && self.fell_back
     }
 
@@ -157,6 +157,12 @@ impl Desk {
         } else if let Some(last) = self.repairs.back_mut() {
             *last = (last.0.min(from), last.1.max(to));
         }
+    }
+
+    /// The next offset to write, unless the topic serves the spoke.
+    #[cfg(feature = "cli")]
+    pub(crate) fn cursor(&self) -> Option<u64> {
+        self.cursor
     }
 
     /// Whether a repair is due: the next batch has one.

@@ -264,6 +264,7 @@ impl Receipt {
 }
 
 /// Nobody is waited for any more.
+#[expect(clippy::result_large_err, reason = "it is the result of whoever asked")]
 fn settled(acknowledgements: Acknowledgements) -> Result<Acknowledgements, NotAcknowledged> {
     if acknowledgements.are_complete() {
         Ok(acknowledgements)

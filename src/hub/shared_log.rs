@@ -98,6 +98,9 @@ struct Syncing {
     failed: Option<LogFailed>,
 }
 
+/// So much of the log may be what waits for the disk.
+const UNSYNCED_PART: usize = 4;
+
 /// How much may wait for the disk at once.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct UnsyncedLimits {
@@ -194,9 +197,12 @@ impl Loading {
         inner.previous = previous;
         inner.file = Some(Syncing {
             limits: UnsyncedLimits {
-                // What is not synced must not push what nobody could read yet out of the log.
-                events: limits.events.min(self.config.max_events).max(1),
-                bytes: limits.bytes.min(self.config.max_bytes),
+                // What is not synced must not push what spokes have yet to read out of the log.
+                events: limits
+                    .events
+                    .min(self.config.max_events / UNSYNCED_PART)
+                    .max(1),
+                bytes: limits.bytes.min(self.config.max_bytes / UNSYNCED_PART),
             },
             synced: inner.log.tip(),
             unsynced_bytes: 0,
@@ -294,7 +300,7 @@ impl SharedLog {
         let mut tip = self.tip.subscribe();
         loop {
             if *tip.borrow_and_update() > offset {
-                return Ok(Position::new(self.epoch(), offset));
+                return Ok(Position::new(self.epoch_of(offset), offset));
             }
             if let Some(failed) = self.failure() {
                 return Err(failed);
@@ -302,6 +308,16 @@ impl SharedLog {
             // The sender is ours.
             let _ = tip.changed().await;
         }
+    }
+
+    /// The epoch in which an event that can be read came to be so: the first one that had it.
+    fn epoch_of(&self, offset: u64) -> Epoch {
+        let inner = self.read_lock();
+        let ended = inner
+            .previous
+            .iter()
+            .find(|previous| previous.fork > offset);
+        ended.map_or_else(|| inner.log.epoch(), |previous| previous.epoch)
     }
 
     /// Resolves when everything that was appended until now can be read, or never will be.

@@ -73,7 +73,11 @@ type Notes = Arc<Mutex<mpsc::Receiver<Note>>>;
 pub(super) async fn run(hub: Arc<Inner>, notes: mpsc::Receiver<Note>) {
     let notes = Arc::new(Mutex::new(notes));
     let mut switchboard = Switchboard::new(hub.clone(), notes.clone());
-    while let Err(_) = AssertUnwindSafe(switchboard.run()).catch_unwind().await {
+    while AssertUnwindSafe(switchboard.run())
+        .catch_unwind()
+        .await
+        .is_err()
+    {
         error!("the switchboard of the hub panicked; another one takes over");
         hub.metrics.health.healthy.set(0);
         hub.metrics.health.panics.inc();

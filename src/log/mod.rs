@@ -28,11 +28,16 @@
 //! A file that was restored from a copy has lost events, and spokes may have them. Their offsets must
 //! not be given to other events in the same epoch, so the log begins a new epoch and remembers where
 //! the two part: spokes that had read no further go on as if nothing had happened, and the others are told.
-//! It does so when it is in another file than it was written to (its device, inode and time of creation
-//! are in it; moving it within its file system changes none of them), and when a spoke comes from
-//! beyond the tip, but for that only once in the life of a process. What cannot be noticed is
-//! a file that was overwritten in place, or a disk that was set back, if as many events as were lost are
-//! broadcast before the first such spoke comes back: move the log away after that, and begin a new one.
+//! It does so
+//! - when it is in another file than it was written to (its inode and time of creation are in it; moving it
+//!   within its file system changes neither);
+//! - when it is behind the mark of how far it had come, a small file beside it (`FILE.tip`): it was
+//!   overwritten in place;
+//! - when a spoke comes from beyond the tip, but for that only once in the life of a process.
+//!
+//! What cannot be noticed is a log that was set back together with its mark, as with a whole disk, if as many
+//! events as were lost are broadcast before the first spoke comes back that had them: move the log away after
+//! that, and begin a new one.
 
 mod error;
 #[cfg(feature = "durable")]

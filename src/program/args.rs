@@ -52,7 +52,7 @@ pub(super) struct HubArgs {
     #[arg(long, value_name = "S", default_value = "30", value_parser = seconds)]
     pub(super) drain_timeout: Duration,
     /// Keeps the log in this file, so that a hub started again with it and with the same --key goes on
-    /// where it was; the file is made if there is none
+    /// where it was; the file is made if there is none, and beside it FILE.tip, which tells if it was set back
     #[arg(long, value_name = "FILE", requires = "key")]
     pub(super) log: Option<PathBuf>,
     /// Writes {"position":…,"type":…,"id":…,"payload":…} to this file for every broadcast that the

@@ -157,6 +157,15 @@ impl SimulateArgs {
 
 /// Runs to the end on the calling thread.
 pub(super) fn run(args: &SimulateArgs) -> Result<Exit, Failure> {
+    let mut partitions: Vec<_> = args
+        .partition
+        .iter()
+        .map(|p| (p.at, p.at + p.lasts))
+        .collect();
+    partitions.sort_unstable();
+    if partitions.windows(2).any(|pair| pair[1].0 < pair[0].1) {
+        return Err(Failure::usage("--partition: partitions must not overlap"));
+    }
     let begun = Instant::now();
     let (words, kept) = match args.resume_cases {
         Some(cases) => {

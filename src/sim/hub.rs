@@ -105,7 +105,7 @@ pub(super) struct Hub {
     leaving: VecDeque<(Instant, NodeId, u64)>,
     bytes_before: u64,
     lose_root_frame: Option<u64>,
-    pub(super) wake_at: Nanos,
+    pub(super) wakes: Vec<Nanos>,
     entries: Vec<(u64, Arc<Entry>)>,
 }
 
@@ -133,7 +133,7 @@ impl Hub {
             leaving: VecDeque::new(),
             bytes_before: 0,
             lose_root_frame,
-            wake_at: Nanos::MAX,
+            wakes: Vec::new(),
             entries: Vec::new(),
         }
     }
@@ -396,12 +396,21 @@ impl Hub {
             let paid = !asks || self.budget.ask(now, Payer::Spoke(spoke));
             let repairs = paid && link.desk.repairs_wait();
             let entries = &mut self.entries;
+            let before = link.desk.cursor();
             match link
                 .desk
                 .next_batch(&mut link.mailbox, &self.log, paid, entries, &mut chunks)
             {
-                Ok(Batch::Frames { cost, .. }) => {
+                Ok(Batch::Frames { cost, cursor }) => {
                     self.budget.spend(cost);
+                    let events = match (before, cursor) {
+                        (Some(before), Some(after)) => after - before,
+                        _ => 0,
+                    };
+                    match link.desk.falls_back() {
+                        true => ctx.tally.fallback_events += events,
+                        false => ctx.tally.direct_events += events,
+                    }
                     let traffic = match (repairs, cost) {
                         (true, _) => &mut ctx.tally.hub_repairs,
                         (false, 1..) => &mut ctx.tally.hub_fallback,

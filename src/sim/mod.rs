@@ -9,7 +9,7 @@
 //!   (`gate`). The proof of membership on a new gossip connection is taken for granted.
 //! - Nodes take no time to think, and listeners take whatever there is. A spoke that [stalls](Stall) does nothing at all.
 //! - A message that is lost on a gossip connection is lost for good, which QUIC would not do; a connection ends when one side
-//!   closes it or when it was idle for 30 s.
+//!   closes it or when it was idle for 15 s.
 //!
 //! What spokes let out is judged by an `oracle` that knows what was broadcast and nothing else.
 

@@ -20,7 +20,7 @@ pub(super) type NodeId = u32;
 pub(super) const HUB: NodeId = 0;
 
 /// A connection over which nothing comes for so long is given up by both ends.
-pub(super) const IDLE: Nanos = 30 * super::clock::SECOND;
+pub(super) const IDLE: Nanos = 15 * super::clock::SECOND;
 
 /// How many bytes fit into a packet.
 const PACKET: usize = 1200;

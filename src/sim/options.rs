@@ -29,7 +29,7 @@ pub struct Options {
     pub links: Links,
     /// Spokes that go and are replaced while events are broadcast.
     pub churn: Churn,
-    /// Parts of the mesh that are cut off for a while.
+    /// Parts of the mesh that are cut off for a while, one after the other: they must not overlap.
     pub partitions: Vec<Partition>,
     /// Spokes that do nothing for a while.
     pub stalls: Vec<Stall>,

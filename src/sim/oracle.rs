@@ -3,7 +3,7 @@
 //! It is told what the hub broadcast, and of every spoke where it begins and, in order, what its listeners see. Each
 //! event must be the next one, and the bytes that were broadcast. What is jumped over without a word is lost.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use serde::Serialize;
@@ -82,12 +82,16 @@ struct Seen {
     tip: Position,
     /// It was told of something missed since it lost its link.
     missed: bool,
+    /// It lost its link, and has not said since that it has caught up.
+    recovering: bool,
 }
 
 #[derive(Debug, Default)]
 pub(super) struct Oracle {
     lives: BTreeMap<Epoch, Life>,
     seen: BTreeMap<NodeId, Seen>,
+    /// Who went. What they had said may still be on its way to the hub.
+    ended: BTreeSet<NodeId>,
     verdict: Verdict,
 }
 
@@ -117,17 +121,22 @@ impl Oracle {
 
     /// A spoke came and shall see everything from here on.
     pub(super) fn begins(&mut self, spoke: NodeId, at: Position) {
+        if self.ended.contains(&spoke) {
+            return;
+        }
         let seen = Seen {
             next: at,
             jumped: BTreeMap::new(),
             tip: at,
             missed: false,
+            recovering: false,
         };
         self.seen.insert(spoke, seen);
     }
 
     /// A spoke went, and need not see any more. What it jumped over stays lost.
     pub(super) fn ends(&mut self, spoke: NodeId) {
+        self.ended.insert(spoke);
         if let Some(seen) = self.seen.remove(&spoke) {
             self.verdict.lost += seen.lost();
         }
@@ -197,7 +206,7 @@ impl Oracle {
 
     /// Whether a spoke has seen everything before `tip`.
     pub(super) fn has_all(&self, spoke: NodeId, tip: Position) -> bool {
-        self.seen.get(&spoke).is_none_or(|seen| seen.next == tip)
+        self.seen.get(&spoke).is_some_and(|seen| seen.next == tip)
     }
 
     /// What was found so far.
@@ -214,24 +223,31 @@ impl Oracle {
 
     /// A spoke lost its link.
     pub(super) fn disconnected(&mut self, spoke: NodeId) {
-        if let Some(seen) = self.seen.get_mut(&spoke) {
+        // It may be lost again on the way.
+        if let Some(seen) = self.seen.get_mut(&spoke)
+            && !std::mem::replace(&mut seen.recovering, true)
+        {
             seen.missed = false;
         }
     }
 
     /// A spoke says that it has caught up, `wholly` or with holes.
     pub(super) fn recovered(&mut self, spoke: NodeId, wholly: bool) {
-        let Some(seen) = self.seen.get(&spoke) else {
+        let Some(seen) = self.seen.get_mut(&spoke) else {
             return;
         };
+        seen.recovering = false;
         let there = seen.next.epoch == seen.tip.epoch && seen.next.offset >= seen.tip.offset;
         if !there || (wholly && (seen.missed || seen.lost() > 0)) {
             self.verdict.false_recoveries += 1;
         }
     }
 
-    /// Judges the run: what the spokes that are there have not seen up to `tip` is lost.
-    pub(super) fn judge(&mut self, tip: Position) -> Verdict {
+    /// Judges the run: what the spokes that are there (`live`) have not seen up to `tip` is lost. One that never
+    /// began has lost something, whatever there was.
+    pub(super) fn judge(&mut self, tip: Position, live: &BTreeSet<NodeId>) -> Verdict {
+        let never_began = live.iter().filter(|id| !self.seen.contains_key(id));
+        self.verdict.lost += never_began.count() as u64;
         for (_, seen) in std::mem::take(&mut self.seen) {
             self.verdict.lost += seen.lost();
             self.verdict.lost += if seen.next.epoch == tip.epoch {
@@ -308,7 +324,7 @@ mod tests {
                 oracle.missed(1, at(*from), at(*to));
             }
         }
-        oracle.judge(at(10))
+        oracle.judge(at(10), &BTreeSet::from([1]))
     }
 
     fn each(offsets: impl IntoIterator<Item = u64>) -> Vec<(u64, u64)> {
@@ -352,11 +368,43 @@ mod tests {
     }
 
     #[test]
+    fn who_never_began_has_lost_something_and_who_went_has_not() {
+        let mut oracle = Oracle::default();
+        oracle.broadcast(at(0), &body(0), 0);
+        assert!(!oracle.has_all(1, at(1)));
+        // Its hello comes to the hub when it is gone already.
+        oracle.ends(2);
+        oracle.begins(2, at(0));
+        assert_eq!(oracle.judge(at(1), &BTreeSet::from([1])).lost, 1);
+    }
+
+    #[test]
+    fn nobody_recovers_wholly_who_missed_something_between_two_attempts() {
+        let told_within = |attempts: u32| {
+            let mut oracle = Oracle::default();
+            for offset in 0..10 {
+                oracle.broadcast(at(offset), &body(offset), 0);
+            }
+            oracle.trimmed(EPOCH, 10);
+            oracle.begins(1, at(0));
+            oracle.disconnected(1);
+            oracle.missed(1, at(0), at(10));
+            for _ in 1..attempts {
+                oracle.disconnected(1);
+            }
+            oracle.welcomed(1, at(10));
+            oracle.recovered(1, true);
+            oracle.verdict().false_recoveries
+        };
+        assert_eq!((told_within(1), told_within(3)), (1, 1));
+    }
+
+    #[test]
     fn other_bytes_are_altered() {
         let mut oracle = Oracle::default();
         oracle.broadcast(at(0), &body(0), 0);
         oracle.begins(1, at(0));
         oracle.event(1, at(0), b"other", 1);
-        assert_eq!(oracle.judge(at(1)).altered, 1);
+        assert_eq!(oracle.judge(at(1), &BTreeSet::new()).altered, 1);
     }
 }

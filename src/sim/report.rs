@@ -89,7 +89,15 @@ pub struct Report {
     pub gossip_messages: u64,
     /// Those that the network lost.
     pub gossip_messages_lost: u64,
-    /// Those for which a queue had no place.
+    /// Frames that came to a node again.
+    pub frames_repeated: u64,
+    /// Events, or parts, that came to a spoke's inbox again, along the topic or a link.
+    pub duplicates: u64,
+    /// Copies of each event that the hub sent along links, to spokes that are not on the topic, or not yet.
+    pub direct_copies: f64,
+    /// Copies of each event that the hub sent along links because the topic did not reach their spokes.
+    pub fallback_copies: f64,
+    /// Gossip messages for which a queue had no place.
     pub gossip_messages_dropped: u64,
     /// Ranges that spokes wanted.
     pub wants: u64,

@@ -51,8 +51,8 @@ pub(super) struct Spoke {
     pub(super) mesh: Option<Mesh<SpokeGate<SharedCheck>>>,
     outbox: Outbox,
     backoff: Backoff,
-    /// When it is to be woken, if at all.
-    pub(super) wake_at: Nanos,
+    /// When it is going to be woken.
+    pub(super) wakes: Vec<Nanos>,
     /// Does nothing until then; what comes meanwhile waits.
     pub(super) stalled_until: Option<Nanos>,
     pub(super) held: VecDeque<Event>,
@@ -82,7 +82,7 @@ impl Spoke {
             mesh: None,
             outbox: Outbox::new(Protocol::Native, 4 << 20),
             backoff: Backoff::new(Reconnect::default(), ctx.seed()),
-            wake_at: Nanos::MAX,
+            wakes: Vec::new(),
             stalled_until: None,
             held: VecDeque::new(),
             let_out: 0,

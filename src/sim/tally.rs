@@ -66,6 +66,10 @@ pub(super) struct Tally {
     pub(super) topics_failed: u64,
     pub(super) topics_rejoined: u64,
     pub(super) served_around: u64,
+    /// Events that cursors of links went over.
+    pub(super) direct_events: u64,
+    /// Those of spokes that the topic does not reach.
+    pub(super) fallback_events: u64,
 }
 
 impl Tally {

@@ -360,25 +360,26 @@ impl World {
     /// Lets a node do what there is to do, and sees to it that it is woken in time.
     pub(super) fn settle(&mut self, node: NodeId) {
         let ctx = &mut self.ctx;
-        let (deadline, wake_at) = if node == HUB {
+        let (deadline, wakes) = if node == HUB {
             let Some(hub) = &mut self.hub else {
                 return;
             };
             hub.settle(ctx);
-            (hub.deadline(ctx), &mut hub.wake_at)
+            (hub.deadline(ctx), &mut hub.wakes)
         } else {
             let Some(Some(spoke)) = self.spokes.get_mut(node as usize) else {
                 return;
             };
             spoke.settle(ctx);
-            (spoke.deadline(ctx), &mut spoke.wake_at)
+            (spoke.deadline(ctx), &mut spoke.wakes)
         };
         // Time passes: what was due is not done again at the same instant.
         let due = deadline.map(|at| at.max(ctx.clock.nanos() + 1));
+        // Woken before, it looks again.
         if let Some(at) = due
-            && at < *wake_at
+            && !wakes.iter().any(|wake| *wake <= at)
         {
-            *wake_at = at;
+            wakes.push(at);
             ctx.events.push(at, Event::Wake { node, at });
         }
     }
@@ -388,20 +389,18 @@ impl World {
             let Some(hub) = &mut self.hub else {
                 return;
             };
-            if hub.wake_at != at {
-                return;
+            hub.wakes.retain(|wake| *wake != at);
+            if is_due(hub.deadline(&self.ctx), &self.ctx) {
+                hub.tick(&mut self.ctx);
             }
-            hub.wake_at = Nanos::MAX;
-            hub.tick(&mut self.ctx);
         } else {
             let Some(Some(spoke)) = self.spokes.get_mut(node as usize) else {
                 return;
             };
-            if spoke.wake_at != at {
-                return;
+            spoke.wakes.retain(|wake| *wake != at);
+            if is_due(spoke.deadline(&self.ctx), &self.ctx) {
+                spoke.tick(&mut self.ctx);
             }
-            spoke.wake_at = Nanos::MAX;
-            spoke.tick(&mut self.ctx);
         }
         self.settle(node);
     }
@@ -440,7 +439,7 @@ impl World {
         let steps = ctx.events.number();
         let (times, hops) = ctx.oracle.times();
         if let Some(tip) = tip {
-            ctx.oracle.judge(tip);
+            ctx.oracle.judge(tip, &self.live);
         }
         let tally = &ctx.tally;
         let (events, per_event) = (self.published, |bytes: u64| {
@@ -492,6 +491,11 @@ impl World {
             to_hub: tally.to_hub,
             gossip_messages: messages.iter().map(|traffic| traffic.sends).sum(),
             gossip_messages_lost: tally.messages_lost,
+            frames_repeated: ctx.hub_metrics.frames_repeated.get()
+                + ctx.spoke_metrics.frames_repeated.get(),
+            duplicates: self.metrics.duplicates.get(),
+            direct_copies: per_event(tally.direct_events),
+            fallback_copies: per_event(tally.fallback_events),
             gossip_messages_dropped: ctx.hub_metrics.queue_dropped.get()
                 + ctx.spoke_metrics.queue_dropped.get(),
             wants: tally.wants,
@@ -507,4 +511,9 @@ impl World {
             steps,
         }
     }
+}
+
+/// Whether it is time.
+fn is_due(deadline: Option<Nanos>, ctx: &Ctx) -> bool {
+    deadline.is_some_and(|at| at <= ctx.clock.nanos())
 }

@@ -210,6 +210,14 @@ impl Listeners {
         .await;
     }
 
+    /// Waits until a spoke has heard event `n`, or a later one.
+    pub async fn some_have(&self, n: u64) {
+        common::until("one has it", || {
+            self.spokes.iter().any(|spoke| spoke.last() >= Some(n))
+        })
+        .await;
+    }
+
     /// Waits until every spoke has heard event `n`.
     pub async fn all_have(&self, n: u64) {
         common::until("all have it", || {

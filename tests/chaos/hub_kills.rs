@@ -58,6 +58,8 @@ async fn run(plan: &Plan) {
     let mut next = 0;
     for _ in 0..plan.kills {
         let load = Load::start(hub.stdin(), next, plan.pace, Clock::default());
+        // A life counts from when spokes are there and have something of it.
+        listeners.some_have(next).await;
         sleep(Duration::from_millis(rng.random_range(plan.life.clone()))).await;
         // In the middle of it.
         hub.kill().await;
@@ -73,6 +75,7 @@ async fn run(plan: &Plan) {
     }
     drop(stdin);
     let receipts = hub.end().await;
+    assert!(receipts.iter().all(|life| !life.is_empty()));
     let heard = listeners.end().await;
     let mut printed: Vec<_> = heard
         .iter()
@@ -93,7 +96,12 @@ async fn run(plan: &Plan) {
     );
     report.assert_ok();
     assert_eq!((report.missed, report.lagged), (0, 0), "{report}");
-    assert!(report.receipts > 0);
+    assert_eq!(report.epochs, 1, "the log goes on");
+    let lost_links = plan.listeners as u64 * u64::from(plan.kills);
+    assert!(report.recovered_wholly >= lost_links / 2, "{report}");
+    if plan.fan_out == "gossip" {
+        assert!(report.by_gossip > 0, "{report}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -122,7 +130,7 @@ async fn a_hub_that_is_killed_twenty_times_under_load_loses_nothing_that_it_gave
             listeners: 40,
             processes: 10,
             kills: 20,
-            life: 500..8000,
+            life: 500..5000,
             pace: Pace {
                 every: Duration::from_millis(20),
                 batch: 5,

@@ -18,6 +18,13 @@ use crate::{
 /// the next attempts.
 pub const PATIENCE: Duration = Duration::from_secs(180);
 
+/// Whether event `n` of a load is among the last lines of a spoke.
+pub fn has_printed(out: &Path, n: u64) -> bool {
+    let text = std::fs::read(out).unwrap_or_default();
+    let tail = &text[text.len().saturating_sub(4096)..];
+    String::from_utf8_lossy(tail).contains(&format!("\"payload\":[{n},"))
+}
+
 /// A spoke over its lives.
 pub struct SpokeLives {
     name: String,
@@ -62,12 +69,8 @@ impl SpokeLives {
 
     /// Whether its last line is event `n` of a load.
     fn has(&self, n: u64) -> bool {
-        let Some((_, out)) = &self.running else {
-            return false;
-        };
-        let text = std::fs::read(out).unwrap_or_default();
-        let tail = &text[text.len().saturating_sub(4096)..];
-        String::from_utf8_lossy(tail).contains(&format!("\"payload\":[{n},"))
+        let out = self.running.as_ref().map(|(_, out)| out);
+        out.is_some_and(|out| has_printed(out, n))
     }
 
     /// Waits until it has printed event `n` of a load.

@@ -18,6 +18,10 @@ struct Plan {
     lasts: Duration,
     /// Between two kills, at most.
     between: Duration,
+    /// So many at least.
+    kills: u32,
+    /// So many are away at a time.
+    at_once: usize,
     /// For so long a killed one stays away, at most.
     away: Duration,
 }
@@ -44,10 +48,14 @@ async fn run(plan: &Plan) {
     let begin = Instant::now();
     while begin.elapsed() < plan.lasts {
         sleep(rng.random_range(Duration::ZERO..plan.between)).await;
-        let spoke = &mut spokes[rng.random_range(..plan.spokes)];
-        spoke.kill().await;
-        sleep(rng.random_range(Duration::ZERO..plan.away)).await;
-        spoke.start(&hub.ticket);
+        let victims = rand::seq::index::sample(&mut rng, plan.spokes, plan.at_once).into_vec();
+        for n in &victims {
+            spokes[*n].kill().await;
+        }
+        for n in victims {
+            sleep(rng.random_range(Duration::ZERO..plan.away)).await;
+            spokes[n].start(&hub.ticket);
+        }
     }
     let (mut stdin, next) = load.stop().await;
     // One more, so that the last line of all is known.
@@ -67,7 +75,8 @@ async fn run(plan: &Plan) {
     println!("{}: {kills} kills; {report}", plan.fan_out);
     report.assert_ok();
     assert_eq!((report.missed, report.lagged), (0, 0), "{report}");
-    assert!(kills > 0 && report.written_again <= u64::from(kills));
+    assert!(kills >= plan.kills && report.written_again <= u64::from(kills));
+    assert_eq!(plan.fan_out == "gossip", report.by_gossip > 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -83,6 +92,8 @@ async fn a_killed_spoke_goes_on_at_its_saved_position() {
             },
             lasts: Duration::from_secs(2),
             between: Duration::from_millis(300),
+            kills: 3,
+            at_once: 1,
             away: Duration::from_millis(100),
         })
         .await;
@@ -103,6 +114,8 @@ async fn spokes_that_are_killed_at_random_for_a_minute_lose_no_line() {
             },
             lasts: Duration::from_secs(60),
             between: Duration::from_millis(300),
+            kills: 100,
+            at_once: 3,
             away: Duration::from_millis(300),
         })
         .await;

@@ -13,6 +13,7 @@ use crate::{
     common::process::{Hub, Program, program, spoke_command, spoke_into},
     figures::{Latencies, Ratios},
     heard::Listeners,
+    lives::has_printed,
     load::{self, Clock, Load, Pace},
 };
 
@@ -98,21 +99,25 @@ async fn run(plan: Plan) -> Run {
         victim.signal(Signal::CONT);
     }
     sleep(plan.after).await;
-    let (stdin, _) = load.stop().await;
+    let (mut stdin, last) = load.stop().await;
+    load::put(&mut stdin, last).await;
+    // Whatever a stopped one was told to have missed, what comes after that it has.
+    let goes_on = Instant::now();
+    while !victims.iter().all(|(_, out)| has_printed(out, last)) {
+        assert!(goes_on.elapsed() < PATIENCE, "a stopped spoke stays behind");
+        sleep(Duration::from_millis(50)).await;
+    }
     drop(stdin);
     let ended = hub.program.patient(PATIENCE).end().await;
+    // A hub that has given up on a spoke says so.
+    assert!([0, 7].contains(&ended.code()), "{}", ended.stderr);
     let mut stopped = Vec::new();
     for (n, (victim, out)) in victims.into_iter().enumerate() {
         let victim = victim.end().await;
         // It may learn of the hub's end by its silence alone.
         assert!([0, 5].contains(&victim.code()), "{}", victim.stderr);
         let spoke = Printed::new(format!("stopped {n}"), vec![Life::read(&out, false)]);
-        let spoke = spoke.begins_at(0);
-        // A hub that has given up on a spoke says so.
-        stopped.push(match ended.code() {
-            0 => spoke.has_all(),
-            _ => spoke,
-        });
+        stopped.push(spoke.begins_at(0).has_all());
     }
     let heard = others.end().await;
 
@@ -209,6 +214,13 @@ async fn compare(spokes: usize, stopped: usize) {
         fault.say("stopped");
         assert_contract(&control);
         assert_contract(&fault);
+        for run in [&control, &fault] {
+            let (by_gossip, events) = (run.others.by_gossip, run.others.events);
+            assert!(
+                by_gossip * 10 >= events * 9,
+                "{by_gossip} of {events} came by gossip"
+            );
+        }
         rate.add(fault.deliveries_per_s, control.deliveries_per_s);
         p99.add(fault.p99.as_secs_f64(), control.p99.as_secs_f64());
         latest = latest.max(fault.latest);

@@ -58,6 +58,15 @@ impl Life {
     }
 
     /// The lines that are whole, and those that are none.
+    /// Whether it wrote nothing.
+    #[allow(
+        dead_code,
+        reason = "not every test that is built with the checker asks"
+    )]
+    pub fn is_empty(&self) -> bool {
+        self.lines().next().is_none()
+    }
+
     pub(super) fn lines(&self) -> impl Iterator<Item = Result<Line, String>> {
         let whole = match self.text.iter().rposition(|byte| *byte == b'\n') {
             Some(last) if self.killed => &self.text[..=last],

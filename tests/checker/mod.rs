@@ -156,6 +156,8 @@ pub struct Report {
     /// Faults beyond those kept.
     pub more_faults: u64,
     pub spokes: u64,
+    /// Epochs that receipts name.
+    pub epochs: u64,
     /// Receipts, and events printed, each once.
     pub receipts: u64,
     pub events: u64,
@@ -271,6 +273,7 @@ impl Known {
                 return report.fault(Fault::Reordered { who, at });
             }
             self.epochs.push(at.epoch.clone());
+            report.epochs += 1;
         }
         let log = self.logs.entry(at.epoch.clone()).or_default();
         match log.receipts.get(&at.offset) {

@@ -21,6 +21,8 @@ pub(super) struct Walk<'a> {
     owed: BTreeMap<(u64, String), Content>,
     /// Whether it missed or lost something since it lost its link.
     incomplete: bool,
+    /// It lost its link, and has not said since that it has caught up.
+    recovering: bool,
     /// How many events a `lagged` line still explains.
     lag: u64,
     /// Where the last line begins, if a life that was killed may have been writing it.
@@ -54,6 +56,7 @@ impl<'a> Walk<'a> {
             gaps: Vec::new(),
             owed: BTreeMap::new(),
             incomplete: false,
+            recovering: false,
             lag: 0,
             last: None,
             again: None,
@@ -65,6 +68,7 @@ impl<'a> Walk<'a> {
         for life in &self.spoke.lives {
             self.again = self.last.take().filter(|_| killed);
             self.incomplete = false;
+            self.recovering = false;
             self.life(life);
             killed = life.killed;
         }
@@ -97,7 +101,12 @@ impl<'a> Walk<'a> {
                     self.lag += events;
                     self.report.lagged += events;
                 }
-                Ok(Line::Reconnecting) => self.incomplete = false,
+                // One for each attempt: what is missed between two of them counts.
+                Ok(Line::Reconnecting) => {
+                    if !std::mem::replace(&mut self.recovering, true) {
+                        self.incomplete = false;
+                    }
+                }
                 Ok(Line::Recovered { wholly }) => self.recovered(wholly),
                 Ok(Line::Targeted | Line::Status) => {}
                 Err(line) => self.fault(|who| Fault::Garbage { who, line }),
@@ -111,6 +120,7 @@ impl<'a> Walk<'a> {
     }
 
     fn recovered(&mut self, wholly: bool) {
+        self.recovering = false;
         self.report.recovered += 1;
         self.report.recovered_wholly += u64::from(wholly);
         if wholly && self.incomplete {

@@ -15,6 +15,13 @@ pub(super) struct Identity {
 }
 
 impl Identity {
+    /// Whether these are the same file. Devices are numbered anew when a machine starts or a volume is mounted
+    /// again, so they count only where there is nothing better.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        let device = self.created.is_some() || self.device == other.device;
+        device && (self.inode, self.created) == (other.inode, other.created)
+    }
+
     pub(super) fn of(file: &File) -> io::Result<Self> {
         let metadata = file.metadata()?;
         let created = metadata.created().ok();

@@ -8,6 +8,7 @@
 //! A file is looked at before it is opened for writing ([`Overlay`]), so what is refused stays as it is.
 
 mod identity;
+mod mark;
 mod overlay;
 #[cfg(test)]
 mod tests;
@@ -28,7 +29,11 @@ use redb::{
 };
 use serde::{Deserialize, Serialize};
 
-use self::{identity::Identity, overlay::Overlay};
+use self::{
+    identity::Identity,
+    mark::{Mark, Reached},
+    overlay::Overlay,
+};
 use super::{OpenLogError, resume::Previous};
 use crate::position::Epoch;
 
@@ -61,6 +66,7 @@ pub(crate) struct LogFile {
     file: File,
     header: Header,
     tip: u64,
+    mark: Mark,
 }
 
 /// What is written at once: all of it, or none.
@@ -79,7 +85,8 @@ impl LogFile {
     /// its offset in order, and refuses one that it cannot read.
     ///
     /// A log in a file other than it was written to is a copy. It begins a new epoch: the original, if
-    /// it went on, gave the next offsets to other events.
+    /// it went on, gave the next offsets to other events. So does one that is behind the mark beside it
+    /// ([`mark`]).
     pub(crate) fn open(
         path: &Path,
         hub: EndpointId,
@@ -98,6 +105,10 @@ impl LogFile {
         let refused = |why: Refused| why.about(path, hub);
         let file = match open_file(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                if path.symlink_metadata().is_ok() {
+                    let error = io::Error::other("it is a link to a file that does not exist");
+                    return Err(refused(error.into()));
+                }
                 create(path, hub).map_err(|error| refused(error.into()))?;
                 open_file(path)
             }
@@ -113,10 +124,11 @@ impl LogFile {
         let found = catch_unwind(AssertUnwindSafe(|| inspect(&file, hub, each)))
             .unwrap_or_else(|_| Err(Refused::damaged("its parts do not fit together")))
             .map_err(refused)?;
-        Self::open_inspected(&file, found, wrap).map_err(refused)
+        Self::open_inspected(path, &file, found, wrap).map_err(refused)
     }
 
     fn open_inspected<B: StorageBackend>(
+        path: &Path,
         file: &File,
         found: Found,
         wrap: impl FnOnce(FileBackend) -> B,
@@ -130,9 +142,14 @@ impl LogFile {
             file: file.try_clone()?,
             header: found.header,
             tip: found.tip,
+            mark: Mark::none(),
         };
         let identity = Identity::of(file)?;
-        if this.header.identity != identity {
+        let (mark, reached) = Mark::open(path);
+        this.mark = mark;
+        let moved = !this.header.identity.is_same(&identity);
+        let set_back = reached.is_some_and(|reached| this.is_behind(&reached, &identity));
+        if moved || set_back {
             this.header.identity = identity;
             let begin = Commit {
                 begin: Some(Epoch::random()),
@@ -140,7 +157,31 @@ impl LogFile {
             };
             this.commit(&begin)?;
         }
+        this.set_mark();
         Ok(this)
+    }
+
+    /// Whether this very file has had what is not in it any more.
+    fn is_behind(&self, reached: &Reached, identity: &Identity) -> bool {
+        if !reached.identity.is_same(identity) {
+            return false;
+        }
+        let header = &self.header;
+        let before = |previous: &Previous| previous.epoch == reached.epoch;
+        if reached.epoch == header.epoch {
+            reached.tip > self.tip
+        } else {
+            // Where an epoch before this one ended is known already.
+            !header.previous.iter().any(before)
+        }
+    }
+
+    fn set_mark(&mut self) {
+        self.mark.set(Reached {
+            identity: self.header.identity,
+            epoch: self.header.epoch,
+            tip: self.tip,
+        });
     }
 
     pub(crate) fn epoch(&self) -> Epoch {
@@ -182,6 +223,7 @@ impl LogFile {
         if let Some(header) = header {
             self.header = header;
         }
+        self.set_mark();
         Ok(())
     }
 
@@ -258,8 +300,21 @@ fn create_at(making: &Path, path: &Path, hub: EndpointId) -> io::Result<()> {
             std::fs::remove_file(making)?;
             return Ok(());
         }
-        // Some file systems have no links.
-        Err(_) => std::fs::rename(making, path)?,
+        // Some file systems have no links. A file that is new there holds the place.
+        Err(_) => {
+            match OpenOptions::new().write(true).create_new(true).open(path) {
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                    std::fs::remove_file(making)?;
+                    return Ok(());
+                }
+                Err(error) => return Err(error),
+            }
+            if let Err(error) = std::fs::rename(making, path) {
+                let _ = std::fs::remove_file(path);
+                return Err(error);
+            }
+        }
     }
     sync_folder(path)
 }

@@ -68,7 +68,7 @@ fn a_log_is_made_once_and_read_back() {
     assert_eq!(events, [(3, b"d".to_vec())]);
     assert_eq!((log.tip(), log.previous()), (4, &[][..]));
     let files: Vec<_> = fs::read_dir(folder.path()).unwrap().collect();
-    assert_eq!(files.len(), 1, "{files:?}");
+    assert_eq!(files.len(), 2, "it and its mark: {files:?}");
 }
 
 #[test]
@@ -129,6 +129,60 @@ fn a_copy_begins_a_new_epoch_and_the_original_goes_on() {
     let moved = folder.path().join("moved");
     fs::rename(&copy, &moved).unwrap();
     assert_eq!(open(&moved).unwrap().0.epoch(), second);
+}
+
+#[test]
+fn a_log_that_was_overwritten_with_an_older_copy_begins_a_new_epoch() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, copy) = (folder.path().join("log"), folder.path().join("copy"));
+    let epoch = some_log(&path);
+    fs::copy(&path, &copy).unwrap();
+    let append = || {
+        let (mut log, _) = open(&path).unwrap();
+        log.commit(&commit(0, &[b"more"])).unwrap();
+        (log.epoch(), log.tip())
+    };
+    assert_eq!(append(), (epoch, 41));
+    assert_eq!(append(), (epoch, 42), "opened again, it goes on");
+    // In place: the same inode, and the same time of creation.
+    fs::write(&path, fs::read(&copy).unwrap()).unwrap();
+    let (second, tip) = append();
+    assert_ne!(second, epoch);
+    assert_eq!(tip, 41);
+    let (log, _) = open(&path).unwrap();
+    assert_eq!(log.epoch(), second);
+    assert_eq!(log.previous(), [Previous { epoch, fork: 40 }]);
+    drop(log);
+    // Set back to before that epoch.
+    fs::write(&path, fs::read(&copy).unwrap()).unwrap();
+    let (third, _) = append();
+    assert!(third != epoch && third != second);
+    // Without its mark nothing can be told.
+    fs::remove_file(mark::path(&path)).unwrap();
+    assert_eq!(append().0, third);
+}
+
+#[test]
+fn a_link_to_nothing_is_refused_as_that() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("log");
+    #[cfg(unix)]
+    {
+        std::os::unix::fs::symlink(folder.path().join("nowhere"), &path).unwrap();
+        let error = open(&path).unwrap_err();
+        let words: Vec<_> =
+            std::iter::successors(Some(&error as &dyn std::error::Error), |error| {
+                error.source()
+            })
+            .map(ToString::to_string)
+            .collect();
+        assert!(
+            words
+                .join(": ")
+                .contains("a link to a file that does not exist"),
+            "{words:?}"
+        );
+    }
 }
 
 #[test]

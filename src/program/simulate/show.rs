@@ -61,6 +61,13 @@ pub(super) fn table(report: &Report) -> String {
         ),
     );
     line(
+        "hub copies an event",
+        format!(
+            "{:.2} along links, {:.2} more around the topic",
+            report.direct_copies, report.fallback_copies
+        ),
+    );
+    line(
         "hub bytes an event",
         format!(
             "{:.0}, with repairs {:.0}",
@@ -87,6 +94,13 @@ pub(super) fn table(report: &Report) -> String {
         format!(
             "{}   lost {}   dropped {}",
             report.gossip_messages, report.gossip_messages_lost, report.gossip_messages_dropped
+        ),
+    );
+    line(
+        "duplicates",
+        format!(
+            "{} frames at nodes, {} events or parts at inboxes",
+            report.frames_repeated, report.duplicates
         ),
     );
     line("wants", report.wants.to_string());

@@ -158,6 +158,11 @@ impl Mesh {
         [settled(&mut self.host), self.crowd.ask(Ask::Nothing)]
     }
 
+    /// What the host and the crowd used since this was asked last.
+    fn take_courses(&mut self) -> [Course; 2] {
+        [&mut self.host_course, &mut self.crowd_course].map(std::mem::take)
+    }
+
     fn say(&self, step: &str) {
         let kind = self.kind;
         self.host_course.say(&format!("{kind:?}"), step);
@@ -194,20 +199,42 @@ fn spokes_that_come_and_go_leave_no_file_and_no_task_behind() {
     }
 }
 
-/// Compares the courses, and what is left once all are forgotten.
-fn compare(step: &str, run: impl Fn(Mesh) -> Mesh + Sync) {
-    let ((hub, hub_left), (bare, bare_left)) = both(|kind| {
-        let mut mesh = run(Mesh::start(kind));
-        let left = mesh.rest();
-        (mesh, left)
+#[test]
+#[ignore = "takes minutes; see the module"]
+fn ten_thousand_joins_and_ten_minutes_of_churn_leave_nothing_behind_that_bare_iroh_does_not() {
+    println!("\n10,000 joins and leaves; then 100 spokes, 2 replaced a second, 10 minutes");
+    let (hub, bare) = both(|kind| {
+        let mut mesh = Mesh::start(kind).rounds(5, 2000, REMEMBERED);
+        let joins = mesh.take_courses();
+        let mut mesh = mesh.churn(SPOKES, MINUTES);
+        let churn = mesh.take_courses();
+        let heard = mesh.crowd.ask(Ask::Nothing);
+        (
+            [(joins, "2,000 joins"), (churn, "10 s")],
+            heard,
+            mesh.rest(),
+        )
     });
-    for (mesh, [host, crowd]) in [(&hub, &hub_left), (&bare, &bare_left)] {
-        mesh.say(step);
-        println!("  left: {host:?}\n    of the crowd: {crowd:?}");
+    for (kind, (courses, heard, [host, crowd])) in [("hub", &hub), ("bare", &bare)] {
+        for ([host, crowd], step) in courses {
+            host.say(kind, step);
+            crowd.say(&format!("{kind}'s crowd"), step);
+        }
+        println!(
+            "  left of {kind}: {host:?}\n    of its crowd: {crowd:?}; heard {}",
+            heard.heard
+        );
     }
-    assert_no_slope_beyond(&hub.host_course, &bare.host_course);
-    assert_no_slope_beyond(&hub.crowd_course, &bare.crowd_course);
-    for (ours, bare) in hub_left.iter().zip(&bare_left) {
+    // While all that, events arrived: ten a second at each.
+    let (heard, wrong) = (hub.1.heard, hub.1.wrong);
+    assert_eq!(wrong, 0, "of {heard} events");
+    assert!(heard > SPOKES * MINUTES * 60 * 8, "{heard} events");
+    for (ours, bare) in hub.0.iter().zip(&bare.0) {
+        for (ours, bare) in ours.0.iter().zip(&bare.0) {
+            assert_no_slope_beyond(ours, bare);
+        }
+    }
+    for (ours, bare) in hub.2.iter().zip(&bare.2) {
         // Of its own, a hub has its router's, the switchboard's, and those of the topic.
         assert!(
             ours.tasks <= bare.tasks + 20,
@@ -217,16 +244,5 @@ fn compare(step: &str, run: impl Fn(Mesh) -> Mesh + Sync) {
     }
 }
 
-#[test]
-#[ignore = "takes minutes; see the module"]
-fn ten_thousand_joins_and_leaves_leave_nothing_behind_that_bare_iroh_does_not() {
-    println!("\n10,000 joins and leaves");
-    compare("2,000 joins", |mesh| mesh.rounds(5, 2000, REMEMBERED));
-}
-
-#[test]
-#[ignore = "takes minutes; see the module"]
-fn ten_minutes_of_churn_among_a_hundred_spokes_use_no_more_at_their_end() {
-    println!("\n100 spokes, 2 replaced a second, 10 minutes");
-    compare("10 s", |mesh| mesh.churn(100, 10));
-}
+const SPOKES: u64 = 100;
+const MINUTES: u64 = 10;

@@ -5,7 +5,10 @@ use std::{
     env,
     io::{BufRead, BufReader, Write},
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -14,7 +17,7 @@ use iroh::{
     endpoint::Connection,
     protocol::{AcceptError, ProtocolHandler, Router},
 };
-use iroh_hub::{FanOut, Hub, Spoke, endpoint, log::LogConfig};
+use iroh_hub::{FanOut, Hub, Incoming, Listener, Spoke, endpoint, log::LogConfig};
 use iroh_tickets::endpoint::EndpointTicket;
 use rand::RngExt;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -25,7 +28,7 @@ use tokio::{
     time::{interval, sleep, timeout},
 };
 
-use crate::load;
+use crate::{heard::number, load};
 
 const ROLE: &str = "CHAOS_ROLE";
 const KIND: &str = "CHAOS_KIND";
@@ -56,6 +59,10 @@ pub struct Usage {
     pub memory_kib: u64,
     /// Who is connected.
     pub peers: u64,
+    /// What spokes of the process have heard, over all of them.
+    pub heard: u64,
+    /// How often that was not what comes next.
+    pub wrong: u64,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -225,12 +232,32 @@ async fn host(kind: Kind) {
     requests(async |(): ()| say(&usage(peers()))).await;
 }
 
+static HEARD: AtomicU64 = AtomicU64::new(0);
+static WRONG: AtomicU64 = AtomicU64::new(0);
+
+/// Counts what a spoke hears, which is one number after the other.
+async fn hear(mut listener: Listener) {
+    let mut next = None;
+    while let Some(item) = listener.recv().await {
+        let n = match &item {
+            Incoming::Event(event) => number(event),
+            _ => None,
+        };
+        let right = n.is_some() && (next.is_none() || next == n);
+        WRONG.fetch_add(u64::from(!right), Ordering::Relaxed);
+        HEARD.fetch_add(1, Ordering::Relaxed);
+        next = n.map(|n| n + 1);
+    }
+}
+
 fn usage(peers: u64) -> Usage {
     Usage {
         files: std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count) as u64,
         tasks: Handle::current().metrics().num_alive_tasks() as u64,
         memory_kib: memory_kib(),
         peers,
+        heard: HEARD.load(Ordering::Relaxed),
+        wrong: WRONG.load(Ordering::Relaxed),
     }
 }
 
@@ -298,8 +325,7 @@ impl Peer {
                 Kind::Hub => {
                     let spoke = Spoke::connect(endpoint, hub).await;
                     let spoke = spoke.expect("the hub lets us in");
-                    let mut listener = spoke.listen("*");
-                    tokio::spawn(async move { while listener.recv().await.is_some() {} });
+                    tokio::spawn(hear(spoke.listen("*")));
                     Self::Spoke(spoke)
                 }
                 Kind::Bare => {

@@ -327,3 +327,111 @@ fn false_claims_are_found_out() {
         assert!(!report.is_kept(), "{breakage:?}");
     }
 }
+
+/// What a run must not exceed.
+const MOST_SECONDS: u64 = 600;
+const MOST_KIB: u64 = 6 << 20;
+
+/// Runs the long simulations: a thousand spokes and more, as the README's table has them.
+///
+/// ```sh
+/// cargo test --release --test simulate -- --ignored --nocapture --test-threads 1
+/// ```
+fn long(what: &str, options: Options) -> Report {
+    let begin = std::time::Instant::now();
+    let report = run(options);
+    let took = begin.elapsed();
+    println!(
+        "\n{what}: {took:.0?}, at most {} MiB so far",
+        peak_kib() / 1024
+    );
+    println!("{report:#?}");
+    assert!(report.is_kept());
+    assert!(took.as_secs() <= MOST_SECONDS && peak_kib() <= MOST_KIB);
+    report
+}
+
+/// The most memory that this process has had, where the system says so.
+fn peak_kib() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let number = line.and_then(|line| line.split_whitespace().next());
+    number.and_then(|n| n.parse().ok()).unwrap_or_default()
+}
+
+#[test]
+#[ignore = "takes minutes; see `long`"]
+fn ten_million_deliveries_over_links_that_lose_much() {
+    for loss in [0.05, 0.2] {
+        let report = long(
+            &format!("1,000 spokes, 10,000 events, {loss} lost"),
+            Options {
+                seed: 1,
+                spokes: 1000,
+                events: 10_000,
+                burst: 2,
+                rate: 200.0,
+                links: lossy(loss),
+                ..options()
+            },
+        );
+        assert_eq!(report.verdict.deliveries, 10_000_000);
+        assert_eq!(report.verdict.missed, 0);
+        assert!(report.frames >= 5000);
+    }
+}
+
+#[test]
+#[ignore = "takes minutes; see `long`"]
+fn ten_thousand_spokes_of_which_one_in_a_hundred_is_replaced_every_second() {
+    let report = long(
+        "10,000 spokes, 1% replaced a second",
+        Options {
+            seed: 1,
+            spokes: 10_000,
+            events: 600,
+            rate: 10.0,
+            churn: Churn {
+                per_s: 0.01,
+                crash: 0.5,
+            },
+            ..options()
+        },
+    );
+    assert_eq!(report.verdict.missed, 0);
+    assert!(report.hub_copies <= 6.0);
+}
+
+#[test]
+#[ignore = "takes minutes; see `long`"]
+fn a_frame_that_never_left_the_hub_of_ten_thousand_spokes_is_sent_again_once() {
+    let report = long(
+        "10,000 spokes, one frame lost at the root",
+        Options {
+            seed: 1,
+            spokes: 10_000,
+            events: 50,
+            rate: 10.0,
+            lose_root_frame: Some(20),
+            ..options()
+        },
+    );
+    assert_eq!(report.verdict.deliveries, 500_000);
+    assert!(
+        report.hub_repair_sends <= 200,
+        "{}",
+        report.hub_repair_sends
+    );
+    assert_eq!((report.served_around, report.topics_failed), (0, 0));
+}
+
+#[test]
+#[ignore = "takes minutes; see `long`"]
+fn a_hundred_thousand_lives_make_no_false_claim() {
+    let report = sim::resume_cases(100_000, 1, Breakage::None, |_| {});
+    println!("\n{report:#?}");
+    assert!(report.is_kept());
+    let counts = report.counts;
+    assert_eq!(counts.losses_unreported + counts.false_claims, 0);
+    assert!(counts.losses > 1000 && counts.losses_reported == counts.losses);
+}

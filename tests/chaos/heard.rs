@@ -210,10 +210,11 @@ impl Listeners {
         .await;
     }
 
-    /// Waits until a spoke has heard event `n`, or a later one.
-    pub async fn some_have(&self, n: u64) {
-        common::until("one has it", || {
-            self.spokes.iter().any(|spoke| spoke.last() >= Some(n))
+    /// Waits until half of the spokes have heard event `n`, or a later one.
+    pub async fn half_have(&self, n: u64) {
+        common::until("half of them have it", || {
+            let have = self.spokes.iter().filter(|spoke| spoke.last() >= Some(n));
+            have.count() * 2 >= self.spokes.len()
         })
         .await;
     }

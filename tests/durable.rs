@@ -417,10 +417,6 @@ async fn the_program_refuses_a_log_in_use_or_of_another_key_and_says_why() {
         .await
         .assert_fails_with(1, "give the key that belongs");
     assert!(fs::read(&log).unwrap() == before, "it was not touched");
-    let damaged = &before[..before.len() / 2];
-    fs::write(&log, damaged).unwrap();
-    run(&key).end().await.assert_fails_with(1, "is damaged");
-    assert!(fs::read(&log).unwrap() == damaged, "it was not touched");
     let without = process::Program::start(["hub", "--local", "--log", &log]);
     without.end().await.assert_code(2);
     fs::write(&log, b"notes").unwrap();
@@ -429,6 +425,114 @@ async fn the_program_refuses_a_log_in_use_or_of_another_key_and_says_why() {
         .await
         .assert_fails_with(1, "is not the log of a hub");
     assert_eq!(fs::read(&log).unwrap(), b"notes");
+}
+
+#[tokio::test]
+async fn the_program_refuses_a_damaged_log_and_does_not_change_it() {
+    for killed in [false, true] {
+        let dir = tempfile::tempdir().unwrap();
+        let text = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+        let (key, log, receipts) = (text("key"), text("log"), text("receipts"));
+        let args = ["--key", &key, "--log", &log];
+        let all = [&args[..], &["--receipts", &receipts]].concat();
+        let (mut hub, _) = process::start_hub(process::program(), dir.path(), &all).await;
+        let _stdin = hub.write("precious\n".repeat(100));
+        until("all have receipts", || {
+            fs::read_to_string(&receipts).is_ok_and(|named| named.lines().count() == 100)
+        })
+        .await;
+        if killed {
+            hub.kill().await;
+        } else {
+            hub.signal(rustix::process::Signal::TERM);
+            hub.end().await.assert_code(0);
+        }
+        let mut bytes = fs::read(&log).unwrap();
+        let events: Vec<_> = (0..bytes.len())
+            .filter(|at| bytes[*at..].starts_with(b"precious"))
+            .collect();
+        assert!(events.len() >= 100);
+        for at in events {
+            bytes[at] ^= 1;
+        }
+        fs::write(&log, &bytes).unwrap();
+        let beside = fs::read(text("log.tip")).unwrap();
+        let again = [&["hub", "--local"], &args[..]].concat();
+        let refused = process::Program::start(again).end().await;
+        refused.assert_fails_with(1, "is damaged");
+        let last = refused.stderr.lines().last().unwrap();
+        assert!(last.contains(&log) && last.contains("restore"), "{last}");
+        assert!(fs::read(&log).unwrap() == bytes, "it was changed");
+        assert_eq!(fs::read(text("log.tip")).unwrap(), beside);
+    }
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn the_program_says_when_the_log_is_a_link_that_leads_nowhere() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let (key, log) = (text("key"), text("log"));
+    std::os::unix::fs::symlink(text("away/log"), &log).unwrap();
+    let args = ["hub", "--local", "--key", &key, "--log", &log];
+    let refused = process::Program::start(args).end().await;
+    refused.assert_fails_with(1, "a link to a file that does not exist");
+    assert!(fs::symlink_metadata(&log).unwrap().is_symlink());
+}
+
+/// A backup that was copied over the log: the same inode, and as many events come as were lost before anyone is back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_that_is_put_back_in_place_gives_no_offset_to_two_events_and_says_what_was_lost() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let (key, log, position) = (text("key"), text("log"), text("position"));
+    let bind = format!("127.0.0.1:{}", port());
+    let (mut receipts, mut printed) = (Vec::new(), Vec::new());
+    let mut backup = Vec::new();
+    for (life, lines) in [("first", 10), ("lost", 10), ("other", 20)] {
+        if life == "lost" {
+            backup = fs::read(&log).unwrap();
+        } else if life == "other" {
+            fs::write(&log, &backup).unwrap();
+        }
+        let named = text(&format!("receipts-{life}"));
+        let args = [
+            "--bind",
+            &bind,
+            "--key",
+            &key,
+            "--log",
+            &log,
+            "--receipts",
+            &named,
+        ];
+        let (mut hub, ticket) = process::start_hub(process::program(), dir.path(), &args).await;
+        let events: String = (0..lines).map(|n| format!("{life} {n}\n")).collect();
+        let _stdin = hub.write(events);
+        until("all have receipts", || {
+            fs::read_to_string(&named).is_ok_and(|named| named.lines().count() == lines)
+        })
+        .await;
+        let out = dir.path().join(format!("spoke-{life}"));
+        let args = ["--position", &position, "--from", "earliest"];
+        let command = process::spoke_command(process::program(), &ticket, &args);
+        let spoke = process::spoke_into(command, &out);
+        let last = format!("\"{life} {}\"", lines - 1);
+        until("the last is printed", || {
+            fs::read_to_string(&out).is_ok_and(|text| text.contains(&last))
+        })
+        .await;
+        hub.kill().await;
+        spoke.kill().await;
+        receipts.push(Life::read(Path::new(&named), true));
+        printed.push(Life::read(&out, true));
+    }
+    let spoke = Printed::new("spoke", printed).begins_at(0).has_all();
+    let report = check(&receipts, &[spoke]);
+    report.assert_ok();
+    assert_eq!(report.epochs, 2, "{report}");
+    let told = fs::read_to_string(text("spoke-other")).unwrap();
+    assert!(told.starts_with("{\"missed\":"), "{told}");
 }
 
 #[tokio::test]

@@ -335,7 +335,7 @@ const MOST_KIB: u64 = 6 << 20;
 /// Runs the long simulations: a thousand spokes and more, as the README's table has them.
 ///
 /// ```sh
-/// cargo test --release --test simulate -- --ignored --nocapture --test-threads 1
+/// cargo test --release --test chaos --test simulate -- --ignored --nocapture --test-threads 1
 /// ```
 fn long(what: &str, options: Options) -> Report {
     let begin = std::time::Instant::now();

@@ -118,8 +118,8 @@ impl Receipt {
     /// Resolves when the event is in the file of a durable log and synced: at once if that is so already,
     /// or if the log is in memory.
     ///
-    /// Returns its position, which is that of the receipt unless the log has begun a new
-    /// [epoch](Position::epoch) meanwhile.
+    /// Returns the position under which spokes get it, which is that of the receipt unless the log began a new
+    /// [epoch](Position::epoch) before it was synced.
     ///
     /// # Errors
     ///

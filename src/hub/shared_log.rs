@@ -634,6 +634,28 @@ mod tests {
         assert!(log.append(event(20)).is_ok());
     }
 
+    #[test]
+    fn what_waits_for_the_disk_leaves_most_of_a_small_log_to_those_who_read() {
+        let config = LogConfig::default();
+        let by_events = durable(config.with_max_events(8), 100, 10_000);
+        let by_bytes = durable(config.with_max_bytes(80), 100, 10_000);
+        for log in [by_events, by_bytes] {
+            for _ in 0..8 {
+                log.append(event(6)).unwrap();
+                sync(&log);
+            }
+            assert_eq!((log.head(), log.tip()), (0, 8));
+            let waiting = (0..8).filter(|_| log.append(event(6)).is_ok()).count();
+            assert_eq!(waiting, 2);
+            // A spoke that has all but a few.
+            assert_eq!(read(&log, 2), (Read::Events, 6));
+        }
+        // Even of the smallest log, one.
+        let least = durable(config.with_max_events(1), 100, 10_000);
+        least.append(event(6)).unwrap();
+        assert!(matches!(least.append(event(6)), Err(NotAppended::Full(_))));
+    }
+
     #[tokio::test]
     async fn a_log_that_fails_serves_what_is_synced_and_takes_no_more() {
         let log = durable(LogConfig::default(), 10, 1000);
@@ -685,6 +707,8 @@ mod tests {
         assert_ne!(new, old);
         // The event that waited is of the new epoch.
         assert_eq!(log.synced(3).await.unwrap(), Position::new(new, 3));
+        // What spokes had before keeps the name that they had it by.
+        assert_eq!(log.synced(2).await.unwrap(), Position::new(old, 2));
         let answer = log.resume(beyond).resume;
         assert_eq!((answer.start, answer.continues), (3, false));
         let known = log.resume(Ask::At(Position::new(old, 3))).resume;

@@ -5,7 +5,7 @@
 //! their own:
 //!
 //! ```sh
-//! cargo test --release --test chaos -- --ignored --nocapture --test-threads 1
+//! cargo test --release --test chaos --test simulate -- --ignored --nocapture --test-threads 1
 //! ```
 //!
 //! Lost packets are made by nftables in a network namespace of the test's own, where that can be had (Linux, `nft`, and root or

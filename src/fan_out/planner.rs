@@ -24,7 +24,8 @@ pub(crate) struct PlannerConfig {
     /// How many spokes a second are told to join, a tenth of that at once. Zero counts as one.
     pub(crate) joins_per_s: u32,
     /// How many spokes may be on their way to the tree at once while it is small; as many as are on it
-    /// once it is larger, up to four times this. So a flash crowd does not fight over a few neighbours.
+    /// once it is larger, up to four times this, or a fiftieth of it. So a flash crowd does not fight over a
+    /// few neighbours, and a large mesh of which some are replaced all the time keeps up.
     pub(crate) joins_at_once: usize,
     /// How many spokes a joining one is given to begin with.
     pub(crate) bootstrap_peers: usize,
@@ -456,10 +457,9 @@ impl<Id: Copy + Ord + Debug> Planner<Id> {
 
     /// Whether one more may be on its way. Who takes too long makes room for the next.
     fn has_room_to_join(&self) -> bool {
-        let most = self.tree.len().clamp(
-            self.config.joins_at_once,
-            self.config.joins_at_once.saturating_mul(4),
-        );
+        let on_tree = self.tree.len();
+        let few = self.config.joins_at_once;
+        let most = on_tree.clamp(few, few.saturating_mul(4).max(on_tree / 50));
         self.fresh.len() < most
     }
 

@@ -2,10 +2,10 @@
 //! is cut off. What spokes printed is read by the checker, which knows nothing of the implementation.
 //!
 //! A quick version of each runs with all tests. The long ones take most of an hour, print their figures, and want a machine of
-//! their own:
+//! their own. One command runs them, and the large runs of the simulator:
 //!
 //! ```sh
-//! cargo test --release --test chaos -- --ignored --nocapture --test-threads 1
+//! cargo test --release --test chaos --test simulate --test supervision -- --ignored --nocapture --test-threads 1
 //! ```
 //!
 //! Lost packets are made by nftables in a network namespace of the test's own, where that can be had (Linux, `nft`, and root or

@@ -1,4 +1,11 @@
 //! The simulator: small runs with every kind of fault, and cores that are broken on purpose.
+//!
+//! The large runs are ignored: they take minutes each, and at most 10 minutes and 6 GB. One command runs them, and with them
+//! the long tests over real links:
+//!
+//! ```sh
+//! cargo test --release --test chaos --test simulate -- --ignored --nocapture --test-threads 1
+//! ```
 
 use std::time::Duration;
 
@@ -315,6 +322,80 @@ fn links_logs_hubs_and_spokes_may_go_at_any_moment_and_every_claim_is_true() {
     assert_eq!(report, again);
 }
 
+#[cfg(feature = "cli")]
+fn simulate(args: &[&str]) -> std::process::Output {
+    let mut program = std::process::Command::new(env!("CARGO_BIN_EXE_iroh-hub"));
+    program.arg("simulate").args(args).output().unwrap()
+}
+
+#[cfg(feature = "cli")]
+#[test]
+fn the_program_prints_the_same_twice_byte_for_byte() {
+    for form in [&[][..], &["--json"]] {
+        let faults = "--spokes 30 --fan-out gossip --events 60 --rate 20 --loss 10% --churn 5% \
+            --partition 0.5:1:20% --stall 1:1:3";
+        let args: Vec<&str> = faults
+            .split_whitespace()
+            .chain(form.iter().copied())
+            .collect();
+        let (one, two) = (simulate(&args), simulate(&args));
+        assert_eq!(one.status.code(), Some(0));
+        assert!(one.stdout.len() > 500 && one.stdout == two.stdout);
+    }
+}
+
+#[cfg(feature = "cli")]
+#[test]
+fn the_program_refuses_partitions_that_overlap() {
+    let overlap = simulate(&["--partition", "5:3:10%", "--partition", "7:1:10%"]);
+    assert_eq!(overlap.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&overlap.stderr).contains("overlap"));
+}
+
+#[test]
+fn one_partition_may_follow_another_at_once() {
+    let second = |at| Partition {
+        at,
+        lasts: 2 * S,
+        share: 0.4,
+    };
+    let lost = |at| {
+        let both = Options {
+            partitions: vec![
+                Partition {
+                    at: S / 2,
+                    lasts: S / 2,
+                    share: 0.05,
+                },
+                second(at),
+            ],
+            ..options()
+        };
+        all_arrive(&both)[0].gossip_messages_lost
+    };
+    // The end of the first one does not end the second.
+    assert!(lost(S) * 2 > lost(S + S / 100));
+}
+
+#[test]
+fn what_a_hub_that_never_comes_back_had_is_not_forgotten() {
+    let report = run(Options {
+        direct_spokes: 20,
+        links: Links {
+            delay: S,
+            ..Links::default()
+        },
+        restarts: vec![Restart {
+            at: 2 * S,
+            lasts: 1000 * S,
+            durable: true,
+        }],
+        settle: S / 10,
+        ..options()
+    });
+    assert!(report.verdict.lost > 0, "{report:#?}");
+}
+
 #[test]
 fn false_claims_are_found_out() {
     for breakage in [
@@ -332,11 +413,7 @@ fn false_claims_are_found_out() {
 const MOST_SECONDS: u64 = 600;
 const MOST_KIB: u64 = 6 << 20;
 
-/// Runs the long simulations: a thousand spokes and more, as the README's table has them.
-///
-/// ```sh
-/// cargo test --release --test chaos --test simulate -- --ignored --nocapture --test-threads 1
-/// ```
+/// Runs a large simulation, and says what came of it.
 fn long(what: &str, options: Options) -> Report {
     let begin = std::time::Instant::now();
     let report = run(options);
@@ -360,7 +437,7 @@ fn peak_kib() -> u64 {
 }
 
 #[test]
-#[ignore = "takes minutes; see `long`"]
+#[ignore = "takes minutes; see the module"]
 fn ten_million_deliveries_over_links_that_lose_much() {
     for loss in [0.05, 0.2] {
         let report = long(
@@ -382,7 +459,7 @@ fn ten_million_deliveries_over_links_that_lose_much() {
 }
 
 #[test]
-#[ignore = "takes minutes; see `long`"]
+#[ignore = "takes minutes; see the module"]
 fn ten_thousand_spokes_of_which_one_in_a_hundred_is_replaced_every_second() {
     let report = long(
         "10,000 spokes, 1% replaced a second",
@@ -403,7 +480,7 @@ fn ten_thousand_spokes_of_which_one_in_a_hundred_is_replaced_every_second() {
 }
 
 #[test]
-#[ignore = "takes minutes; see `long`"]
+#[ignore = "takes minutes; see the module"]
 fn a_frame_that_never_left_the_hub_of_ten_thousand_spokes_is_sent_again_once() {
     let report = long(
         "10,000 spokes, one frame lost at the root",
@@ -426,7 +503,7 @@ fn a_frame_that_never_left_the_hub_of_ten_thousand_spokes_is_sent_again_once() {
 }
 
 #[test]
-#[ignore = "takes minutes; see `long`"]
+#[ignore = "takes minutes; see the module"]
 fn a_hundred_thousand_lives_make_no_false_claim() {
     let report = sim::resume_cases(100_000, 1, Breakage::None, |_| {});
     println!("\n{report:#?}");

@@ -51,35 +51,14 @@ impl Clock {
     }
 }
 
-/// Something that happens at a time; what was queued first happens first.
-#[derive(Debug)]
-struct Due<E> {
-    at: Nanos,
-    number: u64,
-    event: E,
-}
-
-impl<E> PartialEq for Due<E> {
-    fn eq(&self, other: &Self) -> bool {
-        self.number == other.number
-    }
-}
-impl<E> Eq for Due<E> {}
-impl<E> PartialOrd for Due<E> {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-impl<E> Ord for Due<E> {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        (self.at, self.number).cmp(&(other.at, other.number))
-    }
-}
-
 /// The one queue of events.
 #[derive(Debug)]
 pub(super) struct Events<E> {
-    heap: BinaryHeap<Reverse<Due<E>>>,
+    /// When each happens, the number it was queued under (what was queued first happens first), and its place: what
+    /// is moved about is small.
+    heap: BinaryHeap<Reverse<(Nanos, u64, usize)>>,
+    places: Vec<Option<E>>,
+    free: Vec<usize>,
     number: u64,
 }
 
@@ -87,6 +66,8 @@ impl<E> Events<E> {
     pub(super) fn new() -> Self {
         Self {
             heap: BinaryHeap::new(),
+            places: Vec::new(),
+            free: Vec::new(),
             number: 0,
         }
     }
@@ -95,14 +76,21 @@ impl<E> Events<E> {
     pub(super) fn push(&mut self, at: Nanos, event: E) {
         let number = self.number;
         self.number += 1;
-        self.heap.push(Reverse(Due { at, number, event }));
+        let free = self.free.pop().unwrap_or(self.places.len());
+        match self.places.get_mut(free) {
+            Some(place) => *place = Some(event),
+            None => self.places.push(Some(event)),
+        }
+        self.heap.push(Reverse((at, number, free)));
     }
 
     /// The next event; moves the clock to it.
     pub(super) fn pop(&mut self, clock: &mut Clock) -> Option<E> {
-        let Reverse(Due { at, event, .. }) = self.heap.pop()?;
+        let Reverse((at, _, place)) = self.heap.pop()?;
+        let event = self.places.get_mut(place)?.take();
+        self.free.push(place);
         clock.now = clock.now.max(at);
-        Some(event)
+        event
     }
 
     /// How many there have been.

@@ -14,7 +14,9 @@ use super::{
     oracle::Oracle,
     tally::Tally,
 };
-use crate::{gossip::GossipMetrics, hub::shared_log::SharedLog, wire::native::SessionId};
+use crate::{
+    close::CloseCode, gossip::GossipMetrics, hub::shared_log::SharedLog, wire::native::SessionId,
+};
 
 /// Something that happens.
 #[derive(Debug)]
@@ -93,6 +95,12 @@ pub(super) enum Event {
     LinkLost {
         spoke: NodeId,
         link: u64,
+    },
+    /// A spoke hears that the hub has closed its link.
+    LinkClosed {
+        spoke: NodeId,
+        link: u64,
+        code: CloseCode,
     },
     /// It is time to look whether the run goes on.
     Look,

@@ -88,7 +88,7 @@ impl World {
         let now = self.ctx.clock.nanos();
         self.ctx.net.cut_off(cut, now + lasts);
         self.ctx.events.push(now + lasts, Event::Heal);
-        if lasts >= IDLE {
+        if lasts > IDLE {
             self.ctx.events.push(now + IDLE, Event::CutIdle);
         }
     }
@@ -201,6 +201,7 @@ impl World {
         let Some(mut hub) = self.hub.take() else {
             return;
         };
+        self.last_tip = Some(hub.tip());
         let now = self.ctx.clock.nanos();
         for (spoke, link) in hub.links() {
             self.ctx

@@ -6,6 +6,7 @@
 
 use std::{
     collections::{HashMap, VecDeque},
+    hash::{Hash, Hasher},
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -16,6 +17,20 @@ use crate::seal::Check;
 /// How many frames are remembered: more than are under way at a time.
 const REMEMBERED: usize = 16 * 1024;
 
+/// A frame by its bytes. It ends in its signature, which tells it from others: no more is hashed.
+#[derive(Clone, PartialEq, Eq, Debug)]
+struct Key(Bytes);
+
+/// So many bytes of it are enough.
+const HASHED: usize = 16;
+
+impl Hash for Key {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        let end = self.0.len().saturating_sub(HASHED);
+        self.0.get(end..).unwrap_or_default().hash(state);
+    }
+}
+
 #[derive(Debug, Default)]
 struct Known {
     verified: Option<bool>,
@@ -24,8 +39,8 @@ struct Known {
 
 #[derive(Debug, Default)]
 struct Frames {
-    known: HashMap<Bytes, Known>,
-    order: VecDeque<Bytes>,
+    known: HashMap<Key, Known>,
+    order: VecDeque<Key>,
 }
 
 /// What is known of the frames of one topic. Clones share it.
@@ -36,7 +51,7 @@ impl SharedCheck {
     fn with<T>(&self, frame: &Bytes, what: impl FnOnce(&mut Known) -> T) -> T {
         let mut frames = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let frames = &mut *frames;
-        if let Some(known) = frames.known.get_mut(frame) {
+        if let Some(known) = frames.known.get_mut(&Key(frame.clone())) {
             return what(known);
         }
         if frames.order.len() >= REMEMBERED
@@ -45,7 +60,7 @@ impl SharedCheck {
             frames.known.remove(&oldest);
         }
         // A copy of its own: a slice would keep the message that it came in.
-        let frame = Bytes::copy_from_slice(frame);
+        let frame = Key(Bytes::copy_from_slice(frame));
         frames.order.push_back(frame.clone());
         what(frames.known.entry(frame).or_default())
     }

@@ -19,6 +19,7 @@ use super::{
     tally::Class,
 };
 use crate::{
+    close::CloseCode,
     event::Envelope,
     fan_out::{Decision, FanOut, Path, Planner, PlannerConfig},
     gossip::GossipConfig,
@@ -396,7 +397,9 @@ impl Hub {
             let paid = !asks || self.budget.ask(now, Payer::Spoke(spoke));
             let repairs = paid && link.desk.repairs_wait();
             let entries = &mut self.entries;
-            let before = link.desk.cursor();
+            // What is missed by now is carried to nobody.
+            let head = self.log.head();
+            let before = link.desk.cursor().map(|cursor| cursor.max(head));
             match link
                 .desk
                 .next_batch(&mut link.mailbox, &self.log, paid, entries, &mut chunks)
@@ -404,7 +407,7 @@ impl Hub {
                 Ok(Batch::Frames { cost, cursor }) => {
                     self.budget.spend(cost);
                     let events = match (before, cursor) {
-                        (Some(before), Some(after)) => after - before,
+                        (Some(before), Some(after)) => after.saturating_sub(before),
                         _ => 0,
                     };
                     match link.desk.falls_back() {
@@ -425,9 +428,16 @@ impl Hub {
                     }
                     return;
                 }
-                Err(_) => {
+                Err(error) => {
+                    // As the task of a link does: the spoke hears why, behind what was written before.
                     ctx.tally.misbehaved += 1;
-                    return;
+                    let code = error.closed().code();
+                    let at =
+                        ctx.net
+                            .stream(HUB, spoke, ctx.clock.nanos(), 0, &mut link.last_arrival);
+                    let (link, code) = (link.number, code.unwrap_or(CloseCode::Internal));
+                    ctx.events.push(at, Event::LinkClosed { spoke, link, code });
+                    return self.leaves(ctx, spoke);
                 }
             }
         }

@@ -164,8 +164,11 @@ impl Network {
         self.cut_until = until;
     }
 
-    pub(super) fn heal(&mut self) {
-        self.cut.clear();
+    /// Joins what was cut off again, unless the next cut has begun by now.
+    pub(super) fn heal(&mut self, now: Nanos) {
+        if now >= self.cut_until {
+            self.cut.clear();
+        }
     }
 
     /// Whether nothing gets from one to the other.

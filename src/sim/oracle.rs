@@ -236,9 +236,9 @@ impl Oracle {
         let Some(seen) = self.seen.get_mut(&spoke) else {
             return;
         };
-        seen.recovering = false;
+        let recovering = std::mem::take(&mut seen.recovering);
         let there = seen.next.epoch == seen.tip.epoch && seen.next.offset >= seen.tip.offset;
-        if !there || (wholly && (seen.missed || seen.lost() > 0)) {
+        if !there || !recovering || (wholly && (seen.missed || seen.lost() > 0)) {
             self.verdict.false_recoveries += 1;
         }
     }

@@ -140,18 +140,28 @@ impl Spoke {
 
     /// The link is gone; another one is made after a while.
     pub(super) fn lost(&mut self, ctx: &mut Ctx, number: u64) {
+        let closed = Closed::by_us(CloseCode::TimedOut, "the hub does not answer");
+        self.ended(ctx, number, &closed);
+    }
+
+    /// The hub has closed the link.
+    pub(super) fn closed(&mut self, ctx: &mut Ctx, number: u64, code: CloseCode) {
+        let reason = "the hub has closed the link".to_owned();
+        self.ended(ctx, number, &Closed::ByPeer { code, reason });
+    }
+
+    fn ended(&mut self, ctx: &mut Ctx, number: u64, closed: &Closed) {
         if self.link.as_ref().is_none_or(|link| link.number != number) {
             return;
         }
         self.link = None;
         self.outbox.end_link();
-        let closed = Closed::by_us(CloseCode::TimedOut, "the hub does not answer");
         let now = ctx.clock.now();
-        let Some(retry) = self.backoff.ended(now, &closed) else {
-            return;
+        let Some(retry) = self.backoff.ended(now, closed) else {
+            // It would only happen again: the spoke ends, and what it does not get counts as lost.
+            return self.reception.closed(now, closed);
         };
-        self.reception
-            .lost(now, &closed, retry.attempt, retry.after);
+        self.reception.lost(now, closed, retry.attempt, retry.after);
         let at = ctx.clock.nanos() + super::clock::nanos(retry.after);
         ctx.events.push(at, Event::Connect { spoke: self.id });
     }

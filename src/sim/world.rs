@@ -14,7 +14,7 @@ use super::{
     report::{Report, Spread},
     spoke::Spoke,
 };
-use crate::{event::Envelope, metrics::ReceptionMetrics};
+use crate::{event::Envelope, metrics::ReceptionMetrics, position::Position};
 
 /// How long the mesh may take to form before the first event.
 const WARM_UP: Nanos = 600 * SECOND;
@@ -43,6 +43,8 @@ pub(super) struct World {
     pub(super) options: Options,
     pub(super) ctx: Ctx,
     pub(super) hub: Option<Hub>,
+    /// The tip of a hub that is dead.
+    pub(super) last_tip: Option<Position>,
     pub(super) spokes: Vec<Option<Box<Spoke>>>,
     pub(super) live: BTreeSet<NodeId>,
     metrics: Arc<ReceptionMetrics>,
@@ -101,6 +103,7 @@ impl World {
         let mut world = Self {
             ctx,
             hub: Some(hub),
+            last_tip: None,
             spokes: vec![None],
             live: BTreeSet::new(),
             metrics: Arc::default(),
@@ -308,12 +311,17 @@ impl World {
                 self.on_spoke(spoke, |spoke, ctx| spoke.lost(ctx, link));
                 self.settle(spoke);
             }
+            Event::LinkClosed { spoke, link, code } => {
+                self.ctx.tally.links_lost += 1;
+                self.on_spoke(spoke, |spoke, ctx| spoke.closed(ctx, link, code));
+                self.settle(spoke);
+            }
             Event::Look => {}
             Event::Publish => self.publish(),
             Event::Replace => self.replace(),
             Event::Cut { share, lasts } => self.cut(share, lasts),
             Event::CutIdle => self.cut_idle(),
-            Event::Heal => self.ctx.net.heal(),
+            Event::Heal => self.ctx.net.heal(self.ctx.clock.nanos()),
             Event::Stall { spokes, lasts } => self.stall(spokes, lasts),
             Event::Continue { spoke } => self.go_on(spoke),
             Event::HubDies(restart) => self.hub_dies(restart),
@@ -329,7 +337,8 @@ impl World {
             Event::Connect { spoke }
             | Event::ConnectLimit { spoke, .. }
             | Event::ToSpoke { spoke, .. }
-            | Event::LinkLost { spoke, .. } => *spoke,
+            | Event::LinkLost { spoke, .. }
+            | Event::LinkClosed { spoke, .. } => *spoke,
             _ => return Some(event),
         };
         let now = self.ctx.clock.nanos();
@@ -435,7 +444,7 @@ impl World {
 
     fn report(mut self) -> Report {
         let ctx = &mut self.ctx;
-        let tip = self.hub.as_ref().map(Hub::tip);
+        let tip = self.hub.as_ref().map(Hub::tip).or(self.last_tip);
         let steps = ctx.events.number();
         let (times, hops) = ctx.oracle.times();
         if let Some(tip) = tip {

@@ -2,7 +2,7 @@
 //! is cut off. What spokes printed is read by the checker, which knows nothing of the implementation.
 //!
 //! A quick version of each runs with all tests. The long ones take most of an hour, print their figures, and want a machine of
-//! their own:
+//! their own. One command runs them, and the large runs of the simulator:
 //!
 //! ```sh
 //! cargo test --release --test chaos --test simulate -- --ignored --nocapture --test-threads 1

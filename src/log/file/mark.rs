@@ -36,8 +36,9 @@ pub(super) struct Reached {
 #[derive(Debug)]
 pub(super) struct Mark(Option<File>);
 
-/// `FILE.tip`.
+/// `FILE.tip`, beside the log itself and not beside a link to it.
 pub(super) fn path(log: &Path) -> PathBuf {
+    let log = log.canonicalize().unwrap_or_else(|_| log.to_owned());
     let mut name = OsString::from(log);
     name.push(".tip");
     name.into()

@@ -61,9 +61,9 @@ pub(super) fn table(report: &Report) -> String {
         ),
     );
     line(
-        "hub copies an event",
+        "direct copies an event",
         format!(
-            "{:.2} along links, {:.2} more around the topic",
+            "{:.2}   fallback copies an event {:.2}",
             report.direct_copies, report.fallback_copies
         ),
     );

@@ -159,6 +159,22 @@ fn spokes_that_come_and_go_see_all_that_is_broadcast_while_they_are_there() {
 }
 
 #[test]
+fn a_spoke_that_is_gone_before_its_hello_comes_has_lost_nothing() {
+    for report in kept(&Options {
+        spokes: 50,
+        events: 40,
+        rate: 10.0,
+        churn: Churn {
+            per_s: 0.4,
+            crash: 0.5,
+        },
+        ..options()
+    }) {
+        assert!(report.spokes > 100, "{report:#?}");
+    }
+}
+
+#[test]
 fn who_was_cut_off_catches_up() {
     for (lasts, lost) in [(2 * S, false), (40 * S, true)] {
         for report in all_arrive(&Options {

@@ -12,7 +12,7 @@ use rand::{RngExt, SeedableRng, rngs::StdRng, seq::IteratorRandom};
 
 use super::{
     Breakage,
-    hub::{Disk, Hub, number},
+    hub::{Disk, Hub, NOT_TAKEN, number},
     model::{Counts, Model},
 };
 use tracing::trace;
@@ -284,6 +284,13 @@ impl Case {
                 }
             }
             Ok(None) => {}
+            // An attempt that the spoke has given up, and that comes behind the link that it has made since: what
+            // it says it has taken is old, and nobody hears the answer.
+            Err(words)
+                if words == NOT_TAKEN && self.spoke.wire.is_none_or(|(own, _)| own != wire) =>
+            {
+                self.wires.remove(&wire);
+            }
             Err(words) => self.broke(format!("the hub ends a link: {words}")),
         }
         true

@@ -138,6 +138,9 @@ pub(super) fn number(event: &Envelope) -> u64 {
     event.id().parse().unwrap_or(u64::MAX)
 }
 
+/// A hello is refused.
+pub(super) const NOT_TAKEN: &str = "the hub does not take the spoke";
+
 fn limits() -> SessionLimits {
     SessionLimits {
         of_one: 1000,
@@ -362,7 +365,7 @@ impl Hub {
             match frame {
                 Some(ToHub::Hello(hello)) if !linked => {
                     let chunks = self.hello(wire, endpoint, &hello, rng, model);
-                    welcome = Some(chunks.ok_or("the hub does not take the spoke")?);
+                    welcome = Some(chunks.ok_or(NOT_TAKEN)?);
                 }
                 Some(frame) => self
                     .frame(wire, frame, model)

@@ -183,6 +183,9 @@ fn both<T: Send>(run: impl Fn(Kind) -> T + Sync) -> (T, T) {
     })
 }
 
+/// Attempts of a hub's topic to reach who has left, which it gives up after a while.
+const DIALS: u64 = 5;
+
 #[test]
 fn spokes_that_come_and_go_leave_no_file_and_no_task_behind() {
     let (hub, bare) = both(|kind| Mesh::start(kind).rounds(2, 30, Duration::ZERO));
@@ -198,7 +201,7 @@ fn spokes_that_come_and_go_leave_no_file_and_no_task_behind() {
         assert_eq!(growth(ours, |usage| usage.files), 0);
         // iroh keeps one for each peer for a while.
         let tasks = [ours, bare].map(|course| growth(course, |usage| usage.tasks));
-        assert!(tasks[0] <= tasks[1], "{tasks:?}");
+        assert!(tasks[0] <= tasks[1] + DIALS, "{tasks:?}");
     }
 }
 

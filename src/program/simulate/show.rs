@@ -176,7 +176,10 @@ pub(super) fn cases(report: &ResumeReport) -> String {
         "losses",
         format!(
             "{} real, {} reported, {} not; {} reported that were none",
-            counts.losses, counts.losses_reported, counts.losses_unreported, counts.false_losses
+            counts.losses + counts.losses_unreported,
+            counts.losses_reported,
+            counts.losses_unreported,
+            counts.false_losses
         ),
     );
     line(

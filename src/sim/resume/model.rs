@@ -45,9 +45,9 @@ pub struct Counts {
     pub recovered_with_holes: u64,
     /// Claims to have recovered, one way or the other, that are not true.
     pub false_claims: u64,
-    /// Times that events could not be had any more.
+    /// Times that events could not be had any more, and listeners were told so.
     pub losses: u64,
-    /// Those that listeners were told of.
+    /// Times that listeners were told of a loss.
     pub losses_reported: u64,
     /// Times that listeners saw an event that does not follow what they had, without a word.
     pub losses_unreported: u64,

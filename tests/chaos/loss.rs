@@ -99,8 +99,14 @@ async fn run(net: &Net, plan: &Plan) -> (Report, Report) {
     assert_eq!(native.receipts, next);
     let share = lost as f64 * 100.0 / packets as f64;
     let meant = f64::from(plan.percent);
+    // Of few packets, the share is what chance makes it.
+    let off = if plan.lasts >= Duration::from_secs(30) {
+        0.2
+    } else {
+        0.7
+    };
     assert!(
-        (share - meant).abs() < 0.25 * meant,
+        (share - meant).abs() < off * meant,
         "{share:.1}% of the packets were lost"
     );
     let half = native.events / 2;

@@ -271,6 +271,10 @@ impl Listeners {
             let mut begun = self.begun.subscribe();
             let _ = timeout_at(self.grace_ends, begun.wait_for(|begun| *begun)).await;
         }
+        // Nobody gets it, so it is not handed out.
+        if self.closed.is_cancelled() {
+            return;
+        }
         let mut closed = false;
         for slot in self.wanting(&item) {
             tokio::select! {

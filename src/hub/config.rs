@@ -37,7 +37,8 @@ pub struct HubLimits {
     /// The most streams (spokes) on one connection. Default 64.
     pub max_streams: usize,
     /// The most spokes of one endpoint that are connected, over all of its connections; and as many may be
-    /// away. One more is refused, or makes the one that went first give way. Default 256.
+    /// away. One more is refused, or makes the one that went first give way; those that come back are let
+    /// in. Default 256.
     pub spokes_of_one: usize,
     /// How long a connection may take to open a stream and say hello on it. Default 10 s.
     pub hello_timeout: Duration,

@@ -110,6 +110,7 @@ pub(super) struct Switchboard {
 
 impl Switchboard {
     fn new(hub: Arc<Inner>, notes: Notes) -> Self {
+        let bytes_before = hub.log.bytes_appended();
         let planner = Planner::new(
             hub.config.fan_out.clone(),
             PlannerConfig::default(),
@@ -125,7 +126,7 @@ impl Switchboard {
             supervisor: Supervisor::new(rand::random()),
             acks: AckShare::default(),
             leaving: VecDeque::new(),
-            bytes_before: 0,
+            bytes_before,
             failed: false,
         }
     }

@@ -410,9 +410,7 @@ pub(crate) fn put_event_part(
     body: &Bytes,
     part: u16,
 ) -> Option<(usize, bool)> {
-    let (of, body) = parts(body).nth(part.into())?;
-    put_part(out, kind::EVENT, &offset, of, &body);
-    Some((body.len(), of.part + 1 == of.parts))
+    put_one(out, kind::EVENT, offset, body, part)
 }
 
 /// Appends all parts of an event for one spoke.
@@ -430,22 +428,39 @@ pub(crate) fn put_publish(
     body: &Bytes,
     part: u16,
 ) -> Option<(usize, bool)> {
-    let (of, body) = parts(body).nth(part.into())?;
-    put_part(out, kind::PUBLISH, &seq, of, &body);
-    Some((body.len(), of.part + 1 == of.parts))
+    put_one(out, kind::PUBLISH, seq, body, part)
+}
+
+fn put_one(
+    out: &mut Vec<Bytes>,
+    kind: u8,
+    number: u64,
+    body: &Bytes,
+    part: u16,
+) -> Option<(usize, bool)> {
+    let parts = count_parts(body);
+    (part < parts).then(|| {
+        let (of, body) = cut(body, part, parts);
+        put_part(out, kind, &number, of, &body);
+        (body.len(), part + 1 == parts)
+    })
 }
 
 /// Cuts a body into parts of at most [`MAX_PART`] bytes; at least one.
 pub(crate) fn parts(body: &Bytes) -> impl Iterator<Item = (PartOf, Bytes)> + '_ {
-    let parts = body
-        .len()
-        .div_ceil(MAX_PART)
-        .clamp(1, usize::from(u16::MAX)) as u16;
-    (0..parts).map(move |part| {
-        let start = (usize::from(part) * MAX_PART).min(body.len());
-        let end = (start + MAX_PART).min(body.len());
-        (PartOf { part, parts }, body.slice(start..end))
-    })
+    let parts = count_parts(body);
+    (0..parts).map(move |part| cut(body, part, parts))
+}
+
+fn count_parts(body: &Bytes) -> u16 {
+    let parts = body.len().div_ceil(MAX_PART);
+    parts.clamp(1, usize::from(u16::MAX)) as u16
+}
+
+fn cut(body: &Bytes, part: u16, parts: u16) -> (PartOf, Bytes) {
+    let start = (usize::from(part) * MAX_PART).min(body.len());
+    let end = (start + MAX_PART).min(body.len());
+    (PartOf { part, parts }, body.slice(start..end))
 }
 
 /// The largest event that can travel, in bytes: as many parts as can be counted.

@@ -180,11 +180,8 @@ impl Switchboard {
         for link in self.hub.roster.all() {
             link.order_topic(TopicOrder::Leave);
             link.unpark();
-            let (id, path) = (link.id, Path::Direct);
-            if link.set_path(path) {
-                self.hub.roster.announce(SpokeChange::Moved { id, path });
-            }
-            self.spoke(now, id);
+            self.spoke(now, link.id);
+            self.moved(link.id);
         }
     }
 

@@ -85,6 +85,7 @@ async fn each_change_of_state_is_an_event_as_the_docs_list_it() {
     let from = From::Position(Position::new(hub.tip().epoch, 0));
     let late = spoke(&hub, Spoke::builder().from(from)).await;
     until("it is told what it missed", || heard.has("spoke::missed")).await;
+    until("it has the rest", || heard.has("hub::recovered")).await;
     soon("the end", late.shutdown()).await;
 
     let stranger = bind().await;

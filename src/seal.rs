@@ -83,6 +83,11 @@ impl Sealer {
         }
     }
 
+    /// The number of the generation.
+    pub(crate) fn generation(&self) -> u32 {
+        self.generation
+    }
+
     /// What a spoke needs to open what this seals.
     pub(crate) fn keys(&self) -> GenerationKeys {
         GenerationKeys {

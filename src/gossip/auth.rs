@@ -4,8 +4,14 @@
 //! secret (so that it cannot be carried to another connection), its role, both ids, the topic and the generation. The side that
 //! dialled offers its current key and, while that is still good, the one before; the other takes the newest that it knows
 //! and answers under that one.
+//!
+//! When the key changes, both sides [prove it again](Keyring::stay), or the connection ends: whoever it is that has only
+//! former keys, and whatever it calls itself, is a member no more.
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::{
+    pin::pin,
+    sync::{Arc, PoisonError, RwLock},
+};
 
 use iroh::{
     EndpointId,
@@ -13,7 +19,9 @@ use iroh::{
 };
 use iroh_gossip::proto::TopicId;
 use n0_error::{e, stack_error};
-use n0_future::time::{Duration, Instant};
+use n0_future::time::{Duration, Instant, sleep, sleep_until};
+use tokio::sync::watch;
+use zeroize::Zeroizing;
 
 use super::conn::Code;
 
@@ -40,6 +48,8 @@ pub(super) enum AuthError {
     Refused { generation: u32 },
     #[error("the connection has no secret of its own to bind the proof to")]
     Unbound,
+    #[error("the peer did not prove to have the key of generation {generation} when the key changed")]
+    Lapsed { generation: u32 },
 }
 
 impl AuthError {
@@ -48,15 +58,23 @@ impl AuthError {
         match self {
             Self::Ended { .. } | Self::Unbound { .. } | Self::Refused { .. } => Code::AuthFailed,
             Self::Version { .. } => Code::Version,
+            Self::Lapsed { .. } => Code::Lapsed,
             Self::UnknownGeneration { .. } => Code::UnknownGeneration,
         }
     }
 }
 
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 struct Key {
     generation: u32,
-    key: [u8; 32],
+    key: Zeroizing<[u8; 32]>,
+}
+
+impl Key {
+    fn new(generation: u32, key: [u8; 32]) -> Self {
+        let key = Zeroizing::new(key);
+        Self { generation, key }
+    }
 }
 
 struct Keys {
@@ -69,7 +87,32 @@ struct Keys {
 pub(super) struct Keyring {
     topic: TopicId,
     keys: Arc<RwLock<Keys>>,
+    /// The newest generation.
+    newest: watch::Sender<u32>,
 }
+
+/// The streams of a proof, the first of which carry the messages, and the generation whose key both sides have.
+pub(super) struct Proved {
+    pub(super) send: SendStream,
+    pub(super) recv: RecvStream,
+    pub(super) generation: u32,
+}
+
+/// A connection that is a member's.
+pub(super) struct Membership {
+    pub(super) conn: Connection,
+    pub(super) me: EndpointId,
+    /// Whether we dialled it.
+    pub(super) dialed: bool,
+    /// The generation whose key both sides proved to have.
+    pub(super) generation: u32,
+}
+
+/// How much longer than a former key opens connections, those that it has opened may stay.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// How soon a proof is tried again that came too early for one side, and how often one is taken from a peer.
+const AGAIN: Duration = Duration::from_millis(200);
 
 /// Which end of the connection a proof is from.
 #[derive(Clone, Copy)]
@@ -80,14 +123,14 @@ enum Role {
 
 impl Keyring {
     pub(super) fn new(topic: TopicId, generation: u32, key: [u8; 32]) -> Self {
-        let current = Key { generation, key };
         let keys = Keys {
-            current,
+            current: Key::new(generation, key),
             previous: None,
         };
         Self {
             topic,
             keys: Arc::new(RwLock::new(keys)),
+            newest: watch::Sender::new(generation),
         }
     }
 
@@ -95,16 +138,72 @@ impl Keyring {
     pub(super) fn rekey(&self, generation: u32, key: [u8; 32], previous_until: Instant) {
         let mut keys = self.keys.write().unwrap_or_else(PoisonError::into_inner);
         if generation > keys.current.generation {
-            keys.previous = Some((keys.current, previous_until));
-            keys.current = Key { generation, key };
+            let previous = std::mem::replace(&mut keys.current, Key::new(generation, key));
+            keys.previous = Some((previous, previous_until));
+            drop(keys);
+            self.newest.send_replace(generation);
         }
+    }
+
+    /// Resolves when the peer of a connection has not proved in time to have newer keys, after they changed.
+    pub(super) async fn stay(&self, member: Membership) -> AuthError {
+        let Membership {
+            conn,
+            me,
+            dialed,
+            generation: mut proved,
+        } = member;
+        let mut changes = self.newest.subscribe();
+        let mut due = None;
+        loop {
+            let newest = *changes.borrow_and_update();
+            due = match newest > proved {
+                true => Some(due.unwrap_or_else(|| self.previous_until() + GRACE)),
+                false => None,
+            };
+            let prove = async {
+                match (dialed, due) {
+                    (true, None) => std::future::pending().await,
+                    (true, Some(_)) => self.dial(&conn, me).await,
+                    (false, _) => self.accept(&conn, me).await,
+                }
+            };
+            let late = async {
+                match due {
+                    Some(due) => sleep_until(due).await,
+                    None => std::future::pending().await,
+                }
+            };
+            let mut late = pin!(late);
+            tokio::select! {
+                () = &mut late => return e!(AuthError::Lapsed { generation: newest }),
+                Ok(()) = changes.changed() => {}
+                // What went wrong may have been too early.
+                again = prove => if let Ok(again) = again {
+                    proved = proved.max(again.generation);
+                },
+            }
+            if conn.close_reason().is_some() {
+                // What came before is still to be read.
+                return std::future::pending().await;
+            }
+            sleep(AGAIN).await;
+        }
+    }
+
+    /// Until when the key before the current one is good.
+    fn previous_until(&self) -> Instant {
+        let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner);
+        let previous = keys.previous.as_ref();
+        previous.map_or_else(Instant::now, |(_, until)| *until)
     }
 
     /// The keys that are good now, the newest first.
     fn good(&self) -> (Key, Option<Key>) {
         let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner);
-        let previous = keys.previous.filter(|(_, until)| *until > Instant::now());
-        (keys.current, previous.map(|(key, _)| key))
+        let previous = keys.previous.as_ref();
+        let previous = previous.filter(|(_, until)| *until > Instant::now());
+        (keys.current.clone(), previous.map(|(key, _)| key.clone()))
     }
 
     fn known(&self, generation: u32) -> Option<Key> {
@@ -120,16 +219,16 @@ impl Keyring {
         &self,
         conn: &Connection,
         me: EndpointId,
-    ) -> Result<(SendStream, RecvStream), AuthError> {
+    ) -> Result<Proved, AuthError> {
         let binding = Binding::new(conn, self.topic, me, conn.remote_id())?;
         let (mut send, mut recv) = conn.open_bi().await.map_err(|_| e!(AuthError::Ended))?;
         let (current, previous) = self.good();
         let mut offer = Vec::with_capacity(OFFER);
         offer.push(VERSION);
         // Without a previous key the current one stands there twice.
-        for key in [current, previous.unwrap_or(current)] {
+        for key in [&current, previous.as_ref().unwrap_or(&current)] {
             offer.extend_from_slice(&key.generation.to_be_bytes());
-            offer.extend_from_slice(binding.proof(&key, Role::Dialer).as_bytes());
+            offer.extend_from_slice(binding.proof(key, Role::Dialer).as_bytes());
         }
         send.write_all(&offer)
             .await
@@ -149,7 +248,11 @@ impl Keyring {
         if binding.proof(&key, Role::Acceptor) != mac {
             return Err(e!(AuthError::Refused { generation }));
         }
-        Ok((send, recv))
+        Ok(Proved {
+            send,
+            recv,
+            generation,
+        })
     }
 
     /// The side that was dialled.
@@ -157,7 +260,7 @@ impl Keyring {
         &self,
         conn: &Connection,
         me: EndpointId,
-    ) -> Result<(SendStream, RecvStream), AuthError> {
+    ) -> Result<Proved, AuthError> {
         let binding = Binding::new(conn, self.topic, conn.remote_id(), me)?;
         let (mut send, mut recv) = conn.accept_bi().await.map_err(|_| e!(AuthError::Ended))?;
         let mut offer = [0; OFFER];
@@ -190,7 +293,11 @@ impl Keyring {
         send.write_all(&answer)
             .await
             .map_err(|_| e!(AuthError::Ended))?;
-        Ok((send, recv))
+        Ok(Proved {
+            send,
+            recv,
+            generation: key.generation,
+        })
     }
 }
 
@@ -205,7 +312,7 @@ fn split(proof: &[u8; PROOF]) -> (u32, blake3::Hash) {
 
 /// What a proof is about, apart from who gives it and under which key.
 struct Binding {
-    secret: [u8; 32],
+    secret: Zeroizing<[u8; 32]>,
     dialer: EndpointId,
     acceptor: EndpointId,
     topic: TopicId,
@@ -218,8 +325,8 @@ impl Binding {
         dialer: EndpointId,
         acceptor: EndpointId,
     ) -> Result<Self, AuthError> {
-        let mut secret = [0; 32];
-        conn.export_keying_material(&mut secret, EXPORTER, b"")
+        let mut secret = Zeroizing::new([0; 32]);
+        conn.export_keying_material(&mut secret[..], EXPORTER, b"")
             .map_err(|_| e!(AuthError::Unbound))?;
         Ok(Self {
             secret,
@@ -237,7 +344,7 @@ impl Binding {
             Role::Dialer => 0,
             Role::Acceptor => 1,
         }]);
-        mac.update(&self.secret);
+        mac.update(&self.secret[..]);
         mac.update(self.dialer.as_bytes());
         mac.update(self.acceptor.as_bytes());
         mac.update(self.topic.as_bytes());
@@ -271,35 +378,20 @@ mod tests {
     #[test]
     fn a_proof_is_for_one_role_key_connection_and_pair() {
         let id = || iroh::SecretKey::generate().public();
-        let binding = |secret, dialer, acceptor, topic| Binding {
-            secret,
+        let binding = |secret: [u8; 32], dialer, acceptor, topic| Binding {
+            secret: Zeroizing::new(secret),
             dialer,
             acceptor,
             topic,
         };
         let (a, b) = (id(), id());
-        let key = Key {
-            generation: 1,
-            key: [1; 32],
-        };
+        let key = Key::new(1, [1; 32]);
         let this = binding([0; 32], a, b, TOPIC);
         let proof = this.proof(&key, Role::Dialer);
         let others = [
             this.proof(&key, Role::Acceptor),
-            this.proof(
-                &Key {
-                    generation: 2,
-                    ..key
-                },
-                Role::Dialer,
-            ),
-            this.proof(
-                &Key {
-                    key: [2; 32],
-                    ..key
-                },
-                Role::Dialer,
-            ),
+            this.proof(&Key::new(2, [1; 32]), Role::Dialer),
+            this.proof(&Key::new(1, [2; 32]), Role::Dialer),
             binding([1; 32], a, b, TOPIC).proof(&key, Role::Dialer),
             binding([0; 32], b, a, TOPIC).proof(&key, Role::Dialer),
             binding([0; 32], a, b, TopicId::from_bytes([8; 32])).proof(&key, Role::Dialer),

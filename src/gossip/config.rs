@@ -63,8 +63,12 @@ pub struct GossipConfig {
     pub queue_bytes: usize,
     /// A peer whose queue is full, and which takes nothing from it for this long, is replaced. Default: 1 s.
     pub stuck_after: Duration,
-    /// How long the key before the current one still opens connections. Default: 10 s.
+    /// How long the key before the current one still opens connections. Default: 10 s; 2 s at most, if
+    /// somebody was revoked.
     pub previous_key_lifetime: Duration,
+    /// How old a topic's key gets before the hub changes it by itself. Broadcasts do not wait for that. Used by
+    /// the hub. Default: 1 h.
+    pub key_lifetime: Duration,
 }
 
 impl Default for GossipConfig {
@@ -91,6 +95,7 @@ impl Default for GossipConfig {
             queue_bytes: 24 * 1024 * 1024,
             stuck_after: Duration::from_secs(1),
             previous_key_lifetime: Duration::from_secs(10),
+            key_lifetime: Duration::from_secs(3600),
         }
     }
 }

@@ -14,6 +14,7 @@ use tracing::debug;
 
 use super::{
     GossipMetrics,
+    auth::{Keyring, Membership},
     core::CloseWhy,
     node::Inbound,
     outbox::{Next, Outbox},
@@ -44,6 +45,7 @@ pub(super) enum Code {
     Banned,
     Replaced,
     Late,
+    Lapsed,
 }
 
 impl Code {
@@ -70,6 +72,10 @@ impl Code {
             Self::Banned => (CloseCode::Refused, "cut off for now"),
             Self::Replaced => (CloseCode::Fenced, "replaced by another connection"),
             Self::Late => (CloseCode::TimedOut, "no membership proof in time"),
+            Self::Lapsed => (
+                CloseCode::NotAMember,
+                "no proof of the topic's new key in time",
+            ),
         };
         conn.close(code.to_varint(), reason.as_bytes());
     }
@@ -105,6 +111,9 @@ pub(super) struct Link {
     pub(super) metrics: Arc<GossipMetrics>,
     /// Its place among the connections that may be open.
     pub(super) place: OwnedSemaphorePermit,
+    pub(super) keys: Keyring,
+    /// Whose it is, as far as it was proved.
+    pub(super) member: Membership,
 }
 
 impl Link {
@@ -121,6 +130,8 @@ impl Link {
             inbound,
             metrics,
             place,
+            keys,
+            member,
         } = self;
         let carry = async {
             let reader = async {
@@ -146,6 +157,11 @@ impl Link {
         };
         tokio::select! {
             _ = carry => {}
+            why = keys.stay(member) => {
+                metrics.auth_failed.inc();
+                debug!(remote = %peer.fmt_short(), number, %why, "cut off");
+                outbox.end(why.code());
+            }
             _ = kill.cancelled() => {}
         }
         outbox.ended().unwrap_or(Code::Done).close(&conn);

@@ -11,6 +11,7 @@
 //! - watches the membership and mends it ([`heal`]).
 
 mod dials;
+mod early;
 mod heal;
 mod inspect;
 #[cfg(test)]
@@ -28,7 +29,7 @@ use n0_error::{e, stack_error};
 use n0_future::time::{Duration, Instant};
 use rand::{SeedableRng, rngs::StdRng};
 
-use self::{dials::Dials, heal::Heal};
+use self::{dials::Dials, early::Early, heal::Heal};
 use super::{
     FrameGate, GossipConfig, GossipMetrics,
     bounded::{Bucket, Remembered},
@@ -58,6 +59,14 @@ const ANNOUNCED: usize = 4096;
 
 /// How many peers are kept away at once.
 const BANS: usize = 256;
+
+/// For how long the key before the current one opens connections if it was given up because of former members:
+/// as long as it takes to tell the others of the new one.
+pub(crate) const AFTER_EVICTION: Duration = Duration::from_secs(2);
+
+/// And how long they are kept away: by then only those come back that have been admitted again, since they
+/// prove to have the new key.
+const EVICTED_FOR: Duration = Duration::from_secs(3);
 
 /// How many follow-ups one input may have before the rest waits for the next tick.
 const MAX_FOLLOW_UPS: usize = 256;
@@ -224,6 +233,7 @@ pub(crate) struct Core<P: PeerIdentity, G: FrameGate> {
     banned: Remembered<P, Instant>,
     failed: Remembered<P, Instant>,
     seen: Remembered<mirror::Id, Instant>,
+    early: Early<P>,
     heal: Heal,
     follow_ups: VecDeque<FollowUp<P>>,
     out: VecDeque<Output<P, G::Opened>>,
@@ -268,6 +278,7 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
             banned: Remembered::new(BANS),
             failed: Remembered::new(BANS),
             seen: Remembered::new(SEEN),
+            early: Early::default(),
             heal: Heal::new(&config, now, &mut rng),
             follow_ups: VecDeque::new(),
             out: VecDeque::new(),
@@ -304,9 +315,13 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
         self.active.len()
     }
 
-    /// The gate, to give it new keys.
-    pub(crate) fn gate_mut(&mut self) -> &mut G {
-        &mut self.gate
+    /// Changes the gate, and looks again at what it could not open before.
+    pub(crate) fn with_gate(&mut self, change: impl FnOnce(&mut G), now: Instant) {
+        change(&mut self.gate);
+        for (from, message) in self.early.take(now) {
+            self.again(from, &message, now);
+        }
+        self.settle(now);
     }
 
     /// Whether a peer is kept away at present.
@@ -406,7 +421,7 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
         self.settle(now);
     }
 
-    /// A peer is a member no more: it is closed, and kept away for as long as any of its keys opens connections.
+    /// A peer is a member no more: it is closed, and kept away for as long as a key that it knows opens connections.
     pub(crate) fn evict(&mut self, peer: P, now: Instant) {
         self.cut_off(peer, CloseWhy::Evicted, now);
         self.settle(now);
@@ -646,8 +661,7 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
         self.metrics.peers_cut_off.inc();
         self.banned.expire(now);
         let ban = match why {
-            // As long as a key that it knows opens connections.
-            CloseWhy::Evicted => self.config.ban.max(self.config.previous_key_lifetime),
+            CloseWhy::Evicted => EVICTED_FOR,
             _ => self.config.ban,
         };
         self.banned.insert(peer, now + ban);

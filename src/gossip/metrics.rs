@@ -37,6 +37,8 @@ pub struct GossipMetrics {
     pub refused_announcements: Counter,
     /// Introductions dropped because too many dials were waiting or the peer is cut off.
     pub refused_introductions: Counter,
+    /// Dials that were not made, since their peer is not one of the hub's spokes. At a hub only.
+    pub refused_stranger: Counter,
     /// Connections that did not prove to be a member's.
     pub auth_failed: Counter,
     /// Connections turned away because too many were open.

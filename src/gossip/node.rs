@@ -9,10 +9,7 @@ mod actor;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
-use iroh::{
-    Endpoint, EndpointAddr, EndpointId,
-    endpoint::{Connection, RecvStream, SendStream},
-};
+use iroh::{Endpoint, EndpointAddr, EndpointId, endpoint::Connection};
 use iroh_gossip::proto::TopicId;
 use n0_error::{e, stack_error};
 use n0_future::time::{Duration, timeout};
@@ -26,10 +23,11 @@ use tracing::{Instrument, debug, error_span};
 use self::actor::Actor;
 use super::{
     FrameGate, GossipConfig, GossipEvent, GossipMetrics,
-    auth::{self, Keyring},
+    auth::{self, Keyring, Proved},
     conn::Code,
-    core::MAX_BOOTSTRAP,
+    core::{AFTER_EVICTION, MAX_BOOTSTRAP},
 };
+use crate::wire::native::GenerationKeys;
 
 /// How many frames and requests of the owner may wait for the actor.
 const COMMANDS: usize = 256;
@@ -85,11 +83,13 @@ pub(super) enum Inbound {
 
 pub(super) struct Up {
     conn: Connection,
-    send: SendStream,
-    recv: RecvStream,
+    proved: Proved,
     dialed: bool,
     place: OwnedSemaphorePermit,
 }
+
+/// Says whether a node may have a connection to a peer at all; asked before anything else is said or dialled.
+pub(crate) type Admits = Arc<dyn Fn(&EndpointId) -> bool + Send + Sync>;
 
 /// What the handles and the actor share.
 struct Shared {
@@ -97,6 +97,7 @@ struct Shared {
     config: GossipConfig,
     metrics: Arc<GossipMetrics>,
     keys: Keyring,
+    admits: Admits,
     inbound: mpsc::Sender<Inbound>,
     /// Joins and evictions that the actor has not seen yet; bounded.
     asked: Mutex<Asked>,
@@ -158,6 +159,7 @@ impl<G: FrameGate> GossipNode<G> {
         generation: u32,
         key: [u8; 32],
         gate: G,
+        admits: Admits,
         metrics: Arc<GossipMetrics>,
     ) -> (Self, mpsc::Receiver<GossipEvent<G::Opened>>) {
         let (commands, command_rx) = mpsc::channel(COMMANDS);
@@ -168,6 +170,7 @@ impl<G: FrameGate> GossipNode<G> {
         let shared = Arc::new(Shared {
             me,
             keys: Keyring::new(topic, generation, key),
+            admits,
             inbound,
             asked: Mutex::default(),
             wake: Notify::new(),
@@ -233,10 +236,19 @@ impl<G: FrameGate> GossipNode<G> {
         self.shared.tasks.spawn(task);
     }
 
-    /// Takes the key of a newer generation. The one before still opens connections for a while.
-    pub(crate) fn rekey(&self, generation: u32, key: [u8; 32]) {
-        let until = auth::previous_until(self.shared.config.previous_key_lifetime);
-        self.shared.keys.rekey(generation, key, until);
+    /// Takes the key of a newer generation. The one before still opens connections for a while: a short one, if
+    /// that is because `evict` are members no more. Their connections are closed, and they are kept away.
+    /// Never waits.
+    pub(crate) fn rekey(&self, keys: &GenerationKeys, evict: &[EndpointId]) {
+        let config = &self.shared.config;
+        let lifetime = if evict.is_empty() {
+            config.previous_key_lifetime
+        } else {
+            config.previous_key_lifetime.min(AFTER_EVICTION)
+        };
+        let until = auth::previous_until(lifetime);
+        self.shared.keys.rekey(keys.generation, keys.key, until);
+        self.evict(evict);
     }
 
     /// Dials nobody from now on: the topic is about to be left. Never waits.
@@ -246,12 +258,11 @@ impl<G: FrameGate> GossipNode<G> {
     }
 
     /// Closes the connections to these peers and keeps them away; they are members no more. Never waits.
-    #[cfg_attr(not(test), expect(dead_code, reason = "nobody is revoked yet"))]
-    pub(crate) fn evict(&self, peers: Vec<EndpointId>) {
+    fn evict(&self, peers: &[EndpointId]) {
         let mut asked = self.shared.asked();
         for peer in peers {
-            if !asked.evictions.contains(&peer) {
-                asked.evictions.push(peer);
+            if !asked.evictions.contains(peer) {
+                asked.evictions.push(*peer);
             }
         }
         drop(asked);
@@ -330,8 +341,12 @@ impl Shared {
     }
 
     async fn try_dial(&self, endpoint: Endpoint, addr: EndpointAddr) -> Option<Up> {
-        let place = self.places.clone().try_acquire_owned().ok()?;
         let remote = addr.id;
+        if !(self.admits)(&remote) {
+            self.metrics.refused_stranger.inc();
+            return None;
+        }
+        let place = self.places.clone().try_acquire_owned().ok()?;
         let connect = endpoint.connect(addr, super::GOSSIP_ALPN);
         let conn = match timeout(self.config.dial_timeout, connect).await {
             Ok(Ok(conn)) => conn,
@@ -352,16 +367,19 @@ impl Shared {
     fn proved<E>(
         &self,
         conn: Connection,
-        proof: Result<Result<(SendStream, RecvStream), auth::AuthError>, E>,
+        proof: Result<Result<Proved, auth::AuthError>, E>,
         dialed: bool,
         place: OwnedSemaphorePermit,
     ) -> Option<Up> {
         let (code, why) = match proof {
-            Ok(Ok((send, recv))) => {
+            // It may have been revoked meanwhile.
+            Ok(Ok(_)) if !(self.admits)(&conn.remote_id()) => {
+                (Code::Evicted, "a member no more".to_owned())
+            }
+            Ok(Ok(proved)) => {
                 return Some(Up {
                     conn,
-                    send,
-                    recv,
+                    proved,
                     dialed,
                     place,
                 });

@@ -26,6 +26,14 @@ impl HubBuilder {
         self
     }
 
+    /// Whether those that are [admitted](Admission::allow) while the hub runs may read what was broadcast
+    /// before, as far as the log has it. Default: false. Those that may connect from the beginning may in any
+    /// case.
+    pub fn history(mut self, history: bool) -> Self {
+        self.config.history = history;
+        self
+    }
+
     /// How much of the past the hub keeps.
     pub fn log(mut self, config: LogConfig) -> Self {
         self.config.log = config;

@@ -131,6 +131,8 @@ impl Default for HubLimits {
 pub(crate) struct HubConfig {
     pub(crate) fan_out: FanOut,
     pub(crate) admission: Admission,
+    /// Whether who is admitted later may read what was broadcast before.
+    pub(crate) history: bool,
     pub(crate) log: LogConfig,
     /// The file of a durable log.
     #[cfg(feature = "durable")]

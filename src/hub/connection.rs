@@ -9,7 +9,7 @@ use tracing::{Instrument, debug, info_span, warn};
 
 use super::{Inner, link_task};
 use crate::{
-    admission::{Candidate, Decision},
+    admission::{Candidate, Decision, REVOKED},
     close::{CloseCode, Closed},
     link_io::short_reason,
     metrics::events,
@@ -29,12 +29,17 @@ async fn serve(hub: Arc<Inner>, connection: Connection, protocol: Protocol) {
         endpoint: connection.remote_id(),
         protocol,
     };
-    if let Decision::Refuse { reason } = hub.config.admission.decide(candidate).await {
-        hub.metrics.admission.refused.inc();
-        debug!(target: events::REFUSED, remote = %connection.remote_id().fmt_short(), %protocol, %reason);
-        close(&connection, CloseCode::Refused, &reason);
-        return;
-    }
+    let mut revocations = hub.revocations.subscribe();
+    let floor = match hub.config.admission.decide(candidate).await {
+        Decision::Allow => 0,
+        Decision::AllowFromNow => hub.log.appended(),
+        Decision::Refuse { reason } => {
+            hub.metrics.admission.refused.inc();
+            debug!(target: events::REFUSED, remote = %connection.remote_id().fmt_short(), %protocol, %reason);
+            close(&connection, CloseCode::Refused, &reason);
+            return;
+        }
+    };
     let mut streams = JoinSet::new();
     let hello_timeout = hub.config.limits.hello_timeout;
     let mut idle_since = Instant::now();
@@ -53,7 +58,13 @@ async fn serve(hub: Arc<Inner>, connection: Connection, protocol: Protocol) {
                     let _ = recv.stop(code);
                     continue;
                 }
-                let link = link_task::run(hub.clone(), connection.clone(), protocol, send, recv);
+                let link = link_task::run(
+                    hub.clone(),
+                    connection.clone(),
+                    (protocol, floor),
+                    send,
+                    recv,
+                );
                 streams.spawn(link.in_current_span());
             }
             Some(ended) = streams.join_next(), if !streams.is_empty() => {
@@ -73,6 +84,13 @@ async fn serve(hub: Arc<Inner>, connection: Connection, protocol: Protocol) {
                 hub.metrics.direct.links_failed.inc();
                 close(&connection, CloseCode::TimedOut, "no stream was opened in time");
                 break;
+            }
+            // Its links are ended by who revokes it.
+            Ok(()) = revocations.changed() => {
+                if hub.config.admission.is_denied(&connection.remote_id()) {
+                    close(&connection, CloseCode::Refused, REVOKED);
+                    break;
+                }
             }
             () = hub.cancel.cancelled() => {
                 let (code, reason) = last_words(&mut streams).await;

@@ -25,7 +25,7 @@ use crate::{
     protocol::Protocol,
     wire::{
         compat,
-        native::{self, ToSpoke, Topic},
+        native::{self, MAX_EVICTED, Rekey, ToSpoke, Topic},
     },
 };
 
@@ -43,6 +43,8 @@ pub(crate) struct Desk {
     /// The number of the link that this is the desk of.
     link: u64,
     behind: Behind,
+    /// The spoke may read nothing that was broadcast before.
+    floor: u64,
     /// Where the cursor began, until it moves: that the log is beyond that already is not held against the
     /// spoke.
     begun_at: Option<u64>,
@@ -60,6 +62,8 @@ pub(crate) struct Desk {
     ack: Option<u64>,
     ack_every: Option<u32>,
     topic: Option<TopicOrder>,
+    /// Newer keys of the topic that the spoke was told to join.
+    rekey: Option<Box<Rekey>>,
     /// The spoke was asked last to acknowledge everything below.
     asked: u64,
     /// What the spoke was told to be lost, since somebody looked.
@@ -97,6 +101,7 @@ impl Desk {
             protocol,
             link,
             behind,
+            floor: 0,
             begun_at: Some(cursor),
             cursor: Some(cursor),
             begun: None,
@@ -106,9 +111,16 @@ impl Desk {
             ack: None,
             ack_every: None,
             topic: None,
+            rekey: None,
             asked: 0,
             told_lost: Vec::new(),
         }
+    }
+
+    /// The spoke may read nothing that was broadcast before `floor`.
+    pub(crate) fn with_floor(mut self, floor: u64) -> Self {
+        self.floor = floor;
+        self
     }
 
     /// Stops the cursor: the topic serves the spoke.
@@ -186,6 +198,22 @@ impl Desk {
             self.fell_back = false;
         }
         self.topic = Some(order);
+        // It was for the topic before, or the order has newer ones.
+        self.rekey = None;
+    }
+
+    /// Whether the spoke was told to be on a topic.
+    pub(crate) fn is_member(&self) -> bool {
+        self.member
+    }
+
+    /// The spoke is to have newer keys of its topic.
+    pub(crate) fn rekey(&mut self, mut rekey: Box<Rekey>) {
+        if let Some(before) = self.rekey.take() {
+            let room = MAX_EVICTED.saturating_sub(rekey.evict.len());
+            rekey.evict.extend(before.evict.iter().take(room));
+        }
+        self.rekey = Some(rekey);
     }
 
     /// Whether something is to be written that the hub's budget for repairs has to have room for.
@@ -266,6 +294,11 @@ impl Desk {
         if room == 0 {
             return Ok((cursor, false));
         }
+        if cursor < self.floor {
+            let to = stop.map_or(self.floor, |stop| self.floor.min(stop));
+            self.withhold(cursor, to, chunks);
+            return Ok((to, false));
+        }
         entries.clear();
         match log.read(cursor, room, BATCH_BYTES, entries) {
             Read::Events => {
@@ -332,6 +365,15 @@ impl Desk {
         Ok(())
     }
 
+    /// Tells the spoke that it will not get `[from, to)`: it was not admitted yet.
+    fn withhold(&mut self, from: u64, to: u64, chunks: &mut Vec<Bytes>) {
+        if self.protocol == Protocol::Native {
+            ToSpoke::Missed { from, to }.encode(chunks);
+            debug!(target: events::MISSED, from, to);
+            self.told_lost.push((from, to));
+        }
+    }
+
     /// What the spoke was told to be lost, since this was asked last.
     pub(crate) fn take_told_lost(&mut self) -> Vec<(u64, u64)> {
         std::mem::take(&mut self.told_lost)
@@ -370,6 +412,9 @@ impl Desk {
             Some(TopicOrder::Leave) => ToSpoke::LeaveTopic.encode(chunks),
             None => {}
         }
+        if let Some(rekey) = self.rekey.take() {
+            ToSpoke::Rekey(rekey).encode(chunks);
+        }
     }
 
     /// Answers wants, a batch at a time.
@@ -382,6 +427,14 @@ impl Desk {
         let Some((from, to)) = self.repairs.pop_front() else {
             return Ok(());
         };
+        if from < self.floor {
+            let below = to.min(self.floor);
+            self.withhold(from, below, chunks);
+            if below < to {
+                self.repairs.push_front((below, to));
+            }
+            return Ok(());
+        }
         let room = (to - from).min(BATCH_EVENTS as u64) as usize;
         entries.clear();
         let next = match log.read(from, room, BATCH_BYTES, entries) {

@@ -25,7 +25,8 @@ use super::{
     shared_log::{Entry, SharedLog},
 };
 use crate::{
-    fan_out::Path, link_io::LinkError, position::Epoch, protocol::Protocol, spoke_id::SpokeId,
+    admission::REVOKED, close::CloseCode, fan_out::Path, link_io::LinkError, position::Epoch,
+    protocol::Protocol, spoke_id::SpokeId, wire::native::Rekey,
 };
 
 #[derive(Debug)]
@@ -62,6 +63,10 @@ pub(crate) struct Link {
     pub(crate) cut_off: AtomicBool,
     /// A newer link of the same spoke took over.
     fenced: AtomicBool,
+    /// The spoke is not admitted any more.
+    revoked: AtomicBool,
+    /// The spoke may read nothing that was broadcast before.
+    pub(crate) floor: u64,
 }
 
 impl Link {
@@ -76,6 +81,7 @@ impl Link {
             session,
             number,
             gossips,
+            floor,
         } = given;
         let protocol = session.protocol;
         Self {
@@ -85,7 +91,7 @@ impl Link {
             session,
             gossips: AtomicBool::new(gossips),
             connection,
-            desk: Mutex::new(Desk::new(protocol, number, cursor, behind)),
+            desk: Mutex::new(Desk::new(protocol, number, cursor, behind).with_floor(floor)),
             wake: Arc::default(),
             acked: AtomicU64::new(cursor),
             epoch: OnceLock::new(),
@@ -98,6 +104,8 @@ impl Link {
             cancel,
             cut_off: AtomicBool::new(false),
             fenced: AtomicBool::new(false),
+            revoked: AtomicBool::new(false),
+            floor,
         }
     }
 
@@ -115,6 +123,20 @@ impl Link {
     pub(crate) fn fence(&self) {
         self.fenced.store(true, Ordering::Release);
         self.cancel.cancel();
+    }
+
+    /// Ends the link and its connection at once, since the spoke is not admitted any more: nothing that is not
+    /// on its way leaves for it.
+    pub(crate) fn revoke(&self) {
+        self.revoked.store(true, Ordering::Release);
+        let code = CloseCode::Refused.to_varint();
+        self.connection.close(code, REVOKED.as_bytes());
+        self.cancel.cancel();
+    }
+
+    /// Whether the spoke is not admitted any more.
+    pub(crate) fn is_revoked(&self) -> bool {
+        self.revoked.load(Ordering::Acquire)
     }
 
     /// Whether a newer link took over.
@@ -242,6 +264,16 @@ impl Link {
 
     pub(crate) fn order_topic(&self, order: TopicOrder) {
         self.order(|desk| desk.order_topic(order));
+    }
+
+    /// The spoke is to have newer keys of its topic.
+    pub(crate) fn rekey(&self, rekey: Box<Rekey>) {
+        self.order(|desk| desk.rekey(rekey));
+    }
+
+    /// Whether the spoke was told to be on a topic.
+    pub(crate) fn is_member(&self) -> bool {
+        self.desk().is_member()
     }
 
     /// The spoke has its targeted events up to `seq`. Says whether that is news.

@@ -16,6 +16,7 @@ use super::{
     Inner, desk::Batch, link::Link, roster::Asked, session::see_through, switchboard::Note,
 };
 use crate::{
+    admission::REVOKED,
     close::{CloseCode, Closed},
     event::Envelope,
     gossip::Bucket,
@@ -31,11 +32,12 @@ use crate::{
     },
 };
 
-/// Serves the stream until it ends, and says how it ended. Never panics on what a peer sends.
+/// Serves the stream until it ends, and says how it ended. A spoke that begins may read nothing below
+/// `floor`. Never panics on what a peer sends.
 pub(super) async fn run(
     hub: Arc<Inner>,
     connection: Connection,
-    protocol: Protocol,
+    (protocol, floor): (Protocol, u64),
     mut send: SendStream,
     recv: RecvStream,
 ) -> Closed {
@@ -45,7 +47,7 @@ pub(super) async fn run(
     };
     let remote = connection.remote_id();
     let mut reader = FrameReader::new(recv, max_frame, hub.config.limits.frame_timeout);
-    let error = match welcome(&hub, connection, protocol, &mut send, &mut reader).await {
+    let error = match welcome(&hub, connection, (protocol, floor), &mut send, &mut reader).await {
         Ok((link, first)) => {
             let span = info_span!("link", remote = %link.id.fmt_short(), %protocol);
             let serving = serve(&hub, &link, first, &mut send, &mut reader).instrument(span);
@@ -70,7 +72,9 @@ pub(super) async fn run(
     debug!(target: events::LINK_CLOSED, remote = %remote.fmt_short(), %protocol, code, %closed);
     if let Closed::ByUs { code, .. } = &closed {
         if *code != CloseCode::Goodbye {
-            hub.metrics.direct.links_failed.inc();
+            if *code != CloseCode::Refused {
+                hub.metrics.direct.links_failed.inc();
+            }
             let _ = send.reset(code.to_varint());
         }
         reader.stop(*code);
@@ -95,7 +99,7 @@ fn internal(reason: &str) -> Closed {
 async fn welcome(
     hub: &Arc<Inner>,
     connection: Connection,
-    protocol: Protocol,
+    (protocol, floor): (Protocol, u64),
     send: &mut SendStream,
     reader: &mut FrameReader,
 ) -> Result<(Arc<Link>, Option<Bytes>), LinkError> {
@@ -120,6 +124,7 @@ async fn welcome(
             session: None,
             start: hub.log.tip(),
             has_before: true,
+            floor,
         };
         still_there(&connection)?;
         let link = hub.join(asked, connection).await?;
@@ -143,8 +148,15 @@ async fn welcome(
     };
     let begin = hub.begin(ask).await;
     let Resume {
-        start, continues, ..
+        mut start,
+        continues,
+        ..
     } = begin.resume;
+    if hello.start == Start::Earliest {
+        // For others, the cursor says what they are not to have.
+        start = start.max(floor).max(hub.floor_of(connection.remote_id()));
+        start = start.min(begin.tip);
+    }
     let asked = Asked {
         endpoint: connection.remote_id(),
         protocol,
@@ -152,6 +164,7 @@ async fn welcome(
         session: hello.session.map(|key| (key, hello.targeted)),
         start,
         has_before: continues && matches!(hello.start, Start::At(_)),
+        floor,
     };
     still_there(&connection)?;
     let link = hub.join(asked, connection).await?;
@@ -205,7 +218,9 @@ async fn serve(
     };
     let error = tokio::select! {
         error = both => error,
-        () = link.cancel.cancelled() => LinkError::gone(if link.is_fenced() {
+        () = link.cancel.cancelled() => LinkError::gone(if link.is_revoked() {
+            Closed::by_us(CloseCode::Refused, REVOKED)
+        } else if link.is_fenced() {
             Closed::by_us(CloseCode::Fenced, "a newer link of the same spoke took over")
         } else if link.is_served(hub.log.tip()) {
             Closed::by_us(CloseCode::Goodbye, "the hub ended")
@@ -350,11 +365,16 @@ impl Inbound<'_> {
                     .await;
                 Ok(())
             }
+            ToHub::Rekeyed { generation } => {
+                let (id, link) = (self.link.id, self.link.number);
+                self.hub.note(Note::Rekeyed { id, link, generation }).await;
+                Ok(())
+            }
             ToHub::Served { topic, from } => {
                 if from > tip {
                     return misbehaved("is served events that do not exist");
                 }
-                if self.hub.topic() != Some(topic) {
+                if self.hub.topic().is_none_or(|now| now.id != topic) {
                     // Said of a topic that has ended meanwhile.
                     return Ok(());
                 }

@@ -11,9 +11,11 @@ mod config;
 mod connection;
 pub(crate) mod desk;
 mod error;
+mod floors;
 pub(crate) mod framer;
 pub(crate) mod gossip_link;
 mod health;
+pub(crate) mod keys;
 mod link;
 mod link_task;
 #[cfg(feature = "durable")]
@@ -35,7 +37,7 @@ mod vitals;
 
 use std::{
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -49,7 +51,7 @@ use iroh::{
 use iroh_tickets::endpoint::EndpointTicket;
 use n0_error::{AnyError, e};
 use tokio::{
-    sync::{Notify, mpsc},
+    sync::{Notify, mpsc, watch},
     time::{Instant, sleep, timeout, timeout_at},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -58,7 +60,8 @@ use tracing::{debug, warn};
 use self::{
     budget::Budget,
     config::HubConfig,
-    gossip_link::HubGate,
+    floors::Floors,
+    gossip_link::{CurrentTopic, HubGate},
     health::Board,
     link::Link,
     mailbox::MailboxLimits,
@@ -68,7 +71,7 @@ use self::{
     session::Session,
     sessions::SessionLimits,
     shared_log::{Begin, NotAppended, SharedLog},
-    switchboard::{CurrentTopic, NOTES, Note},
+    switchboard::{NOTES, Note},
 };
 pub use self::{
     builder::HubBuilder,
@@ -80,16 +83,16 @@ pub use self::{
     spokes::{SpokeChange, SpokeInfo, SpokeWatch, WatchLagged},
 };
 use crate::{
-    admission::Admission,
+    admission::{Admission, Guards, NOT_ADMITTED, REVOKED},
     close::{CloseCode, Closed},
     event::Envelope,
     fan_out::{FanOut, Path},
-    gossip::{Bucket, GOSSIP_ALPN, GossipNode},
+    gossip::{Admits, Bucket, GOSSIP_ALPN, GossipNode},
     instant::bound,
     link_io::LinkError,
     listen::{ListenOptions, Listener, Listeners},
     log::{LogFailed, resume::Ask},
-    metrics::{HubMetrics, LogMetrics},
+    metrics::{HubMetrics, LogMetrics, events},
     pattern::Pattern,
     position::Position,
     protocol::Protocol,
@@ -123,7 +126,11 @@ pub(crate) struct Inner {
     listeners: Listeners,
     metrics: HubMetrics,
     notes: mpsc::Sender<Note>,
-    topic: Mutex<CurrentTopic>,
+    topic: Mutex<Option<CurrentTopic>>,
+    floors: Mutex<Floors>,
+    /// Wakes the switchboard when somebody was revoked, and the connections, which look whether it was they.
+    revoked: Notify,
+    revocations: watch::Sender<u64>,
     paces: Mutex<Paces>,
     /// What repairs, and spokes that the topic does not reach, may take.
     budget: Mutex<Budget<Payer<SpokeId>>>,
@@ -205,6 +212,9 @@ impl Hub {
             metrics,
             notes,
             topic: Mutex::default(),
+            floors: Mutex::default(),
+            revoked: Notify::new(),
+            revocations: watch::Sender::new(0),
             paces: Mutex::new(Paces {
                 fast: pace(),
                 all: pace(),
@@ -227,6 +237,8 @@ impl Hub {
             tasks,
             config,
         });
+        let guard: Weak<dyn Guards> = Arc::downgrade(&(inner.clone() as Arc<dyn Guards>));
+        inner.config.admission.guard(guard);
         inner.tasks.spawn(switchboard::run(inner.clone(), notes_rx));
         Ok(Self {
             inner,
@@ -603,7 +615,12 @@ impl Inner {
         let cancel = self.cancel.child_token();
         let behind = self.config.limits.behind;
         let make = |given| Link::new(given, connection, asked.start, behind, cancel);
-        let (link, promoted) = self.roster.join(asked, || self.log.tip(), make)?;
+        let floor = || match self.config.admission.is_denied(&asked.endpoint) {
+            // Since its connection was let in.
+            true => Err(LinkError::gone(revoked())),
+            false => Ok(self.floor_of(asked.endpoint)),
+        };
+        let (link, promoted) = self.roster.join(asked, floor, || self.log.tip(), make)?;
         // Where it goes on says what it has.
         self.progress.notify_waiters();
         let all_fast = ack_share::all_are_fast(self.roster.len());
@@ -692,24 +709,54 @@ impl Inner {
         }
     }
 
-    fn set_topic(&self, topic: CurrentTopic) {
+    fn set_topic(&self, topic: Option<CurrentTopic>) {
         *self.topic.lock().unwrap_or_else(PoisonError::into_inner) = topic;
     }
 
-    fn current_topic(&self) -> CurrentTopic {
+    /// The topic that spokes are on, if any.
+    fn topic(&self) -> Option<CurrentTopic> {
         self.topic
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clone()
     }
 
-    /// The topic that spokes are on, if any.
-    fn topic(&self) -> Option<[u8; 32]> {
-        self.current_topic().map(|(topic, _)| topic)
+    fn node(&self) -> Option<GossipNode<HubGate>> {
+        self.topic().map(|topic| topic.node)
     }
 
-    fn node(&self) -> Option<GossipNode<HubGate>> {
-        self.current_topic().map(|(_, node)| node)
+    /// Whom our node on a topic may have connections with: our spokes, and nobody else.
+    fn admits(self: &Arc<Self>) -> Admits {
+        let hub = Arc::downgrade(self);
+        Arc::new(move |id| hub.upgrade().is_some_and(|hub| hub.roster.knows(*id)))
+    }
+
+    fn floors(&self) -> MutexGuard<'_, Floors> {
+        self.floors.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The first offset that a spoke of this endpoint may read.
+    fn floor_of(&self, endpoint: EndpointId) -> u64 {
+        self.floors().of(endpoint)
+    }
+
+    /// Takes a gossip connection, if it is one of our spokes'.
+    fn accept_gossip(&self, connection: Connection) {
+        let remote = connection.remote_id();
+        if !self.roster.knows(remote) {
+            self.metrics.admission.refused.inc();
+            let (protocol, reason) = ("gossip", NOT_ADMITTED);
+            debug!(target: events::REFUSED, remote = %remote.fmt_short(), %protocol, %reason);
+            let code = CloseCode::Refused.to_varint();
+            return connection.close(code, reason.as_bytes());
+        }
+        match self.node() {
+            Some(node) => node.handle_connection(connection),
+            None => {
+                let code = CloseCode::NotAMember.to_varint();
+                connection.close(code, b"there is no topic");
+            }
+        }
     }
 
     async fn drain(&self, limit: Duration) -> Drained {
@@ -746,6 +793,39 @@ impl Inner {
     }
 }
 
+fn revoked() -> Closed {
+    Closed::by_us(CloseCode::Refused, REVOKED)
+}
+
+impl Guards for Inner {
+    fn revoked(&self, ids: &[EndpointId]) {
+        // Nobody new of these is let in by now.
+        for id in ids {
+            let links = self.roster.revoke(*id, &revoked(), || self.log.tip());
+            for link in links {
+                link.revoke();
+            }
+            self.metrics.admission.revoked.inc();
+            debug!(target: events::REVOKED, remote = %id.fmt_short());
+        }
+        // A topic that begins after this is one that they are not told of.
+        if let Some(topic) = self.topic() {
+            topic.revoke(ids);
+        }
+        self.revoked.notify_one();
+        self.revocations.send_modify(|count| *count += 1);
+        self.progress.notify_waiters();
+    }
+
+    fn admitted(&self, ids: &[EndpointId]) {
+        if self.config.history {
+            return;
+        }
+        let (floor, head) = (self.log.appended(), self.log.head());
+        self.floors().set(ids, floor, head);
+    }
+}
+
 impl ProtocolHandler for Hub {
     async fn accept(&self, connection: Connection) -> Result<(), AcceptError> {
         let inner = self.inner.clone();
@@ -761,13 +841,7 @@ impl ProtocolHandler for Hub {
                     .tasks
                     .spawn(connection::run(inner.clone(), connection, protocol));
             }
-            None => match inner.node() {
-                Some(node) => node.handle_connection(connection),
-                None => {
-                    let code = CloseCode::NotAMember.to_varint();
-                    connection.close(code, b"there is no topic");
-                }
-            },
+            None => inner.accept_gossip(connection),
         }
         Ok(())
     }

@@ -30,6 +30,8 @@ pub(crate) struct Session {
     pub(crate) protocol: Protocol,
     /// What the spoke shows to come back. Plain spokes are not told theirs.
     pub(crate) key: SessionId,
+    /// The spoke may read nothing that was broadcast before.
+    pub(crate) floor: u64,
     outgoing: Mutex<Outgoing>,
     /// Wakes whoever waits for room in the mailbox.
     room: Notify,
@@ -63,6 +65,7 @@ impl Session {
             id,
             protocol,
             key,
+            floor: 0,
             outgoing: Mutex::new(Outgoing {
                 mailbox: Mailbox::new(id, protocol, limits),
                 wake: None,

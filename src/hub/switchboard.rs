@@ -23,7 +23,7 @@ use super::{
     Inner,
     ack_share::{AckShare, Acker, Share},
     desk::TopicOrder,
-    gossip_link::{Audience, GossipLink, HubGate, LinkEvent},
+    gossip_link::{Audience, GossipLink, LinkEvent},
     health::{self, TopicState},
     link::Link,
     repairs::{Answer, Payer, Repairs, piece_of},
@@ -32,12 +32,11 @@ use super::{
 };
 use crate::{
     fan_out::{Decision, FanOut, Path, Planner, PlannerConfig},
-    gossip::GossipNode,
     instant::after,
     metrics::events,
     protocol::Protocol,
     spoke_id::SpokeId,
-    wire::native::Topic,
+    wire::native::{Rekey, Topic},
 };
 
 /// Something happened that may change how spokes are served.
@@ -55,6 +54,12 @@ pub(super) enum Note {
         from: u64,
         to: u64,
     },
+    /// The spoke has, on the link with this number, the topic's keys of this generation.
+    Rekeyed {
+        id: SpokeId,
+        link: u64,
+        generation: u32,
+    },
     FanOut(FanOut),
     /// For tests: the switchboard panics.
     Panic,
@@ -64,6 +69,13 @@ pub(super) enum Note {
 pub(super) const NOTES: usize = 1024;
 /// How many are looked at before the rest of the work.
 const NOTES_AT_ONCE: usize = 64;
+
+/// With more members than this, only those that acknowledge fast are asked whether they have new keys.
+pub(crate) const CONFIRM_ALL: usize = 256;
+
+/// How often, at most, the topic's key is changed so that newcomers may have it who may not read everything
+/// that was sealed under it.
+const FOR_NEWCOMERS: Duration = Duration::from_secs(5);
 
 /// Outlives a switchboard that panics.
 type Notes = Arc<Mutex<mpsc::Receiver<Note>>>;
@@ -106,6 +118,8 @@ pub(super) struct Switchboard {
     bytes_before: u64,
     /// The last topic has failed, and no other one has begun.
     failed: bool,
+    /// When the key was last changed for newcomers.
+    changed_for_newcomers: Option<Instant>,
 }
 
 impl Switchboard {
@@ -128,6 +142,7 @@ impl Switchboard {
             leaving: VecDeque::new(),
             bytes_before,
             failed: false,
+            changed_for_newcomers: None,
         }
     }
 
@@ -166,6 +181,7 @@ impl Switchboard {
                 }
                 () = wait_until(deadline) => {}
                 () = self.hub.budget_line.notified() => {}
+                () = self.hub.revoked.notified() => self.let_go(),
             }
         }
         self.stop_topic();
@@ -204,11 +220,28 @@ impl Switchboard {
                 if on_topic && self.link(id).is_some_and(|link| link.is_fast()) {
                     self.supervisor.wanted();
                 }
-                let head = self.hub.log.head();
+                // What the topic may not carry comes along the link, as what the log has lost does.
+                let floor = self
+                    .topic
+                    .as_ref()
+                    .map_or(0, |topic| topic.topic().keys.lock().floor());
+                let head = self.hub.log.head().max(floor);
                 if self.repairs.want(now, id, (from, to), on_topic, head) {
                     self.hub.metrics.repair.wants_held.inc();
                 }
             }
+            Note::Rekeyed {
+                id,
+                link,
+                generation,
+            } if self.is_current(id, link) => {
+                if let Some(topic) = &self.topic {
+                    let keys = &topic.topic().keys;
+                    keys.lock().confirmed(now, id, generation);
+                    keys.changed.notify_one();
+                }
+            }
+            Note::Rekeyed { .. } => {}
             Note::FanOut(fan_out) => self.planner.set_fan_out(now, fan_out),
             Note::Panic => panic!("a test wants this"),
         }
@@ -221,10 +254,15 @@ impl Switchboard {
                 self.planner.spoke_left(now, id);
                 self.repairs.left(id);
                 self.hub.budget().leave(Payer::Spoke(id));
+                if let Some(topic) = &self.topic {
+                    let keys = &topic.topic().keys;
+                    keys.lock().gone(now, id);
+                    keys.changed.notify_one();
+                }
             }
             return;
         };
-        let gossips = link.gossips();
+        let gossips = link.gossips() && self.may_have_keys(&link);
         let number = link.number;
         let before = self.links.insert(id, (link, gossips));
         if before.is_none_or(|(link, gossiped)| link.number != number || gossiped != gossips) {
@@ -233,8 +271,85 @@ impl Switchboard {
         }
     }
 
+    /// Whether a spoke may have the keys of the topic that there is. One that may not read all that was sealed
+    /// under them waits for others, and is served directly meanwhile.
+    fn may_have_keys(&self, link: &Link) -> bool {
+        self.topic.as_ref().is_none_or(|topic| {
+            let mut keys = topic.topic().keys.lock();
+            keys.admit(link.floor, topic.sent())
+        })
+    }
+
+    /// Somebody was revoked: the planner is to forget those that are gone.
+    fn let_go(&mut self) {
+        let now = Instant::now();
+        let gone = |id: &&SpokeId| self.hub.roster.get(**id).is_none();
+        let gone: Vec<_> = self.links.keys().filter(gone).copied().collect();
+        for id in gone {
+            self.spoke(now, id);
+        }
+    }
+
+    /// Tells the members of the topic of new keys, if there are some.
+    fn tell_keys(&mut self) {
+        let Some(topic) = &self.topic else { return };
+        let topic = topic.topic();
+        let Some(rekey) = topic.keys.lock().tell() else {
+            return;
+        };
+        topic.node.rekey(&rekey.keys, &[]);
+        // As they are now: who is revoked from here on is told nothing, or loses what this told.
+        let mut members = self.hub.roster.all();
+        members.retain(|link| link.is_member());
+        let all = members.len() <= CONFIRM_ALL;
+        let mut asked = Vec::new();
+        for link in &members {
+            let confirm = link.path() == Path::Gossip && (all || link.is_fast());
+            if confirm {
+                asked.push(link.id);
+            }
+            link.rekey(Box::new(Rekey {
+                confirm,
+                ..rekey.clone()
+            }));
+        }
+        debug!(
+            generation = rekey.keys.generation,
+            members = members.len(),
+            asked = asked.len(),
+            "new keys"
+        );
+        topic.keys.lock().asked(Instant::now(), asked);
+        topic.keys.changed.notify_one();
+    }
+
+    /// Changes the topic's key when it is old, or when there are spokes that may not have the one there is.
+    fn renew_keys(&mut self, now: Instant) {
+        let waiting = |(link, gossips): &&(Arc<Link>, bool)| !gossips && link.gossips();
+        let waiting = self.links.values().filter(waiting);
+        let waiting: Vec<_> = waiting.map(|(link, _)| link.clone()).collect();
+        for link in &waiting {
+            self.spoke(now, link.id);
+        }
+        let still = |link: &&Arc<Link>| matches!(self.links.get(&link.id), Some((_, false)));
+        let floor = waiting.iter().filter(still).map(|link| link.floor).max();
+        let Some(topic) = &self.topic else { return };
+        let mut keys = topic.topic().keys.lock();
+        let lately = |at: Instant| now.saturating_duration_since(at) < FOR_NEWCOMERS;
+        let rng = &mut rand::rng();
+        if let Some(floor) = floor
+            && !self.changed_for_newcomers.is_some_and(lately)
+            && keys.rotate(now, floor, rng)
+        {
+            self.changed_for_newcomers = Some(now);
+        } else if keys.age(now) >= self.hub.config.gossip.key_lifetime {
+            keys.rotate(now, 0, rng);
+        }
+    }
+
     fn is_topic(&self, topic: [u8; 32]) -> bool {
-        self.topic.as_ref().is_some_and(|now| now.topic() == topic)
+        let now = self.topic.as_ref();
+        now.is_some_and(|now| now.topic().id == topic)
     }
 
     fn is_current(&self, id: SpokeId, number: u64) -> bool {
@@ -249,6 +364,7 @@ impl Switchboard {
     fn carry_out(&mut self) {
         let now = Instant::now();
         self.serve_who_left(now);
+        self.tell_keys();
         while let Some(decision) = self.planner.poll(now) {
             debug!(?decision, "fan-out");
             match decision {
@@ -384,8 +500,7 @@ impl Switchboard {
         }
         self.supervisor.topic_changed(false);
         let topic = GossipLink::start(&self.hub);
-        self.hub
-            .set_topic(Some((topic.topic(), topic.node().clone())));
+        self.hub.set_topic(Some(topic.topic().clone()));
         self.hub.board().probe = Some(topic.probe());
         self.topic = Some(topic);
     }
@@ -426,13 +541,17 @@ impl Switchboard {
             addrs.push(self.hub.endpoint.addr());
         }
         let counts = self.planner.counts();
+        let (keys, next) = topic.topic().keys.lock().give();
         link.order_topic(TopicOrder::Join(Box::new(Topic {
-            topic: topic.topic(),
-            keys: topic.keys(),
+            topic: topic.topic().id,
+            keys,
             peers: addrs,
             max_frame_bytes: topic.max_frame_bytes(),
             members: u32::try_from(counts.gossip + counts.joining).unwrap_or(u32::MAX),
         })));
+        if let Some(next) = next {
+            link.rekey(Box::new(next));
+        }
         self.moved(id);
     }
 
@@ -444,6 +563,7 @@ impl Switchboard {
         self.bytes_before = bytes;
         self.planner.traffic(now, per_s);
         let links = self.hub.roster.all();
+        self.renew_keys(now);
         self.share_out_acks(now, &links);
         self.supervise(now, &links);
         if self.hub.roster.expire(now, || self.hub.log.tip()) {
@@ -538,6 +658,3 @@ async fn wait_until(deadline: Option<Instant>) {
         None => std::future::pending().await,
     }
 }
-
-/// The running topic, and our node on it for connections that others make.
-pub(super) type CurrentTopic = Option<([u8; 32], GossipNode<HubGate>)>;

@@ -122,8 +122,10 @@ pub struct RosterMetrics {
 #[metrics(name = "iroh_hub_admission")]
 #[non_exhaustive]
 pub struct AdmissionMetrics {
-    /// Connections that were refused.
+    /// Connections that were refused, on any of the three protocols.
     pub refused: Counter,
+    /// Endpoints that were revoked.
+    pub revoked: Counter,
     /// Streams refused because their connection had too many.
     pub streams_refused: Counter,
 }
@@ -158,6 +160,8 @@ pub struct TopicMetrics {
     pub rebuilt: Counter,
     /// Times that the hub had lost all its neighbours on the topic, and joined it again through spokes.
     pub rejoined: Counter,
+    /// Times that the topic went over to new keys.
+    pub rekeyed: Counter,
 }
 
 /// What a hub sent again, and whom it served around the topic.

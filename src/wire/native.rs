@@ -4,9 +4,10 @@
 //! bytes of that part. A frame of an unknown kind is skipped, so the protocol can grow.
 
 use bytes::{BufMut, Bytes, BytesMut};
-use iroh::EndpointAddr;
+use iroh::{EndpointAddr, EndpointId};
 use n0_error::{e, stack_error};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use zeroize::Zeroize;
 
 use super::framing::PREFIX;
 use crate::position::{Epoch, Position};
@@ -94,6 +95,26 @@ pub(crate) struct GenerationKeys {
     pub(crate) verify_key: [u8; 32],
 }
 
+impl Drop for GenerationKeys {
+    fn drop(&mut self) {
+        self.key.zeroize();
+    }
+}
+
+/// The keys of a newer generation of the topic that a spoke is on.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(crate) struct Rekey {
+    pub(crate) keys: GenerationKeys,
+    /// Members no more: connections to them are closed, and none is made. At most [`MAX_EVICTED`].
+    pub(crate) evict: Vec<EndpointId>,
+    /// Whether the hub waits to hear that the spoke has them ([`ToHub::Rekeyed`]).
+    pub(crate) confirm: bool,
+}
+
+/// The most former members that one [`Rekey`] names: what fits into a frame. Of others, members learn by
+/// the keys that these lack.
+pub(crate) const MAX_EVICTED: usize = 1024;
+
 /// Shows no key.
 impl std::fmt::Debug for GenerationKeys {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -158,7 +179,7 @@ pub(crate) enum ToSpoke {
     AckEvery {
         millis: u32,
     },
-    Rekey(GenerationKeys),
+    Rekey(Box<Rekey>),
     /// Acknowledge as soon as everything below `offset` is released: somebody waits for it.
     AckNow {
         offset: u64,
@@ -199,6 +220,10 @@ pub(crate) enum ToHub {
     /// and does not have it.
     Refused {
         seq: u64,
+    },
+    /// The spoke has the keys of this generation.
+    Rekeyed {
+        generation: u32,
     },
 }
 
@@ -245,6 +270,7 @@ mod kind {
     pub(super) const SERVED: u8 = 4;
     pub(super) const SPOKE_MISSED: u8 = 5;
     pub(super) const REFUSED: u8 = 6;
+    pub(super) const REKEYED: u8 = 7;
 }
 
 /// Reads the rest of a frame behind its kind byte.
@@ -316,7 +342,7 @@ impl ToSpoke {
             kind::ACK_EVERY => Self::AckEvery {
                 millis: reader.value()?,
             },
-            kind::REKEY => Self::Rekey(reader.value()?),
+            kind::REKEY => Self::Rekey(Box::new(reader.value()?)),
             kind::ACK_NOW => Self::AckNow {
                 offset: reader.value()?,
             },
@@ -341,7 +367,7 @@ impl ToSpoke {
             Self::Missed { from, to } => put_value(out, kind::MISSED, &(from, to)),
             Self::Ack { seq } => put_value(out, kind::ACK, seq),
             Self::AckEvery { millis } => put_value(out, kind::ACK_EVERY, millis),
-            Self::Rekey(keys) => put_value(out, kind::REKEY, keys),
+            Self::Rekey(rekey) => put_value(out, kind::REKEY, rekey),
             Self::AckNow { offset } => put_value(out, kind::ACK_NOW, offset),
         }
     }
@@ -376,6 +402,9 @@ impl ToHub {
             kind::REFUSED => Self::Refused {
                 seq: reader.value()?,
             },
+            kind::REKEYED => Self::Rekeyed {
+                generation: reader.value()?,
+            },
             _ => return Ok(None),
         }))
     }
@@ -390,6 +419,7 @@ impl ToHub {
             Self::Served { topic, from } => put_value(out, kind::SERVED, &(topic, from)),
             Self::Missed { from, to } => put_value(out, kind::SPOKE_MISSED, &(from, to)),
             Self::Refused { seq } => put_value(out, kind::REFUSED, seq),
+            Self::Rekeyed { generation } => put_value(out, kind::REKEYED, generation),
         }
     }
 }
@@ -606,7 +636,13 @@ mod tests {
             any::<(u64, u64)>().prop_map(|(from, to)| ToSpoke::Missed { from, to }),
             any::<u64>().prop_map(|seq| ToSpoke::Ack { seq }),
             any::<u32>().prop_map(|millis| ToSpoke::AckEvery { millis }),
-            keys().prop_map(ToSpoke::Rekey),
+            (keys(), prop::collection::vec(any::<[u8; 32]>(), 0..4), any::<bool>()).prop_map(
+                |(keys, evict, confirm)| {
+                    let id = |key: &[u8; 32]| iroh::SecretKey::from_bytes(key).public();
+                    let evict = evict.iter().map(id).collect();
+                    ToSpoke::Rekey(Box::new(Rekey { keys, evict, confirm }))
+                }
+            ),
             any::<u64>().prop_map(|offset| ToSpoke::AckNow { offset }),
         ]
     }
@@ -637,6 +673,7 @@ mod tests {
             any::<([u8; 32], u64)>().prop_map(|(topic, from)| ToHub::Served { topic, from }),
             any::<(u64, u64)>().prop_map(|(from, to)| ToHub::Missed { from, to }),
             any::<u64>().prop_map(|seq| ToHub::Refused { seq }),
+            any::<u32>().prop_map(|generation| ToHub::Rekeyed { generation }),
         ]
     }
 
@@ -697,6 +734,24 @@ mod tests {
     }
 
     #[test]
+    fn as_many_as_a_rekey_may_name_fit_into_a_frame() {
+        let keys = GenerationKeys {
+            generation: u32::MAX,
+            key: [1; 32],
+            verify_key: [2; 32],
+        };
+        let evict = vec![iroh::SecretKey::from_bytes(&[3; 32]).public(); MAX_EVICTED];
+        let mut out = Vec::new();
+        ToSpoke::Rekey(Box::new(Rekey {
+            keys,
+            evict,
+            confirm: true,
+        }))
+        .encode(&mut out);
+        assert_eq!(frames(out).len(), 1);
+    }
+
+    #[test]
     fn an_unknown_kind_is_skipped() {
         assert_eq!(
             ToSpoke::decode(Bytes::from_static(&[200, 1, 2])).unwrap(),
@@ -715,7 +770,12 @@ mod tests {
             key: [0xab; 32],
             verify_key: [0xcd; 32],
         };
-        let text = format!("{:?}", ToSpoke::Rekey(keys));
+        let rekey = Rekey {
+            keys,
+            evict: Vec::new(),
+            confirm: true,
+        };
+        let text = format!("{:?}", ToSpoke::Rekey(Box::new(rekey)));
         assert!(
             !text.contains("171") && !text.to_lowercase().contains("ab, ab"),
             "{text}"

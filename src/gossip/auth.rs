@@ -48,7 +48,9 @@ pub(super) enum AuthError {
     Refused { generation: u32 },
     #[error("the connection has no secret of its own to bind the proof to")]
     Unbound,
-    #[error("the peer did not prove to have the key of generation {generation} when the key changed")]
+    #[error(
+        "the peer did not prove to have the key of generation {generation} when the key changed"
+    )]
     Lapsed { generation: u32 },
 }
 

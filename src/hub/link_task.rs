@@ -367,7 +367,13 @@ impl Inbound<'_> {
             }
             ToHub::Rekeyed { generation } => {
                 let (id, link) = (self.link.id, self.link.number);
-                self.hub.note(Note::Rekeyed { id, link, generation }).await;
+                self.hub
+                    .note(Note::Rekeyed {
+                        id,
+                        link,
+                        generation,
+                    })
+                    .await;
                 Ok(())
             }
             ToHub::Served { topic, from } => {

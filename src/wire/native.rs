@@ -636,13 +636,20 @@ mod tests {
             any::<(u64, u64)>().prop_map(|(from, to)| ToSpoke::Missed { from, to }),
             any::<u64>().prop_map(|seq| ToSpoke::Ack { seq }),
             any::<u32>().prop_map(|millis| ToSpoke::AckEvery { millis }),
-            (keys(), prop::collection::vec(any::<[u8; 32]>(), 0..4), any::<bool>()).prop_map(
-                |(keys, evict, confirm)| {
+            (
+                keys(),
+                prop::collection::vec(any::<[u8; 32]>(), 0..4),
+                any::<bool>()
+            )
+                .prop_map(|(keys, evict, confirm)| {
                     let id = |key: &[u8; 32]| iroh::SecretKey::from_bytes(key).public();
                     let evict = evict.iter().map(id).collect();
-                    ToSpoke::Rekey(Box::new(Rekey { keys, evict, confirm }))
-                }
-            ),
+                    ToSpoke::Rekey(Box::new(Rekey {
+                        keys,
+                        evict,
+                        confirm,
+                    }))
+                }),
             any::<u64>().prop_map(|offset| ToSpoke::AckNow { offset }),
         ]
     }

@@ -52,7 +52,9 @@ impl<P: PartialEq> Early<P> {
     pub(super) fn take(&mut self, now: Instant) -> impl Iterator<Item = (P, Bytes)> + use<P> {
         self.expire(now);
         let messages = std::mem::take(self).messages;
-        messages.into_iter().map(|(from, message, _)| (from, message))
+        messages
+            .into_iter()
+            .map(|(from, message, _)| (from, message))
     }
 
     fn expire(&mut self, now: Instant) {

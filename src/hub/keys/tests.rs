@@ -63,10 +63,7 @@ fn after_a_revocation_frames_wait_until_nearly_all_have_the_new_key() {
     bed.revoke(&[5]);
     assert_eq!(bed.seal(1, false), Err(NotSealed::Held));
     let rekey = bed.keys.tell().unwrap();
-    assert_eq!(
-        (rekey.keys.generation, rekey.evict),
-        (1, vec![endpoint(5)])
-    );
+    assert_eq!((rekey.keys.generation, rekey.evict), (1, vec![endpoint(5)]));
     assert!(bed.keys.tell().is_none());
     bed.keys.asked(bed.now, 0..100);
     for n in 0..97 {

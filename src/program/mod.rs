@@ -3,12 +3,14 @@
 //! One module a command ([`hub`], [`spoke`]), and one a thing that commands share. What a hub or a
 //! spoke does is the library's business; here are only files, pipes, signals and exit codes.
 
+mod admitted;
 mod args;
 mod compare;
 mod exit;
 mod feed;
 mod gather;
 mod hub;
+mod id_file;
 mod input;
 mod kept;
 mod key;

@@ -136,6 +136,32 @@ async fn a_key_file_that_is_none_ends_the_program() {
 }
 
 #[cfg(unix)]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_is_made_for_its_owner_alone_and_one_that_others_can_read_is_not_used() {
+    use std::os::unix::fs::PermissionsExt;
+
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("key");
+    let path = path.to_str().expect("UTF-8");
+    let hub = Hub::start(&["--key", path]).await;
+    let mode = std::fs::metadata(path).expect("it is made").permissions();
+    assert_eq!(mode.mode() & 0o777, 0o600);
+    let again = Hub::start(&["--key", path]).await;
+    let id = |hub: &Hub| {
+        let ticket: iroh_tickets::endpoint::EndpointTicket = hub.ticket.parse().expect("a ticket");
+        ticket.endpoint_addr().id
+    };
+    assert_eq!(id(&hub), id(&again));
+    let open = std::fs::Permissions::from_mode(0o644);
+    std::fs::set_permissions(path, open).expect("it is ours");
+    let advice = format!("chmod 600 {path}");
+    for args in [vec!["hub"], vec!["spoke", &hub.ticket]] {
+        let program = Program::start(args.into_iter().chain(["--local", "--key", path]));
+        program.end().await.assert_fails_with(1, &advice);
+    }
+}
+
+#[cfg(unix)]
 fn private(path: &Path) {
     use std::os::unix::fs::PermissionsExt;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).expect("it is ours");

@@ -90,11 +90,11 @@ async fn while_the_file_is_of_no_use_nobody_is_let_in_or_cut_off_and_the_fault_i
             }),
         ),
         (
-            "it cannot be read",
+            "it cannot be read; give a readable text file: No such file",
             Box::new(|| std::fs::remove_file(&path).expect("it is there")),
         ),
         (
-            "it is not a regular file",
+            "it cannot be read; give a readable text file: it is not a regular file",
             Box::new(|| std::fs::create_dir(&path).expect("nothing is there")),
         ),
         (
@@ -109,7 +109,10 @@ async fn while_the_file_is_of_no_use_nobody_is_let_in_or_cut_off_and_the_fault_i
         eprintln!("permissions mean nothing to this user");
     } else {
         let lock = || set_mode(&path, 0o200);
-        faults.push(("it cannot be read", Box::new(lock)));
+        faults.push((
+            "it cannot be read; give a readable text file: Permission denied",
+            Box::new(lock),
+        ));
     }
     for (words, cause) in faults {
         cause();

@@ -4,13 +4,14 @@
 
 use std::{
     collections::BTreeSet,
-    fs::{File, OpenOptions},
-    io::{self, Read},
+    io::Read,
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context, anyhow, bail, ensure};
 use iroh::EndpointId;
+
+use super::file::open_regular;
 
 /// The largest file, in bytes: more than sixty thousand ids.
 const MAX_LEN: u64 = 4 << 20;
@@ -151,12 +152,7 @@ impl IdFile {
 }
 
 fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
-    let file = open(path).context("it cannot be read; give a readable text file")?;
-    let metadata = file.metadata().context("it cannot be read")?;
-    ensure!(
-        metadata.is_file(),
-        "it is not a regular file, and it is read again while the hub runs; give a text file"
-    );
+    let file = open_regular(path).context("it cannot be read; give a readable text file")?;
     let mut bytes = Vec::new();
     file.take(MAX_LEN + 1)
         .read_to_end(&mut bytes)
@@ -166,18 +162,6 @@ fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
         "it is longer than {MAX_LEN} bytes; give a shorter list"
     );
     Ok(bytes)
-}
-
-/// Does not wait for the other end of a pipe.
-fn open(path: &Path) -> io::Result<File> {
-    let mut options = OpenOptions::new();
-    options.read(true);
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::OpenOptionsExt;
-        options.custom_flags(rustix::fs::OFlags::NONBLOCK.bits().cast_signed());
-    }
-    options.open(path)
 }
 
 /// The ids in a text. What is no id is not quoted: it may be a file of secrets.
@@ -327,17 +311,6 @@ mod tests {
             assert!(error.contains(words), "{error}");
             assert!(error.contains(&path.display().to_string()), "{error}");
         }
-    }
-
-    #[cfg(unix)]
-    #[test]
-    fn a_pipe_that_nobody_writes_to_is_not_waited_for() {
-        let dir = tempfile::tempdir().unwrap();
-        let pipe = dir.path().join("pipe");
-        let made = std::process::Command::new("mkfifo").arg(&pipe).status();
-        assert!(made.unwrap().success());
-        let error = format!("{:#}", read(&pipe).unwrap_err());
-        assert!(error.contains("regular file"), "{error}");
     }
 
     proptest! {

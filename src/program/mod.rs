@@ -8,6 +8,7 @@ mod args;
 mod compare;
 mod exit;
 mod feed;
+mod file;
 mod gather;
 mod hub;
 mod id_file;

@@ -2,7 +2,7 @@
 
 mod common;
 
-use std::{collections::BTreeSet, path::Path, time::Duration};
+use std::{collections::BTreeSet, path::Path, process::Stdio, time::Duration};
 
 use common::process::{Hub, LIMIT, Program};
 use serde_json::{Value, json};
@@ -132,6 +132,32 @@ async fn a_key_file_that_is_none_ends_the_program() {
             .await;
         hub.assert_fails_with(1, "key file");
         assert!(!hub.stderr.contains("these are no key"), "{}", hub.stderr);
+    }
+}
+
+#[cfg(unix)]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_is_made_for_its_owner_alone_and_one_that_others_can_read_is_not_used() {
+    use std::os::unix::fs::PermissionsExt;
+
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("key");
+    let path = path.to_str().expect("UTF-8");
+    let hub = Hub::start(&["--key", path]).await;
+    let mode = std::fs::metadata(path).expect("it is made").permissions();
+    assert_eq!(mode.mode() & 0o777, 0o600);
+    let again = Hub::start(&["--key", path]).await;
+    let id = |hub: &Hub| {
+        let ticket: iroh_tickets::endpoint::EndpointTicket = hub.ticket.parse().expect("a ticket");
+        ticket.endpoint_addr().id
+    };
+    assert_eq!(id(&hub), id(&again));
+    let open = std::fs::Permissions::from_mode(0o644);
+    std::fs::set_permissions(path, open).expect("it is ours");
+    let advice = format!("chmod 600 {path}");
+    for args in [vec!["hub"], vec!["spoke", &hub.ticket]] {
+        let program = Program::start(args.into_iter().chain(["--local", "--key", path]));
+        program.end().await.assert_fails_with(1, &advice);
     }
 }
 
@@ -343,6 +369,55 @@ async fn a_spoke_whose_reader_has_enough_ends_quietly() {
     assert_eq!(status.code(), Some(0));
     let stderr = stderr.await.expect("stderr is read");
     assert_eq!(stderr.lines().count(), 1, "{stderr}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_report_whose_reader_has_enough_is_no_failure() {
+    let simulate = ["simulate", "--spokes", "5", "--events", "10"];
+    let json = [&simulate[..], &["--json"]].concat();
+    let compare = [
+        "compare",
+        "--strategies=direct",
+        "--spokes=1",
+        "--events=20",
+    ];
+    for args in [&simulate[..], &json, &compare, &["simulate", "--help"]] {
+        let mut program = Program::start(args);
+        program.stdout = None;
+        let ended = program.end().await;
+        ended.assert_code(0);
+        for words in ["panicked", "error", "roken pipe"] {
+            assert!(!ended.stderr.contains(words), "{args:?}: {}", ended.stderr);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_reads_what_is_logged_and_the_hub_goes_on() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let ticket = dir.path().join("ticket");
+    let mut hub = common::process::program()
+        .args(["hub", "--local", "--wait-for", "1", "--exit-on-eof"])
+        .arg("--ticket")
+        .arg(&ticket)
+        .env("RUST_LOG", "trace")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .expect("the program is built");
+    drop(hub.stderr.take());
+    common::until("the hub can be reached", || ticket.exists()).await;
+    let ticket = std::fs::read_to_string(&ticket).expect("it is whole");
+    let mut spoke = Program::start(["spoke", ticket.trim_end(), "--local"]);
+    let mut stdin = hub.stdin.take().expect("piped");
+    stdin.write_all(b"there?\n").await.expect("the hub reads");
+    assert_eq!(spoke.next_json().await["payload"], "there?");
+    drop(stdin);
+    let status = timeout(LIMIT, hub.wait()).await.expect("it ends in time");
+    assert_eq!(status.expect("it is ours").code(), Some(0));
+    spoke.end().await.assert_code(0);
 }
 
 #[tokio::test]

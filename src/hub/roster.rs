@@ -124,7 +124,7 @@ impl Roster {
         if let Some((session, taken)) = &back {
             session.mailbox(|mailbox| mailbox.check_taken(*taken))?;
         }
-        let key: SessionId = rand::random();
+        let key = SessionId(rand::random());
         let can_come_back = asked.protocol == Protocol::Native;
         let joined = inner
             .sessions

@@ -421,7 +421,7 @@ mod tests {
     }
 
     fn key(n: u8) -> Option<SessionId> {
-        Some([n; 16])
+        Some(SessionId([n; 16]))
     }
 
     #[test]
@@ -444,7 +444,10 @@ mod tests {
             assert!(left.evicted.iter().all(|id| id.endpoint == endpoint(2)));
             assert!(sessions.away() <= 3);
         }
-        assert_eq!(sessions.find(endpoint(1), &[1; 16]), Some(honest.id));
+        assert_eq!(
+            sessions.find(endpoint(1), &SessionId([1; 16])),
+            Some(honest.id)
+        );
         for n in 60..62 {
             assert!(sessions.join(endpoint(2), None, key(n), true).is_some());
         }
@@ -461,7 +464,7 @@ mod tests {
         let other = sessions.join(endpoint(1), None, key(2), true).unwrap();
         assert!(!other.gossips, "one of an endpoint");
         // The old link has not been noticed to be dead.
-        let back = sessions.find(endpoint(1), &[1; 16]);
+        let back = sessions.find(endpoint(1), &SessionId([1; 16]));
         assert_eq!(back, Some(one.id));
         let again = sessions.join(endpoint(1), back, key(3), true).unwrap();
         assert_eq!((again.id, again.fenced), (one.id, Some(one.link)));
@@ -471,7 +474,7 @@ mod tests {
         assert_eq!(left, Left::default());
         assert_eq!((sessions.connected(), sessions.away()), (2, 0));
         // Its key is the one it was given first.
-        assert_eq!(sessions.find(endpoint(1), &[3; 16]), None);
+        assert_eq!(sessions.find(endpoint(1), &SessionId([3; 16])), None);
         let left = sessions.leave(now, again.id, again.link, Some(0));
         assert_eq!((left.was_current, left.promoted), (true, Some(other.id)));
         assert_eq!((sessions.connected(), sessions.away()), (1, 1));
@@ -481,9 +484,9 @@ mod tests {
     fn a_key_is_worth_nothing_to_another_endpoint_or_after_the_end() {
         let mut sessions = Sessions::new(LIMITS);
         let one = sessions.join(endpoint(1), None, key(1), true).unwrap();
-        assert_eq!(sessions.find(endpoint(2), &[1; 16]), None);
+        assert_eq!(sessions.find(endpoint(2), &SessionId([1; 16])), None);
         sessions.leave(Instant::now(), one.id, one.link, None);
-        assert_eq!(sessions.find(endpoint(1), &[1; 16]), None);
+        assert_eq!(sessions.find(endpoint(1), &SessionId([1; 16])), None);
         let plain = sessions.join(endpoint(1), None, None, false).unwrap();
         sessions.leave(Instant::now(), plain.id, plain.link, Some(0));
         assert_eq!((sessions.connected(), sessions.away()), (0, 0));
@@ -592,7 +595,7 @@ mod tests {
                         let Some(found) = found else { continue };
                         prop_assert_eq!(found, id);
                         let before = model.links.get(&id).copied();
-                        let joined = sessions.join(from, Some(id), Some([99; 16]), can_gossip);
+                        let joined = sessions.join(from, Some(id), Some(SessionId([99; 16])), can_gossip);
                         let room = before.is_some() || model.links.len() < LIMITS.connected;
                         prop_assert_eq!(joined.is_some(), room);
                         let Some(joined) = joined else { continue };

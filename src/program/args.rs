@@ -29,13 +29,8 @@ pub(super) struct HubArgs {
     /// How broadcasts reach the spokes
     #[arg(long, value_name = "auto|direct|gossip", default_value = "auto")]
     pub(super) fan_out: FanOut,
-    /// Lets in the spoke with this endpoint id, and otherwise only who is allowed likewise; may be
-    /// given several times
-    #[arg(long, value_name = "ID")]
-    pub(super) allow: Vec<EndpointId>,
-    /// The same for every id in this file, one a line; empty lines and lines with # are passed over
-    #[arg(long, value_name = "FILE")]
-    pub(super) allow_file: Option<PathBuf>,
+    #[command(flatten)]
+    pub(super) admission: AdmissionArgs,
     /// What a line of stdin is: a text, which is broadcast as {"type":"line","payload":"the text"},
     /// or {"type":…,"payload":…,"id"?:…,"to"?:ENDPOINT_ID,"overtake"?:true}, which goes to one endpoint if it
     /// says so, behind every broadcast before it unless it overtakes
@@ -116,6 +111,25 @@ pub(super) struct SpokeArgs {
     /// {"type":…,"payload":…,"id"?:…}
     #[arg(long, value_enum, default_value_t = InputFormat::Lines)]
     pub(super) input: InputFormat,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(super) struct AdmissionArgs {
+    /// Lets in the spoke with this endpoint id, and otherwise only who is allowed likewise; may be
+    /// given several times
+    #[arg(long, value_name = "ID")]
+    pub(super) allow: Vec<EndpointId>,
+    /// The same for every id in this file, one a line, # before a comment. The file is read again while the
+    /// hub runs, and a change counts about a second later: new ids are let in, and who is on it no longer
+    /// is cut off. Replace it by renaming. While it is gone or has a mistake, what it said before holds
+    #[arg(long, value_name = "FILE")]
+    pub(super) allow_file: Option<PathBuf>,
+    /// Keeps out the spoke with this endpoint id, even if it is allowed; may be given several times
+    #[arg(long, value_name = "ID")]
+    pub(super) deny: Vec<EndpointId>,
+    /// The same for every id in this file, which is read again as that of --allow-file is
+    #[arg(long, value_name = "FILE")]
+    pub(super) deny_file: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]

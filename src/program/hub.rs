@@ -3,14 +3,15 @@
 use std::{io, path::Path, time::Duration};
 
 use anyhow::Context;
-use iroh::{Endpoint, EndpointId};
+use iroh::Endpoint;
 use iroh_hub::{
-    Admission, EventTarget, FanOut, Hub, HubBuilder, HubLimits, Incoming, ListenOptions, Listener,
-    OnFull, SpokeChange, SpokeWatch,
+    EventTarget, FanOut, Hub, HubBuilder, HubLimits, Incoming, ListenOptions, Listener, OnFull,
+    SpokeChange, SpokeWatch,
 };
 use tokio::time::timeout;
 
 use super::{
+    admitted::Admitted,
     args::HubArgs,
     exit::{Exit, Failure},
     feed::feed,
@@ -34,7 +35,7 @@ const PRINT_LIMIT: Duration = Duration::from_secs(5);
 const HOLD: Duration = Duration::from_secs(30);
 
 pub(super) async fn run(args: HubArgs, stop: Stop) -> Result<Exit, Failure> {
-    let admission = admission(&args)?;
+    let admitted = Admitted::read(&args.admission).await?;
     let metrics = scrape::bind(args.network.metrics).await?;
     let endpoint = network::bind(&args.network, args.bind).await?;
     let receipts = match &args.receipts {
@@ -54,7 +55,7 @@ pub(super) async fn run(args: HubArgs, stop: Stop) -> Result<Exit, Failure> {
     let line_limit = request::line_limit(limits.max_event_bytes);
     let builder = Hub::builder()
         .fan_out(args.fan_out.clone())
-        .admission(admission)
+        .admission(admitted.admission())
         .limits(limits);
     let hub = start(builder, &args, endpoint).await?;
     let metrics = scrape::serve(metrics, hub.endpoint(), |all| {
@@ -64,6 +65,7 @@ pub(super) async fn run(args: HubArgs, stop: Stop) -> Result<Exit, Failure> {
     let heard = hub.listen_with("*".into(), ListenOptions::default().on_full(on_full));
     let mut printing = tokio::spawn(print(heard));
     let watching = tokio::spawn(tell_losses(hub.watch_spokes()));
+    let following = tokio::spawn(admitted.follow(hub.clone()));
     #[cfg(unix)]
     let asked = tokio::spawn(tell_health(health_asked()?, hub.clone()));
 
@@ -100,6 +102,7 @@ pub(super) async fn run(args: HubArgs, stop: Stop) -> Result<Exit, Failure> {
     let drained = hub.shutdown_within(args.drain_timeout).await;
     let tip = hub.tip();
     watching.abort();
+    following.abort();
     #[cfg(unix)]
     asked.abort();
     scrape::end(metrics).await;
@@ -151,39 +154,6 @@ async fn start(mut builder: HubBuilder, args: &HubArgs, endpoint: Endpoint) -> a
 
 fn receipts_failed(receipts: Option<&Receipts>) -> bool {
     receipts.is_some_and(Receipts::failed)
-}
-
-fn admission(args: &HubArgs) -> Result<Admission, Failure> {
-    if args.allow.is_empty() && args.allow_file.is_none() {
-        return Ok(Admission::open());
-    }
-    let mut ids = args.allow.clone();
-    if let Some(path) = &args.allow_file {
-        read_ids(path, &mut ids)?;
-    }
-    Ok(Admission::allow_list(ids))
-}
-
-fn read_ids(path: &Path, ids: &mut Vec<EndpointId>) -> anyhow::Result<()> {
-    let text = std::fs::read_to_string(path).with_context(|| {
-        format!(
-            "the list of allowed spokes {} cannot be read; give a readable text file",
-            path.display()
-        )
-    })?;
-    for (number, line) in text.lines().enumerate() {
-        let id = line.split('#').next().unwrap_or_default().trim();
-        if !id.is_empty() {
-            ids.push(id.parse().with_context(|| {
-                format!(
-                    "line {} of {} is not an endpoint id, as `iroh-hub spoke` says its own",
-                    number + 1,
-                    path.display()
-                )
-            })?);
-        }
-    }
-    Ok(())
 }
 
 fn announce(hub: &Hub, file: Option<&Path>) -> anyhow::Result<()> {

@@ -3,12 +3,15 @@
 //! One module a command ([`hub`], [`spoke`]), and one a thing that commands share. What a hub or a
 //! spoke does is the library's business; here are only files, pipes, signals and exit codes.
 
+mod admitted;
 mod args;
 mod compare;
 mod exit;
 mod feed;
+mod file;
 mod gather;
 mod hub;
+mod id_file;
 mod input;
 mod kept;
 mod key;
@@ -70,6 +73,8 @@ pub(crate) fn main() -> ExitCode {
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
+        // It would say on stderr that stderr cannot be written, and panic.
+        .log_internal_errors(false)
         .init();
     match run(cli.command) {
         Ok(exit) => exit.into(),

@@ -1,7 +1,10 @@
-//! Prints events on stdout, one a line: at once when there is no more to print, many at a time when
+//! Prints on stdout. Events one a line: at once when there is no more to print, many at a time when
 //! there is.
 
-use std::{io, time::Duration};
+use std::{
+    io::{self, Write},
+    time::Duration,
+};
 
 use iroh_hub::{Envelope, Event, Incoming, Listener, Missed, Source};
 use n0_future::future::now_or_never;
@@ -82,6 +85,16 @@ impl Printer {
     /// A hole that a slow stdout made.
     pub(super) fn lagged(&mut self, events: u64) {
         put_lagged(&mut self.lines, events);
+    }
+}
+
+/// Prints a text as a whole. That its reader has enough of it is no error.
+pub(super) fn print_text(text: &str) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    let printed = writeln!(out, "{text}").and_then(|()| out.flush());
+    match printed {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        printed => printed,
     }
 }
 

@@ -18,6 +18,8 @@ use data_encoding::HEXLOWER;
 use iroh::EndpointId;
 use iroh_hub::Position;
 
+use super::file::sync_dir;
+
 /// The first line.
 const HEAD: &str = "iroh-hub spoke position 1";
 
@@ -178,18 +180,6 @@ fn lock(file: &File, path: &Path) -> anyhow::Result<()> {
         Err(TryLockError::Error(error)) => Err(error)
             .with_context(|| format!("the position file {} cannot be locked", path.display())),
     }
-}
-
-/// Makes a rename in the directory of `path` safe from a loss of power.
-fn sync_dir(path: &Path) -> io::Result<()> {
-    #[cfg(unix)]
-    {
-        let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty());
-        File::open(dir.unwrap_or(Path::new(".")))?.sync_all()?;
-    }
-    #[cfg(not(unix))]
-    let _ = path;
-    Ok(())
 }
 
 fn put_line(line: &mut Vec<u8>, hub: EndpointId, position: Position) {

@@ -19,6 +19,7 @@ use self::faults::{millis, partition, restart, revocation, seconds, share, stall
 use super::{
     compare::usage::Usage,
     exit::{self, Exit, Failure},
+    output::print_text,
     say,
 };
 
@@ -188,7 +189,7 @@ pub(super) fn run(args: &SimulateArgs) -> Result<Exit, Failure> {
             (shown(args, &report, show::table)?, report.is_kept())
         }
     };
-    println!("{words}");
+    print_text(&words).context("stdout cannot be written")?;
     let peak = Usage::now(0).peak_bytes.map(ByteSize::b);
     let peak = peak.map_or_else(String::new, |peak| format!(", peak memory {peak}"));
     let took = begun.elapsed();

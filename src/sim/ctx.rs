@@ -197,7 +197,7 @@ impl Ctx {
     }
 
     pub(super) fn session(&mut self) -> SessionId {
-        self.rng.random()
+        SessionId(self.rng.random())
     }
 
     pub(super) fn gossip_metrics(&self, node: NodeId) -> Arc<GossipMetrics> {

@@ -31,8 +31,16 @@ pub(crate) const MAX_FRAME: usize = MAX_PART + 1024;
 /// Parts up to this size are copied behind their header: one chunk is cheaper to send than two.
 const COPY_BELOW: usize = 4 * 1024;
 
-/// Names one life of one spoke process to the hub.
-pub(crate) type SessionId = [u8; 16];
+/// Names one life of one spoke process to the hub, which believes it of the spoke's own endpoint only.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub(crate) struct SessionId(pub(crate) [u8; 16]);
+
+/// Does not show it: who comes back with it is taken for the spoke.
+impl std::fmt::Debug for SessionId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("SessionId(..)")
+    }
+}
 
 /// Where a spoke wants to begin.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -594,7 +602,7 @@ mod tests {
                 ToSpoke::Welcome(Welcome {
                     version: v,
                     features: f,
-                    session: s,
+                    session: SessionId(s),
                     published: e ^ f,
                     epoch: Epoch::from_u64(e),
                     tip,
@@ -665,7 +673,7 @@ mod tests {
                 |((version, features, session, targeted), start)| ToHub::Hello(Hello {
                     version,
                     features,
-                    session,
+                    session: session.map(SessionId),
                     targeted,
                     start
                 })

@@ -42,6 +42,8 @@ use self::{
     row::{Cell, Row, Strategy},
 };
 
+use super::{output::print_text, say::say};
+
 /// Events of a burst, unless told otherwise.
 const DEFAULT_EVENTS: u64 = 500;
 /// Lines of `--input` that are sent, unless told otherwise.
@@ -94,7 +96,7 @@ pub(crate) async fn run(args: CompareArgs) -> anyhow::Result<()> {
     let report = args.report.as_deref().map(create).transpose()?;
     let machine = Machine::here();
     for warning in machine.warnings() {
-        eprintln!("note: {warning}");
+        say(format_args!("note: {warning}"));
     }
 
     let started = Instant::now();
@@ -116,7 +118,8 @@ pub(crate) async fn run(args: CompareArgs) -> anyhow::Result<()> {
     }
     progress.finish();
 
-    print(&cells, started.elapsed())?;
+    let words = shown(&cells, started.elapsed());
+    print_text(&words).context("stdout cannot be written")?;
     if let Some(mut file) = json {
         let rows: Vec<&Row> = cells.iter().map(|cell| &cell.row).collect();
         serde_json::to_writer_pretty(&mut file, &rows).context("cannot write the rows")?;
@@ -128,7 +131,7 @@ pub(crate) async fn run(args: CompareArgs) -> anyhow::Result<()> {
             .context("cannot write the report")?;
     }
     for reason in &failed {
-        eprintln!("not measured: {reason}");
+        say(format_args!("not measured: {reason}"));
     }
     ensure!(
         failed.is_empty(),
@@ -202,22 +205,21 @@ fn create(path: &Path) -> anyhow::Result<std::fs::File> {
     std::fs::File::create(path).with_context(|| format!("cannot write {}", path.display()))
 }
 
-fn print(cells: &[Cell], took: Duration) -> anyhow::Result<()> {
-    let mut out = std::io::stdout().lock();
-    writeln!(out, "{}", table::render(cells.iter().map(|cell| &cell.row)))?;
-    writeln!(out, "{}", table::CAPTION)?;
+fn shown(cells: &[Cell], took: Duration) -> String {
+    let mut lines = vec![
+        table::render(cells.iter().map(|cell| &cell.row)),
+        table::CAPTION.to_owned(),
+    ];
     let sizes: BTreeSet<u64> = cells.iter().map(|cell| cell.row.size).collect();
     for size in sizes {
         let words = report::words(cells, size);
         if !words.is_empty() {
-            writeln!(out, "\nevents of {}:", stats::bytes(size as f64))?;
+            lines.push(format!("\nevents of {}:", stats::bytes(size as f64)));
         }
-        for line in words {
-            writeln!(out, "  {line}")?;
-        }
+        lines.extend(words.into_iter().map(|line| format!("  {line}")));
     }
-    writeln!(out, "\nmeasured in {}", stats::elapsed(took))?;
-    Ok(())
+    lines.push(format!("\nmeasured in {}", stats::elapsed(took)));
+    lines.join("\n")
 }
 
 /// A bar on a terminal; nothing otherwise.

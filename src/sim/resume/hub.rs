@@ -276,7 +276,7 @@ impl Hub {
         {
             return None;
         }
-        let key = rng.random();
+        let key = SessionId(rng.random());
         let can_gossip = hello.features & FEATURE_GOSSIP != 0;
         let joined = self.sessions.join(endpoint, back, Some(key), can_gossip)?;
         let fenced: Vec<u64> = self

@@ -7,7 +7,7 @@ use iroh::SecretKey;
 use proptest::prelude::*;
 
 use super::*;
-use crate::wire::native::{GenerationKeys, MAX_PART};
+use crate::wire::native::{GenerationKeys, MAX_PART, SessionId};
 
 const PART: PartOf = PartOf { part: 0, parts: 1 };
 
@@ -32,7 +32,7 @@ fn welcome(session: u8, start: Position, tip: u64, continues: bool) -> Welcome {
     Welcome {
         version: VERSION,
         features: 0,
-        session: [session; 16],
+        session: SessionId([session; 16]),
         published: 0,
         epoch: start.epoch,
         tip,
@@ -154,7 +154,7 @@ fn a_new_link_goes_on_where_the_inbox_stands() {
     lose(&mut reception, now);
     let hello = reception.hello();
     assert_eq!(hello.start, Start::At(at(1, 2)));
-    assert_eq!(hello.session, Some([1; 16]));
+    assert_eq!(hello.session, Some(SessionId([1; 16])));
     let resumed = reception.welcomed(now, &welcome(1, at(1, 2), 4, true));
     assert!(resumed.unwrap());
     take(&mut reception, now, [event(2), event(3), event(4)]);
@@ -861,7 +861,7 @@ impl World {
         // Listeners are there all the time; nothing may slip past the hello.
         while self.listen() {}
         let hub = &mut self.hub;
-        if hello.session == Some([hub.session; 16]) {
+        if hello.session == Some(SessionId([hub.session; 16])) {
             hub.targeted.retain(|sent| sent.seq > hello.targeted);
         } else {
             hub.session += 1;

@@ -76,6 +76,7 @@ mod link_io;
 mod listen;
 pub mod log;
 mod pattern;
+mod places;
 mod position;
 mod protocol;
 mod seal;

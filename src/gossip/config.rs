@@ -54,8 +54,15 @@ pub struct GossipConfig {
     pub dial_timeout: Duration,
     /// How long a new connection has to prove that it is a member's. Default: 5 s.
     pub auth_timeout: Duration,
-    /// How many gossip connections may be open, those that have proved nothing yet among them. Default: 512.
+    /// How many gossip connections may be open that are members', or that this node is dialling. Default: 512.
     pub max_connections: usize,
+    /// How many connections may come in and not have proved yet that they are members'. They have places of their own, so
+    /// that strangers take none from members and from our own dials. Default: 64.
+    pub max_unproven: usize,
+    /// How many of those may be one peer's. Default: 4.
+    pub unproven_of_one: usize,
+    /// How long a message may stay unfinished once it has begun to come. Default: 10 s.
+    pub message_timeout: Duration,
     /// How many messages may wait for one peer. Default: 1024.
     pub queue_messages: usize,
     /// How many bytes may wait for one peer: the largest event, so that its parts need not be dropped, and
@@ -87,6 +94,9 @@ impl Default for GossipConfig {
             dial_timeout: Duration::from_secs(5),
             auth_timeout: Duration::from_secs(5),
             max_connections: 512,
+            max_unproven: 64,
+            unproven_of_one: 4,
+            message_timeout: Duration::from_secs(10),
             queue_messages: 1024,
             queue_bytes: 24 * 1024 * 1024,
             stuck_after: Duration::from_secs(1),

@@ -29,6 +29,8 @@ pub struct GossipMetrics {
     pub refused_not_neighbor: Counter,
     /// Frames or messages beyond the size limit.
     pub refused_oversize: Counter,
+    /// Messages that were not finished in time; each cost its connection.
+    pub refused_unfinished: Counter,
     /// Messages that do not decode or that no honest node sends; each cut its sender off.
     pub refused_malformed: Counter,
     /// Messages dropped because their sender sent too many.
@@ -39,8 +41,10 @@ pub struct GossipMetrics {
     pub refused_introductions: Counter,
     /// Connections that did not prove to be a member's.
     pub auth_failed: Counter,
-    /// Connections turned away because too many were open.
+    /// Members' connections turned away because too many were open.
     pub refused_busy: Counter,
+    /// Connections turned away before they could prove anything, because too many had not yet, of all or of one peer.
+    pub refused_unproven: Counter,
     /// Messages dropped because the queue of the peer they were for was full.
     pub queue_dropped: Counter,
     /// Peers replaced because they took nothing from a full queue.

@@ -77,6 +77,7 @@ mod listen;
 pub mod log;
 mod pattern;
 mod places;
+mod pool;
 mod position;
 mod protocol;
 mod seal;

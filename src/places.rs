@@ -59,6 +59,7 @@ impl<K: Hash + Eq + Clone> Places<K> {
     }
 
     /// How many are taken.
+    #[cfg(test)]
     pub(crate) fn taken(&self) -> usize {
         lock(&self.0).all
     }

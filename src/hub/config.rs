@@ -32,6 +32,34 @@ pub struct HubLimits {
     /// The largest event, in bytes, both ways: type, id and payload together. Default 16 MiB; at most
     /// about 4 GiB.
     pub max_event_bytes: usize,
+    /// The most handshakes in flight. One more gets no answer, so that an honest peer tries again by itself after a second.
+    /// Default 512.
+    pub max_handshakes: usize,
+    /// With so many handshakes in flight, an address that has not shown that it can be answered is asked to first, by QUIC
+    /// Retry. Default 64.
+    pub validate_above: usize,
+    /// How many handshakes one remote address may begin a second, and twice as many at once; a /64 of IPv6 counts as one
+    /// address, and a peer that comes by a relay has its id instead. More get no answer. Default 200.
+    pub handshakes_of_addr_per_s: u32,
+    /// How long a handshake may take. Default 10 s.
+    pub handshake_timeout: Duration,
+    /// The most connections of the direct protocols at once, with or without spokes. Default 20,480.
+    pub max_connections: usize,
+    /// The most of them that have had no spoke yet, from the handshake until a welcome. Default 1,024.
+    pub max_waiting: usize,
+    /// The most of those that are one endpoint's. Default 64.
+    pub waiting_of_one: usize,
+    /// How much a connection that has had no spoke yet may have in flight towards the hub, in bytes. Default 64 KiB.
+    pub waiting_window: u32,
+    /// How much a connection with a spoke may have in flight towards the hub, in bytes, while there is room for it. Default
+    /// 8 MiB.
+    pub receive_window: u32,
+    /// How much all connections with spokes may have in flight towards the hub, in bytes, beyond what those without may. It is
+    /// shared out as they come: one gets at most a sixteenth of what is left. Default 256 MiB.
+    pub receive_bytes: usize,
+    /// How much the hub may have in flight towards one connection, in bytes: what a stuck spoke can hold of the hub's memory
+    /// beside the log. Default 1 MiB.
+    pub send_window: u32,
     /// The most spokes at once. Default 16,384.
     pub max_spokes: usize,
     /// The most streams (spokes) on one connection. Default 64.
@@ -99,6 +127,17 @@ impl Default for HubLimits {
     fn default() -> Self {
         Self {
             max_event_bytes: 16 << 20,
+            max_handshakes: 512,
+            validate_above: 64,
+            handshakes_of_addr_per_s: 200,
+            handshake_timeout: Duration::from_secs(10),
+            max_connections: 20_480,
+            max_waiting: 1024,
+            waiting_of_one: 64,
+            waiting_window: 64 << 10,
+            receive_window: 8 << 20,
+            receive_bytes: 256 << 20,
+            send_window: 1 << 20,
             max_spokes: 16_384,
             max_streams: 64,
             spokes_of_one: 256,
@@ -127,6 +166,11 @@ impl Default for HubLimits {
     }
 }
 
+/// Beyond these, a setting stands for "no limit".
+const MAX_STREAMS: usize = 1 << 20;
+const MAX_HANDSHAKES: usize = 1 << 20;
+const MIN_WINDOW: u32 = 16 << 10;
+
 #[derive(Clone, Debug, Default)]
 pub(crate) struct HubConfig {
     pub(crate) fan_out: FanOut,
@@ -154,9 +198,16 @@ impl HubConfig {
         limits.pace_bytes = limits.pace_bytes.max(1);
         limits.repair_bytes_per_s = limits.repair_bytes_per_s.max(1);
         limits.acks_per_s = limits.acks_per_s.max(1);
-        limits.max_streams = limits.max_streams.max(1);
+        limits.max_streams = limits.max_streams.clamp(1, MAX_STREAMS);
+        limits.max_handshakes = limits.max_handshakes.clamp(1, MAX_HANDSHAKES);
+        limits.handshakes_of_addr_per_s = limits.handshakes_of_addr_per_s.max(1);
+        // What QUIC needs to get anywhere.
+        limits.waiting_window = limits.waiting_window.max(MIN_WINDOW);
+        limits.receive_window = limits.receive_window.max(limits.waiting_window);
+        limits.send_window = limits.send_window.max(MIN_WINDOW);
         limits.spokes_of_one = limits.spokes_of_one.max(1);
         bound([
+            &mut limits.handshake_timeout,
             &mut limits.hello_timeout,
             &mut limits.frame_timeout,
             &mut limits.send_wait,

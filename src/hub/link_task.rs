@@ -31,13 +31,15 @@ use crate::{
     },
 };
 
-/// Serves the stream until it ends, and says how it ended. Never panics on what a peer sends.
+/// Serves the stream until it ends, and says how it ended. Never panics on what a peer sends. Calls `known` when the stream
+/// has become a spoke.
 pub(super) async fn run(
     hub: Arc<Inner>,
     connection: Connection,
     protocol: Protocol,
     mut send: SendStream,
     recv: RecvStream,
+    known: impl FnOnce(),
 ) -> Closed {
     let max_frame = match protocol {
         Protocol::Native => native::MAX_FRAME,
@@ -47,6 +49,7 @@ pub(super) async fn run(
     let mut reader = FrameReader::new(recv, max_frame, hub.config.limits.frame_timeout);
     let error = match welcome(&hub, connection, protocol, &mut send, &mut reader).await {
         Ok((link, first)) => {
+            known();
             let span = info_span!("link", remote = %link.id.fmt_short(), %protocol);
             let serving = serve(&hub, &link, first, &mut send, &mut reader).instrument(span);
             match AssertUnwindSafe(serving).catch_unwind().await {

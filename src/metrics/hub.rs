@@ -17,6 +17,8 @@ pub struct HubMetrics {
     pub log: Arc<LogMetrics>,
     /// Which spokes there are.
     pub spokes: Arc<RosterMetrics>,
+    /// Connections of the direct protocols, and the handshakes before them.
+    pub connections: Arc<ConnectionMetrics>,
     /// Who was turned away.
     pub admission: Arc<AdmissionMetrics>,
     /// The direct links.
@@ -115,6 +117,33 @@ pub struct RosterMetrics {
     pub expired: Counter,
     /// Spokes that were away and were given up, to bound what is kept for such.
     pub evicted: Counter,
+}
+
+/// The connections of a hub, and the handshakes that lead to them.
+#[derive(Debug, Default, MetricsGroup)]
+#[metrics(name = "iroh_hub_connections")]
+#[non_exhaustive]
+pub struct ConnectionMetrics {
+    /// Handshakes in flight. Zero for a hub on a router that is not its own.
+    pub handshakes: Gauge,
+    /// Handshakes that were begun.
+    pub handshakes_begun: Counter,
+    /// Attempts that were asked to show first that their address can be answered.
+    pub handshakes_retried: Counter,
+    /// Attempts left without an answer because their address began too many.
+    pub handshakes_over_rate: Counter,
+    /// Attempts left without an answer because too many handshakes were in flight.
+    pub handshakes_crowded: Counter,
+    /// Handshakes that failed or took too long. Zero for a hub on a router that is not its own.
+    pub handshakes_failed: Counter,
+    /// Connections of the direct protocols that are open.
+    pub open: Gauge,
+    /// Of the open connections, those that have had no spoke yet.
+    pub waiting: Gauge,
+    /// Connections that were turned away because too many were open.
+    pub refused_full: Counter,
+    /// Connections that were turned away because too many had no spoke yet, of all or of one endpoint.
+    pub refused_waiting: Counter,
 }
 
 /// Whom a hub turned away.

@@ -24,10 +24,11 @@ pub struct GossipConfig {
     pub max_frame_size: usize,
     /// How long a frame is kept for neighbours that ask for it. Default: 3 s.
     ///
-    /// The cache belongs to the protocol and is bounded by time alone: a node holds what came within this time,
-    /// so choose it by `bytes a second × retention ≤ memory` (10 MB/s and 3 s are 30 MB). It cannot be
-    /// shortened while the topic runs.
+    /// It is kept for less if [`cache_bytes`](Self::cache_bytes) does not suffice.
     pub frame_retention: Duration,
+    /// How many bytes of frames are kept for neighbours that ask for them, 256 bytes for each included; the oldest give way.
+    /// Default: 32 MiB, which is [`frame_retention`](Self::frame_retention) at 10 MB/s.
+    pub cache_bytes: usize,
     /// How long a frame's id is remembered, so that a repeat is known for one. Default: 30 s.
     pub id_retention: Duration,
     /// How long to wait for a frame that a neighbour says it has before asking for it. Default: 80 ms.
@@ -81,6 +82,7 @@ impl Default for GossipConfig {
             passive_view: 30,
             max_frame_size: 65 * 1024,
             frame_retention: Duration::from_secs(3),
+            cache_bytes: 32 << 20,
             id_retention: Duration::from_secs(30),
             graft_timeout: Duration::from_millis(80),
             graft_retry: Duration::from_millis(40),
@@ -133,7 +135,8 @@ impl GossipConfig {
         config.broadcast.graft_timeout_2 = self.graft_retry;
         config.broadcast.dispatch_timeout = self.announce_delay;
         config.broadcast.message_cache_retention = self.frame_retention;
-        config.broadcast.message_id_retention = self.id_retention;
+        // When the cache is emptied before the time, ids are forgotten by so much too early.
+        config.broadcast.message_id_retention = self.id_retention + self.frame_retention;
         config
     }
 }

@@ -13,6 +13,8 @@ pub struct GossipMetrics {
     pub frames_received: Counter,
     /// Copies of received frames that were passed on to neighbours.
     pub frames_forwarded: Counter,
+    /// Frames that were no longer kept for grafts before their time, because too many bytes were.
+    pub frames_uncached: Counter,
     /// Frames that came again.
     pub frames_repeated: Counter,
     /// Bytes of messages handed to connections.

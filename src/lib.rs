@@ -72,6 +72,7 @@ mod gossip;
 mod hub;
 mod inbox;
 mod instant;
+mod intake;
 mod link_io;
 mod listen;
 pub mod log;

@@ -9,8 +9,11 @@ use common::{
     raw::{COMPAT, NATIVE, RawPeer, code},
     *,
 };
-use iroh::{EndpointAddr, TransportAddr, endpoint::Connection, protocol::Router};
-use iroh_hub::{Hub, HubLimits, Spoke, metrics::ConnectionMetrics};
+use iroh::{EndpointAddr, EndpointId, TransportAddr, endpoint::Connection, protocol::Router};
+use iroh_hub::{
+    Event, EventTarget, Hub, HubLimits, ListenOptions, Listener, OnFull, Source, Spoke,
+    metrics::ConnectionMetrics,
+};
 use tokio::{net::UdpSocket, task::JoinSet, time::timeout};
 
 async fn hub_of(limits: HubLimits) -> Hub {
@@ -253,5 +256,186 @@ async fn an_endpoint_that_speaks_none_of_the_protocols_is_not_a_connection() {
     })
     .await;
     assert_eq!(metrics(&hub).open.get(), 0);
+    hub.shutdown().await;
+}
+
+fn is_from(event: &Event, id: EndpointId) -> bool {
+    matches!(event.source, Source::Spoke(spoke) if spoke.endpoint == id)
+}
+
+/// A hub with a listener that nobody reads from, which holds one event.
+async fn hub_unheard(change: impl FnOnce(&mut HubLimits)) -> (Hub, Listener) {
+    let hub = hub_of(hub_limits(change)).await;
+    let hold = OnFull::Hold {
+        at_most: 10 * LIMIT,
+    };
+    let options = ListenOptions::default().capacity(1).on_full(hold);
+    let listener = hub.listen_with("*".into(), options);
+    (hub, listener)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_spoke_that_publishes_too_fast_is_read_from_more_slowly_and_loses_nothing() {
+    let hub = hub_of(hub_limits(|limits| limits.publish_frames_per_s = 50)).await;
+    let mut listener = hub.listen("n");
+    let (fast, slow) = (bind().await, spoke(&hub, Spoke::builder()).await);
+    let id = slow.endpoint().id();
+    for alpn in [NATIVE, COMPAT] {
+        let before = hub.metrics().direct.reads_throttled.get();
+        let peer = RawPeer::connect_from(fast.clone(), &hub, alpn).await;
+        let mut stream = peer.spoke(alpn).await;
+        let mut events = Vec::new();
+        for n in 0..120u64 {
+            events.extend(match alpn {
+                NATIVE => {
+                    raw::publish(n + 1, 0, 1, &raw::body(b"n", b"", n.to_string().as_bytes()))
+                }
+                _ => raw::frame(format!(r#"{{"type":"n","id":"","payload":{n}}}"#)),
+            });
+        }
+        stream.write(events).await;
+        // The others are heard meanwhile.
+        slow.send(numbered(1000)).await.expect("open");
+        let mut next = 0;
+        let mut other = false;
+        while next < 120 || !other {
+            let event = next_event(&mut listener).await;
+            if is_from(&event, id) {
+                other = true;
+            } else {
+                assert_eq!(number(&event), next);
+                next += 1;
+            }
+        }
+        assert!(hub.metrics().direct.reads_throttled.get() > before);
+        assert!(peer.connection.close_reason().is_none());
+        peer.connection
+            .close((code::GOODBYE as u32).into(), b"goodbye");
+    }
+    hub.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn events_that_nobody_takes_are_bounded_though_their_links_are_gone() {
+    let (hub, mut listener) = hub_unheard(|limits| {
+        limits.intake_bytes = 1 << 20;
+        limits.intake_of_one = 300 << 10;
+    })
+    .await;
+    let flooder = bind().await;
+    // Each of its links leaves an event behind that waits for the listener.
+    let payload = format!(
+        r#"{{"type":"n","id":"","payload":"{}"}}"#,
+        "x".repeat(90 << 10)
+    );
+    let mut left = 0;
+    while hub.metrics().direct.reads_held.get() == 0 {
+        let peer = RawPeer::connect_from(flooder.clone(), &hub, COMPAT).await;
+        let mut stream = peer.spoke(COMPAT).await;
+        stream.write(raw::frame(&payload)).await;
+        stream.finish();
+        // It is read, or not read from any more.
+        let before = hub.metrics().events.events_received.get();
+        until("it has come", || {
+            hub.metrics().events.events_received.get() > before.min(left)
+                || hub.metrics().direct.reads_held.get() > 0
+        })
+        .await;
+        left += 1;
+        assert!(left < 10, "nothing held them back");
+        peer.connection
+            .close((code::GOODBYE as u32).into(), b"goodbye");
+    }
+    // One is queued, and three have room.
+    assert!(left >= 4, "{left}");
+    // Another endpoint has room.
+    let before = hub.metrics().events.events_received.get();
+    let honest = spoke(&hub, Spoke::builder()).await;
+    honest.send(numbered(7)).await.expect("open");
+    until("it is heard of", || {
+        hub.metrics().events.events_received.get() > before
+    })
+    .await;
+    // All that was held back comes once somebody listens.
+    loop {
+        let event = next_event(&mut listener).await;
+        if is_from(&event, honest.endpoint().id()) {
+            break;
+        }
+    }
+    hub.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_event_in_parts_that_is_not_finished_costs_the_link_and_gives_its_room_back() {
+    let hub = hub_of(hub_limits(|limits| {
+        limits.frame_timeout = Duration::from_millis(200);
+        limits.intake_of_one = 1 << 20;
+    }))
+    .await;
+    let mut listener = hub.listen("n");
+    let endpoint = bind().await;
+    let part = vec![b'x'; raw::MAX_PART];
+    // Of the first, more and more comes, as long as it is let; of the second, nothing more.
+    for endless in [true, false] {
+        let peer = RawPeer::connect_from(endpoint.clone(), &hub, NATIVE).await;
+        let mut stream = peer.spoke(NATIVE).await;
+        stream.write(raw::publish(1, 0, 200, &part)).await;
+        if endless {
+            let sending = async {
+                for n in 1..100 {
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    stream.write(raw::publish(1, n, 200, &part)).await;
+                }
+            };
+            tokio::select! {
+                () = sending => panic!("nobody minded"),
+                _ = peer.connection.closed() => {}
+            }
+        }
+        let (code, reason) = peer.closed().await;
+        assert_eq!(code, code::TIMED_OUT, "{reason}");
+        assert!(reason.contains("the rest of an event"), "{reason}");
+    }
+    // Its room is another's.
+    let peer = RawPeer::connect_from(endpoint, &hub, NATIVE).await;
+    let mut stream = peer.spoke(NATIVE).await;
+    let body = raw::body(b"n", b"", b"7");
+    stream.write(raw::publish(1, 0, 1, &body)).await;
+    assert_eq!(number(&next_event(&mut listener).await), 7);
+    hub.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_waits_for_stuck_spokes_leaves_room_for_the_others() {
+    let hub = hub_of(hub_limits(|limits| {
+        limits.targeted_bytes_of_all = 100_000;
+        limits.send_wait = Duration::from_millis(1);
+    }))
+    .await;
+    let mut stuck = Vec::new();
+    for _ in 0..5 {
+        let peer = RawPeer::connect(&hub, NATIVE).await;
+        let stream = peer.spoke(NATIVE).await;
+        stuck.push((peer, stream));
+    }
+    let event = || numbered(1).with_id(&"x".repeat(500)).expect("an id");
+    let mut waiting = Vec::new();
+    for (peer, _) in &stuck {
+        let mut sent = 0;
+        while hub.send(peer.endpoint.id(), event()).await.is_ok() {
+            sent += 1;
+        }
+        waiting.push(sent);
+    }
+    assert!(waiting[0] > 20 && waiting[4] >= 5, "{waiting:?}");
+    assert!(hub.metrics().events.targeted_crowded.get() >= 5);
+    let good = spoke(&hub, Spoke::builder()).await;
+    let mut listener = good.listen("n");
+    for n in 0..50 {
+        let sending = async { while hub.send(good.endpoint().id(), numbered(n)).await.is_err() {} };
+        soon("room", sending).await;
+        assert_eq!(number(&next_event(&mut listener).await), n);
+    }
     hub.shutdown().await;
 }

@@ -70,11 +70,15 @@ pub struct HubLimits {
     pub spokes_of_one: usize,
     /// How long a connection may take to open a stream and say hello on it. Default 10 s.
     pub hello_timeout: Duration,
-    /// How long a frame may stay unfinished. Default 30 s.
+    /// How long a frame may stay unfinished, and so long for each MiB an event that comes in several frames. Default 30 s.
     pub frame_timeout: Duration,
     /// The most bytes of targeted events that wait for one spoke, sent or not, until it acknowledges
-    /// them; one event is always taken. Default 16 MiB.
+    /// them; one event is always taken if [`targeted_bytes_of_all`](Self::targeted_bytes_of_all) has room for it. Default
+    /// 16 MiB.
     pub targeted_bytes: usize,
+    /// The same for all spokes, 256 bytes for each event included, those that are away among them. Where some waits already,
+    /// more is taken up to a quarter of what is left. Default 256 MiB.
+    pub targeted_bytes_of_all: usize,
     /// The most targeted events that wait for one spoke. Default 1,024.
     pub targeted_events: usize,
     /// How long a native spoke that is lost without a goodbye keeps its session: comes it back by then, it
@@ -95,6 +99,16 @@ pub struct HubLimits {
     /// How many bytes of its own events a native spoke may have unacknowledged. Default 4 MiB; one
     /// event is always allowed.
     pub publish_window: u64,
+    /// How many frames a second a spoke may send, and as many at once: an event of up to 64 KiB is one, an acknowledgement
+    /// is one too. From one that sends more the hub reads nothing for as long as it is too fast. Default 10,000.
+    pub publish_frames_per_s: u64,
+    /// The same in bytes. Default 64 MiB.
+    pub publish_bytes_per_s: u64,
+    /// The most bytes of events from spokes that have come in part, or that wait for a listener with no room, over all of them;
+    /// while there are more, the hub reads from no spoke. One event is always taken. Default 256 MiB.
+    pub intake_bytes: usize,
+    /// The same for one endpoint, over all of its spokes. Default 32 MiB.
+    pub intake_of_one: usize,
     /// How far `broadcast` may run ahead of the spokes that keep up, in events, give or take an eighth.
     /// Default 8,192.
     pub pace_events: u64,
@@ -144,6 +158,7 @@ impl Default for HubLimits {
             hello_timeout: Duration::from_secs(10),
             frame_timeout: Duration::from_secs(30),
             targeted_bytes: 16 << 20,
+            targeted_bytes_of_all: 256 << 20,
             targeted_events: 1024,
             session_lifetime: Duration::from_secs(120),
             away_spokes: 16_384,
@@ -152,6 +167,10 @@ impl Default for HubLimits {
             behind: Behind::Skip,
             send_wait: Duration::from_secs(5),
             publish_window: 4 << 20,
+            publish_frames_per_s: 10_000,
+            publish_bytes_per_s: 64 << 20,
+            intake_bytes: 256 << 20,
+            intake_of_one: 32 << 20,
             pace_events: 8192,
             pace_bytes: 16 << 20,
             stall_after: Duration::from_millis(500),

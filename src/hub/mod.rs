@@ -21,6 +21,7 @@ mod link;
 mod link_task;
 #[cfg(feature = "durable")]
 mod log_writer;
+mod mail;
 pub(crate) mod mailbox;
 pub(crate) mod pace;
 mod receipt;
@@ -34,6 +35,7 @@ pub(crate) mod shared_log;
 mod spokes;
 pub(crate) mod supervisor;
 pub(crate) mod switchboard;
+mod throttle;
 mod vitals;
 
 use std::{
@@ -90,6 +92,7 @@ use crate::{
     fan_out::{FanOut, Path},
     gossip::{Bucket, GOSSIP_ALPN, GossipNode},
     instant::bound,
+    intake::Intake,
     link_io::LinkError,
     listen::{ListenOptions, Listener, Listeners},
     log::{LogFailed, resume::Ask},
@@ -126,6 +129,8 @@ pub(crate) struct Inner {
     log: Arc<SharedLog>,
     roster: Roster,
     crowd: Crowd,
+    /// What spokes have sent and nobody has taken.
+    intake: Intake,
     listeners: Listeners,
     metrics: HubMetrics,
     notes: mpsc::Sender<Note>,
@@ -199,9 +204,11 @@ impl Hub {
                 events: limits.targeted_events,
                 bytes: limits.targeted_bytes,
             },
+            limits.targeted_bytes_of_all,
             limits.remembered_spokes,
             metrics.clone(),
         );
+        let intake = Intake::new(limits.intake_bytes, limits.intake_of_one);
         let crowd = Crowd::new(limits, metrics.connections.clone());
         let inner = Arc::new(Inner {
             me: endpoint.id(),
@@ -209,6 +216,7 @@ impl Hub {
             log,
             roster,
             crowd,
+            intake,
             listeners: Listeners::new(limits.first_listener_wait),
             metrics,
             notes,

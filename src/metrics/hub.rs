@@ -44,6 +44,8 @@ pub struct EventMetrics {
     pub broadcast_bytes: Counter,
     /// Targeted events that were queued for a spoke.
     pub events_targeted: Counter,
+    /// Targeted events for which there was no room, since too much waits for all spokes together; each time it was looked.
+    pub targeted_crowded: Counter,
     /// Targeted events that a spoke did not take, since they were over its own limit.
     pub targeted_refused: Counter,
     /// Targeted events that were not delivered when their spoke was gone for good.
@@ -170,6 +172,10 @@ pub struct DirectMetrics {
     pub frames_unknown: Counter,
     /// Acknowledgements that came.
     pub acks_received: Counter,
+    /// Times that a spoke was not read from for a moment, because it sent more than it may in a second.
+    pub reads_throttled: Counter,
+    /// Times that a spoke was not read from because too much of what spokes sent had not been taken yet.
+    pub reads_held: Counter,
 }
 
 /// The topic of a hub, whichever node of it runs now.

@@ -609,11 +609,11 @@ async fn who_is_no_member_gets_nowhere_on_the_topic() {
         (code::REFUSED, "this endpoint is not admitted")
     );
     let peer = RawPeer::connect(&scene.hub, NATIVE).await;
-    let spoke = peer.spoke(NATIVE).await;
+    let stream = peer.spoke(NATIVE).await;
     let gossip = RawPeer::connect_from(peer.endpoint.clone(), &scene.hub, GOSSIP).await;
     let (code, reason) = gossip.closed().await;
     assert_eq!((code, &*reason), (code::NOT_A_MEMBER, "there is no topic"));
-    drop(spoke);
+    drop(stream);
     peer.leave().await;
     scene.goes_on().await;
     scene.ends().await;

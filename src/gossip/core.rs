@@ -10,6 +10,7 @@
 //! - bounds dials, and what others can make us dial ([`dials`]);
 //! - watches the membership and mends it ([`heal`]).
 
+mod cache;
 mod dials;
 mod early;
 mod heal;
@@ -29,7 +30,7 @@ use n0_error::{e, stack_error};
 use n0_future::time::{Duration, Instant};
 use rand::{SeedableRng, rngs::StdRng};
 
-use self::{dials::Dials, early::Early, heal::Heal};
+use self::{cache::Cache, dials::Dials, early::Early, heal::Heal};
 use super::{
     FrameGate, GossipConfig, GossipMetrics,
     bounded::{Bucket, Remembered},
@@ -234,6 +235,7 @@ pub(crate) struct Core<P: PeerIdentity, G: FrameGate> {
     failed: Remembered<P, Instant>,
     seen: Remembered<mirror::Id, Instant>,
     early: Early<P>,
+    cache: Cache<P>,
     heal: Heal,
     follow_ups: VecDeque<FollowUp<P>>,
     out: VecDeque<Output<P, G::Opened>>,
@@ -279,6 +281,7 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
             failed: Remembered::new(BANS),
             seen: Remembered::new(SEEN),
             early: Early::default(),
+            cache: Cache::new(config.cache_bytes, config.frame_retention),
             heal: Heal::new(&config, now, &mut rng),
             follow_ups: VecDeque::new(),
             out: VecDeque::new(),
@@ -369,8 +372,10 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
         self.metrics.frames_sent.inc();
         self.heal.heard(now);
         self.note_seen(*blake3::hash(&frame).as_bytes(), now);
+        let len = frame.len();
         let command = proto::Command::Broadcast(frame, proto::Scope::Swarm);
         self.feed(topic::InEvent::Command(command), Cause::OURS, now);
+        self.cached(len, now);
         self.settle(now);
         Ok(())
     }
@@ -452,6 +457,9 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
             .is_some_and(|Reverse(timer)| timer.at <= now)
         {
             if let Some(Reverse(timer)) = self.timers.pop() {
+                if self.cache.is_timer(&timer.timer) {
+                    self.cache.forget(now);
+                }
                 let event = topic::InEvent::TimerExpired(timer.timer);
                 self.feed(event, Cause::OURS, now);
             }
@@ -514,6 +522,7 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
                 }
                 topic::OutEvent::EmitEvent(event) => self.emit(event, &mut cause, now),
                 topic::OutEvent::ScheduleTimer(delay, timer) => {
+                    self.cache.is_timer(&timer);
                     let at = now + delay;
                     let number = self.timer_number;
                     self.timer_number += 1;
@@ -679,6 +688,17 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
         self.book.remove(&peer);
         self.follow_ups.push_back(FollowUp::Lost(peer));
         self.follow_ups.push_back(FollowUp::Refill);
+    }
+
+    /// The protocol has taken a frame. A cache that is too full is emptied before the time.
+    fn cached(&mut self, len: usize, now: Instant) {
+        let forget = self.cache.add(len, now);
+        if let (Some(forget), Some(timer)) = (forget, self.cache.timer()) {
+            self.metrics.frames_uncached.inc_by(forget.frames as u64);
+            let event = topic::InEvent::TimerExpired(timer);
+            // All it does beside is set the timer again, which is set already.
+            let _ = self.proto.handle(event, forget.until).count();
+        }
     }
 
     fn note_seen(&mut self, id: mirror::Id, now: Instant) {

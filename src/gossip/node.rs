@@ -27,7 +27,10 @@ use super::{
     conn::Code,
     core::{AFTER_EVICTION, MAX_BOOTSTRAP},
 };
-use crate::wire::native::GenerationKeys;
+use crate::{
+    places::{Place, Places},
+    wire::native::GenerationKeys,
+};
 
 /// How many frames and requests of the owner may wait for the actor.
 const COMMANDS: usize = 256;
@@ -102,8 +105,10 @@ struct Shared {
     /// Joins and evictions that the actor has not seen yet; bounded.
     asked: Mutex<Asked>,
     wake: Notify,
-    /// Places for connections.
+    /// Places for connections of members, and for dials.
     places: Arc<Semaphore>,
+    /// Places for those that have not proved to be members'.
+    unproven: Places<EndpointId>,
     /// Everything but the actor.
     tasks: TaskTracker,
     stop: CancellationToken,
@@ -175,6 +180,7 @@ impl<G: FrameGate> GossipNode<G> {
             asked: Mutex::default(),
             wake: Notify::new(),
             places: Arc::new(Semaphore::new(config.max_connections)),
+            unproven: Places::new(config.max_unproven, config.unproven_of_one),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
             kill: CancellationToken::new(),
@@ -228,11 +234,11 @@ impl<G: FrameGate> GossipNode<G> {
         if shared.stop.is_cancelled() {
             return Code::Done.close(&conn);
         }
-        let Ok(place) = shared.places.clone().try_acquire_owned() else {
-            shared.metrics.refused_busy.inc();
+        let Some(unproven) = shared.unproven.take(conn.remote_id()) else {
+            shared.metrics.refused_unproven.inc();
             return Code::Busy.close(&conn);
         };
-        let task = shared.clone().accept(conn, place);
+        let task = shared.clone().accept(conn, unproven);
         self.shared.tasks.spawn(task);
     }
 
@@ -288,7 +294,8 @@ impl<G: FrameGate> GossipNode<G> {
     /// How many connections there are, in the making included.
     #[cfg(test)]
     pub(super) fn connections(&self) -> usize {
-        self.shared.config.max_connections - self.shared.places.available_permits()
+        let proven = self.shared.config.max_connections - self.shared.places.available_permits();
+        proven + self.shared.unproven.taken()
     }
 
     #[cfg(test)]
@@ -318,15 +325,27 @@ impl Shared {
     }
 
     /// Finds out whether a connection that came in is a member's, and tells the actor.
-    async fn accept(self: Arc<Self>, conn: Connection, place: OwnedSemaphorePermit) {
+    async fn accept(self: Arc<Self>, conn: Connection, unproven: Place<EndpointId>) {
         let proof = timeout(self.config.auth_timeout, self.keys.accept(&conn, self.me));
         let proof = tokio::select! {
             proof = proof => proof,
             _ = self.stop.cancelled() => return Code::Done.close(&conn),
         };
-        if let Some(up) = self.proved(conn, proof, false, place) {
-            self.tell(Inbound::Up(up)).await;
-        }
+        let Some(proved) = self.proved(&conn, proof, false) else {
+            return;
+        };
+        let Ok(place) = self.places.clone().try_acquire_owned() else {
+            self.metrics.refused_busy.inc();
+            return Code::Busy.close(&conn);
+        };
+        drop(unproven);
+        let up = Up {
+            conn,
+            proved,
+            dialed: false,
+            place,
+        };
+        self.tell(Inbound::Up(up)).await;
     }
 
     /// Connects to a peer, and tells the actor how it went.
@@ -361,35 +380,33 @@ impl Shared {
         };
         let proof = self.keys.dial(&conn, self.me);
         let proof = timeout(self.config.auth_timeout, proof).await;
-        self.proved(conn, proof, true, place)
+        let proved = self.proved(&conn, proof, true)?;
+        Some(Up {
+            conn,
+            proved,
+            dialed: true,
+            place,
+        })
     }
 
     fn proved<E>(
         &self,
-        conn: Connection,
+        conn: &Connection,
         proof: Result<Result<Proved, auth::AuthError>, E>,
         dialed: bool,
-        place: OwnedSemaphorePermit,
-    ) -> Option<Up> {
+    ) -> Option<Proved> {
         let (code, why) = match proof {
             // It may have been revoked meanwhile.
             Ok(Ok(_)) if !(self.admits)(&conn.remote_id()) => {
                 (Code::Evicted, "a member no more".to_owned())
             }
-            Ok(Ok(proved)) => {
-                return Some(Up {
-                    conn,
-                    proved,
-                    dialed,
-                    place,
-                });
-            }
+            Ok(Ok(proved)) => return Some(proved),
             Ok(Err(err)) => (err.code(), err.to_string()),
             Err(_) => (Code::Late, "no proof in time".to_owned()),
         };
         self.metrics.auth_failed.inc();
         debug!(remote = %conn.remote_id().fmt_short(), dialed, "not a member's gossip connection: {why}");
-        code.close(&conn);
+        code.close(conn);
         None
     }
 

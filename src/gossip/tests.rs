@@ -324,6 +324,86 @@ async fn who_says_nothing_is_shown_out() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn strangers_take_no_place_from_members_and_from_our_own_dials() {
+    let config = GossipConfig {
+        // Longer than the test waits.
+        auth_timeout: 2 * PATIENCE,
+        max_unproven: 6,
+        unproven_of_one: 2,
+        max_connections: 2,
+        ..Default::default()
+    };
+    let node = Node::with(config, 1, KEY, b"good").await;
+    let strangers = [endpoint().await, endpoint().await, endpoint().await];
+    let mut silent = Vec::new();
+    for stranger in &strangers {
+        for _ in 0..2 {
+            silent.push(stranger.connect(node.addr(), GOSSIP_ALPN).await.unwrap());
+        }
+    }
+    until("they are here", async || node.node.connections() == 6).await;
+    // One more of either kind is turned away.
+    let fourth = endpoint().await;
+    for stranger in [&strangers[0], &fourth] {
+        let conn = stranger.connect(node.addr(), GOSSIP_ALPN).await.unwrap();
+        let reason = timeout(PATIENCE, conn.closed()).await.unwrap();
+        assert_eq!(closed_with(&reason), Some(CloseCode::TooMany));
+    }
+    assert_eq!(node.metrics.refused_unproven.get(), 2);
+    assert!(silent.iter().all(|conn| conn.close_reason().is_none()));
+    // They are in nobody's way whom the node dials, and a member gets in as soon as one of them has left.
+    let other = Node::new().await;
+    node.node.join(vec![other.addr()]);
+    until("it has a neighbour", async || node.neighbors() == 1).await;
+    silent.pop();
+    until("one has left", async || node.node.connections() == 6).await;
+    let member = ByHand::connect(&node).await;
+    until("the member is in", async || node.node.connections() == 7).await;
+    // It gave the place of strangers back, and has the last one of members.
+    silent.push(fourth.connect(node.addr(), GOSSIP_ALPN).await.unwrap());
+    until("another stranger", async || node.node.connections() == 8).await;
+    assert!(member.conn.close_reason().is_none());
+    drop(silent);
+    until("they have left", async || node.node.connections() == 2).await;
+    // Another one proves what it is, and finds no place.
+    let late = fourth.connect(node.addr(), GOSSIP_ALPN).await.unwrap();
+    let _ = Keyring::new(TOPIC, 1, KEY).dial(&late, fourth.id()).await;
+    let reason = timeout(PATIENCE, late.closed()).await.unwrap();
+    assert_eq!(closed_with(&reason), Some(CloseCode::TooMany));
+    assert_eq!(node.metrics.refused_busy.get(), 1);
+    end(vec![node, other]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_message_that_is_not_finished_costs_the_connection() {
+    let config = GossipConfig {
+        message_timeout: Duration::from_millis(200),
+        ..Default::default()
+    };
+    let node = Node::with(config, 1, KEY, b"good").await;
+    let halves: [&[u8]; 3] = [&[0], &[0, 0, 1, 0], &[0, 0, 1, 0, 7, 7]];
+    for half in halves {
+        let mut peer = ByHand::connect(&node).await;
+        peer.send.write_all(half).await.unwrap();
+        let reason = timeout(PATIENCE, peer.conn.closed()).await.unwrap();
+        assert_eq!(closed_with(&reason), Some(CloseCode::TimedOut));
+    }
+    // A byte now and then is not enough either.
+    let mut peer = ByHand::connect(&node).await;
+    let _ = timeout(PATIENCE, async {
+        while peer.send.write_all(&[0]).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(70)).await;
+        }
+    })
+    .await
+    .expect("it is closed in time");
+    let reason = timeout(PATIENCE, peer.conn.closed()).await.unwrap();
+    assert_eq!(closed_with(&reason), Some(CloseCode::TimedOut));
+    assert_eq!(node.metrics.refused_unfinished.get(), 4);
+    node.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_forger_is_cut_off_and_nothing_of_his_is_forwarded() {
     let nodes = mesh(3).await;
     let mut forger = ByHand::connect(&nodes[0]).await;

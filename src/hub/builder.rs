@@ -1,6 +1,6 @@
 //! Makes hubs.
 
-use iroh::{Endpoint, protocol::Router};
+use iroh::Endpoint;
 use n0_error::e;
 
 use super::{Hub, HubError, HubLimits, config::HubConfig};
@@ -108,15 +108,17 @@ impl HubBuilder {
         Hub::start(endpoint, self.config)
     }
 
-    /// Makes a hub and a router for it, which accepts every connection of the endpoint.
+    /// Makes a hub that takes every connection of the endpoint.
+    ///
+    /// The endpoint's own QUIC settings are not used for connections that come in: those follow from the
+    /// [limits](Self::limits), see [`hub_transport_config`](crate::endpoint::hub_transport_config).
     ///
     /// # Errors
     ///
     /// As [`build`](Self::build).
     pub fn spawn(self, endpoint: Endpoint) -> Result<Hub, HubError> {
-        let mut hub = self.build(endpoint.clone())?;
-        let router = hub.accept_on(Router::builder(endpoint)).spawn();
-        hub.router = Some(router);
+        let mut hub = self.build(endpoint)?;
+        hub.take_all();
         Ok(hub)
     }
 }

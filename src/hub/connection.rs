@@ -25,6 +25,13 @@ pub(super) async fn run(hub: Arc<Inner>, connection: Connection, protocol: Proto
 }
 
 async fn serve(hub: Arc<Inner>, connection: Connection, protocol: Protocol) {
+    let member = match hub.crowd.enter(connection.remote_id()) {
+        Ok(member) => Arc::new(member),
+        Err(none) => {
+            debug!(target: events::REFUSED, remote = %connection.remote_id().fmt_short(), %protocol, reason = none.reason());
+            return close(&connection, CloseCode::TooMany, none.reason());
+        }
+    };
     let candidate = Candidate {
         endpoint: connection.remote_id(),
         protocol,
@@ -58,12 +65,16 @@ async fn serve(hub: Arc<Inner>, connection: Connection, protocol: Protocol) {
                     let _ = recv.stop(code);
                     continue;
                 }
+                let known = {
+                    let (hub, member, connection) = (hub.clone(), member.clone(), connection.clone());
+                    move || hub.crowd.is_known(&member, &connection)
+                };
                 let link = link_task::run(
                     hub.clone(),
                     connection.clone(),
                     (protocol, floor),
-                    send,
-                    recv,
+                    (send, recv),
+                    known,
                 );
                 streams.spawn(link.in_current_span());
             }

@@ -8,18 +8,21 @@ use n0_error::e;
 use n0_future::FutureExt;
 use tokio::{
     task::coop::consume_budget,
-    time::{Instant, sleep, sleep_until, timeout},
+    time::{Instant, sleep, sleep_until, timeout, timeout_at},
 };
 use tracing::{Instrument, debug, error, info_span};
 
 use super::{
     Inner, desk::Batch, link::Link, roster::Asked, session::see_through, switchboard::Note,
+    throttle::Throttle,
 };
 use crate::{
     admission::REVOKED,
     close::{CloseCode, Closed},
     event::Envelope,
     gossip::Bucket,
+    instant::LONG,
+    intake::{Customer, Reserved},
     link_io::{FrameReader, LinkError, write_all},
     listen::{Event, Incoming, Source},
     log::resume::{Ask, Resume},
@@ -33,24 +36,28 @@ use crate::{
 };
 
 /// Serves the stream until it ends, and says how it ended. A spoke that begins may read nothing below
-/// `floor`. Never panics on what a peer sends.
+/// `floor`. Never panics on what a peer sends. Calls `known` when the stream has become a spoke.
 pub(super) async fn run(
     hub: Arc<Inner>,
     connection: Connection,
     (protocol, floor): (Protocol, u64),
-    mut send: SendStream,
-    recv: RecvStream,
+    (mut send, recv): (SendStream, RecvStream),
+    known: impl FnOnce(),
 ) -> Closed {
     let max_frame = match protocol {
         Protocol::Native => native::MAX_FRAME,
         Protocol::Compat => hub.config.limits.max_event_bytes + compat::FRAME_OVERHEAD,
     };
     let remote = connection.remote_id();
-    let mut reader = FrameReader::new(recv, max_frame, hub.config.limits.frame_timeout);
+    let customer = || hub.intake.customer(remote);
+    let mut reader =
+        FrameReader::new(recv, max_frame, hub.config.limits.frame_timeout).reserving(customer());
     let error = match welcome(&hub, connection, (protocol, floor), &mut send, &mut reader).await {
         Ok((link, first)) => {
+            known();
             let span = info_span!("link", remote = %link.id.fmt_short(), %protocol);
-            let serving = serve(&hub, &link, first, &mut send, &mut reader).instrument(span);
+            let serving =
+                serve(&hub, &link, first, &mut send, &mut reader, customer()).instrument(span);
             match AssertUnwindSafe(serving).catch_unwind().await {
                 Ok(error) => error,
                 Err(_) => {
@@ -198,12 +205,13 @@ async fn serve(
     first: Option<Bytes>,
     send: &mut SendStream,
     reader: &mut FrameReader,
+    customer: Customer,
 ) -> LinkError {
     debug!("welcome");
     // Neither half is restarted, so neither has to be cancel safe. When the connection ends, the reader
     // says so, behind what had arrived before.
     let both = async {
-        let reading = read(hub, link, first, reader);
+        let reading = read(hub, link, first, reader, customer);
         tokio::pin!(reading);
         let error = tokio::select! {
             error = &mut reading => return error,
@@ -238,20 +246,27 @@ async fn read(
     link: &Link,
     first: Option<Bytes>,
     reader: &mut FrameReader,
+    customer: Customer,
 ) -> LinkError {
+    let limits = &hub.config.limits;
+    let (frames, bytes) = (limits.publish_frames_per_s, limits.publish_bytes_per_s);
     let mut inbound = Inbound {
         hub,
         link,
         last_seq: link.session.heard(),
         assembly: Assembly::default(),
         wants: Bucket::new(WANTS_PER_S, WANTS_AT_ONCE, Instant::now()),
+        throttle: Throttle::new(frames, bytes, Instant::now()),
+        customer,
+        reserved: None,
+        due: None,
     };
     let result = async {
         if let Some(frame) = first {
-            inbound.frame(frame).await?;
+            inbound.take(frame, reader).await?;
         }
-        while let Some(frame) = reader.next().await? {
-            inbound.frame(frame).await?;
+        while let Some(frame) = inbound.next(reader).await? {
+            inbound.take(frame, reader).await?;
         }
         Ok(())
     };
@@ -272,7 +287,18 @@ struct Inbound<'a> {
     last_seq: u64,
     assembly: Assembly,
     wants: Bucket,
+    throttle: Throttle,
+    customer: Customer,
+    /// Room for the event that is coming, if it was made already.
+    reserved: Option<Reserved>,
+    /// When the event has to be whole that comes in several frames.
+    due: Option<Instant>,
 }
+
+/// What an event costs beside its bytes until a listener has it.
+const EVENT_COST: usize = 512;
+/// An event that comes in parts has the time of a frame for each so many bytes.
+const EVENT_STEP: usize = 1 << 20;
 
 /// How many ranges a second a spoke may want again: each costs the hub some work for all of them. One more
 /// is dropped; an inbox that lacks something wants it again after a while.
@@ -281,6 +307,49 @@ const WANTS_PER_S: u32 = 200;
 const WANTS_AT_ONCE: u32 = 1000;
 
 impl Inbound<'_> {
+    /// The next frame, unless an event in parts runs out of time.
+    async fn next(&mut self, reader: &mut FrameReader) -> Result<Option<Bytes>, LinkError> {
+        match self.due {
+            None => reader.next().await,
+            Some(due) => timeout_at(due, reader.next()).await.map_err(|_| {
+                e!(LinkError::TimedOut {
+                    what: "the rest of an event"
+                })
+            })?,
+        }
+    }
+
+    /// Takes a frame, and waits if the spoke is too fast.
+    async fn take(&mut self, frame: Bytes, reader: &mut FrameReader) -> Result<(), LinkError> {
+        let wait = self.throttle.spend(frame.len(), Instant::now());
+        if let Some(reserved) = reader.take_reserved() {
+            self.reserved = Some(reserved);
+        }
+        self.frame(frame).await?;
+        if let Some(wait) = wait {
+            self.hub.metrics.direct.reads_throttled.inc();
+            tokio::select! {
+                () = sleep(wait) => {}
+                // What has come is read to its end.
+                _ = self.link.connection.closed() => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes room for an event of so many bytes that is to come, or has, if there was none made.
+    async fn reserve(&mut self, bytes: usize) -> Reserved {
+        match self.reserved.take() {
+            Some(reserved) => reserved,
+            None => {
+                if !self.customer.has_room(bytes) {
+                    self.hub.metrics.direct.reads_held.inc();
+                }
+                self.customer.reserve(bytes).await
+            }
+        }
+    }
+
     async fn frame(&mut self, frame: Bytes) -> Result<(), LinkError> {
         self.hub.metrics.direct.frames_received.inc();
         self.link.session.is_known_now();
@@ -291,7 +360,8 @@ impl Inbound<'_> {
             Protocol::Compat => {
                 let envelope = compat::decode(&frame)?;
                 self.check_size(envelope.size())?;
-                self.deliver(envelope, || ()).await;
+                let reserved = self.reserve(envelope.size() + EVENT_COST).await;
+                self.deliver(envelope, move || drop(reserved)).await;
                 Ok(())
             }
             Protocol::Native => match ToHub::decode(frame)? {
@@ -403,8 +473,21 @@ impl Inbound<'_> {
                 what: "its events are not numbered one by one"
             }));
         }
-        let limit = self.hub.config.limits.max_event_bytes;
-        let body = match self.assembly.push(seq, of, body, limit) {
+        let limits = &self.hub.config.limits;
+        let limit = limits.max_event_bytes;
+        if of.parts > 1 && !self.assembly.is_partial() {
+            let most = (usize::from(of.parts) * native::MAX_PART).min(limit);
+            self.reserved = Some(self.reserve(most + EVENT_COST).await);
+            let steps = u32::try_from(1 + most / EVENT_STEP).unwrap_or(u32::MAX);
+            self.due = Some(Instant::now() + limits.frame_timeout.saturating_mul(steps).min(LONG));
+        }
+        let pushed = self.assembly.push(seq, of, body, limit);
+        if !self.assembly.is_partial() {
+            self.due = None;
+        }
+        let body = match pushed {
+            // A small piece of a large packet would keep all of it.
+            Ok(Some(body)) if of.parts == 1 => Bytes::copy_from_slice(&body),
             Ok(Some(body)) => body,
             Ok(None) => return Ok(()),
             Err(BadPart::TooLarge { len }) => return self.check_size(len),
@@ -417,6 +500,7 @@ impl Inbound<'_> {
         self.check_size(body.len())?;
         let envelope = Envelope::from_body(body)?;
         self.last_seq = seq;
+        let reserved = self.reserve(envelope.size() + EVENT_COST).await;
         let session = &self.link.session;
         // A delivery that an earlier link began goes on, and may be that of this very event.
         let turn = session.hearing().await;
@@ -436,7 +520,7 @@ impl Inbound<'_> {
         let heard = session.clone();
         self.deliver(envelope, move || {
             heard.has_heard(seq);
-            drop(turn);
+            drop((turn, reserved));
         })
         .await;
         self.link.acknowledge(session.heard());

@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// What an event costs beside its own bytes while its spoke is away.
-const OVERHEAD: usize = 256;
+pub(super) const OVERHEAD: usize = 256;
 
 /// The bounds of a [`Mailbox`].
 #[derive(Clone, Copy, Debug)]

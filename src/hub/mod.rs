@@ -9,7 +9,10 @@ pub(crate) mod budget;
 mod builder;
 mod config;
 mod connection;
+mod crowd;
 pub(crate) mod desk;
+mod door;
+mod entrance;
 mod error;
 mod floors;
 pub(crate) mod framer;
@@ -20,6 +23,7 @@ mod link;
 mod link_task;
 #[cfg(feature = "durable")]
 mod log_writer;
+mod mail;
 pub(crate) mod mailbox;
 pub(crate) mod pace;
 mod receipt;
@@ -33,6 +37,7 @@ pub(crate) mod shared_log;
 mod spokes;
 pub(crate) mod supervisor;
 pub(crate) mod switchboard;
+mod throttle;
 mod vitals;
 
 use std::{
@@ -46,7 +51,7 @@ use std::{
 use iroh::{
     Endpoint, EndpointAddr, EndpointId,
     endpoint::Connection,
-    protocol::{AcceptError, ProtocolHandler, Router, RouterBuilder},
+    protocol::{AcceptError, IncomingFilter, ProtocolHandler, RouterBuilder},
 };
 use iroh_tickets::endpoint::EndpointTicket;
 use n0_error::{AnyError, e};
@@ -60,6 +65,7 @@ use tracing::{debug, warn};
 use self::{
     budget::Budget,
     config::HubConfig,
+    crowd::Crowd,
     floors::Floors,
     gossip_link::{CurrentTopic, HubGate},
     health::Board,
@@ -89,6 +95,7 @@ use crate::{
     fan_out::{FanOut, Path},
     gossip::{Admits, Bucket, GOSSIP_ALPN, GossipNode},
     instant::bound,
+    intake::Intake,
     link_io::LinkError,
     listen::{ListenOptions, Listener, Listeners},
     log::{LogFailed, resume::Ask},
@@ -102,8 +109,8 @@ use crate::{
 
 /// A hub: broadcasts events to all of its spokes, sends events to one, and hears what spokes send.
 ///
-/// A hub is made by a [builder](Self::builder). It is a [`ProtocolHandler`] for a [`Router`] that you
-/// have ([`accept_on`](Self::accept_on)), or brings a router of its own
+/// A hub is made by a [builder](Self::builder). It is a [`ProtocolHandler`] for a [`Router`](iroh::protocol::Router) that you
+/// have ([`accept_on`](Self::accept_on)), or has an endpoint to itself
 /// ([`HubBuilder::spawn`]). Cloning is cheap: clones are the same hub.
 ///
 /// End a hub with [`shutdown`](Self::shutdown); dropping the last clone ends it at once, and spokes
@@ -111,7 +118,8 @@ use crate::{
 #[derive(Clone, Debug)]
 pub struct Hub {
     inner: Arc<Inner>,
-    router: Option<Router>,
+    /// It takes every connection of its endpoint.
+    takes_all: bool,
     /// Ends the tasks when the last handle is dropped; the tasks hold `inner`, not this.
     _alive: Arc<tokio_util::sync::DropGuard>,
 }
@@ -123,6 +131,9 @@ pub(crate) struct Inner {
     config: HubConfig,
     log: Arc<SharedLog>,
     roster: Roster,
+    crowd: Crowd,
+    /// What spokes have sent and nobody has taken.
+    intake: Intake,
     listeners: Listeners,
     metrics: HubMetrics,
     notes: mpsc::Sender<Note>,
@@ -200,14 +211,19 @@ impl Hub {
                 events: limits.targeted_events,
                 bytes: limits.targeted_bytes,
             },
+            limits.targeted_bytes_of_all,
             limits.remembered_spokes,
             metrics.clone(),
         );
+        let intake = Intake::new(limits.intake_bytes, limits.intake_of_one);
+        let crowd = Crowd::new(limits, metrics.connections.clone());
         let inner = Arc::new(Inner {
             me: endpoint.id(),
             endpoint,
             log,
             roster,
+            crowd,
+            intake,
             listeners: Listeners::new(limits.first_listener_wait),
             metrics,
             notes,
@@ -242,12 +258,52 @@ impl Hub {
         inner.tasks.spawn(switchboard::run(inner.clone(), notes_rx));
         Ok(Self {
             inner,
-            router: None,
+            takes_all: false,
             _alive: Arc::new(cancel.drop_guard()),
         })
     }
 
-    /// Registers the hub's protocols on a router that serves others too.
+    /// Takes every connection of the endpoint from now on.
+    fn take_all(&mut self) {
+        self.takes_all = true;
+        let inner = &self.inner;
+        let taking = entrance::run(inner.clone(), inner.endpoint.clone());
+        inner.tasks.spawn(taking);
+    }
+
+    /// A filter for the router that the hub is on, which keeps the hub's limits for handshakes:
+    /// [`HubLimits::max_handshakes`], [`validate_above`](HubLimits::validate_above) and
+    /// [`handshakes_of_addr_per_s`](HubLimits::handshakes_of_addr_per_s). It is asked for every connection, those of other
+    /// protocols too. A hub that [spawns](HubBuilder::spawn) needs none.
+    ///
+    /// A filter is not told how a handshake ends, so those of the last second count as in flight, and there is no limit to how
+    /// long one may take but the endpoint's idle timeout. Give the endpoint
+    /// [`hub_transport_config`](crate::endpoint::hub_transport_config) too, if what else runs on it can live with that.
+    ///
+    /// ```
+    /// use iroh::protocol::Router;
+    /// use iroh_hub::{Hub, HubLimits, endpoint};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let limits = HubLimits::default();
+    /// let endpoint = endpoint::local(None)
+    ///     .transport_config(endpoint::hub_transport_config(&limits))
+    ///     .bind()
+    ///     .await?;
+    /// let hub = Hub::builder().limits(limits).build(endpoint.clone())?;
+    /// let router = Router::builder(endpoint).incoming_filter(hub.incoming_filter());
+    /// let router = hub.accept_on(router).spawn();
+    /// # router.shutdown().await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn incoming_filter(&self) -> IncomingFilter {
+        let inner = &self.inner;
+        entrance::filter(&inner.config.limits, inner.metrics.connections.clone())
+    }
+
+    /// Registers the hub's protocols on a router that serves others too; see [`incoming_filter`](Self::incoming_filter).
     pub fn accept_on(&self, router: RouterBuilder) -> RouterBuilder {
         router
             .accept(Protocol::Native.alpn(), self.clone())
@@ -441,8 +497,8 @@ impl Hub {
     }
 
     /// Ends the hub: takes no more events and spokes, lets every spoke have what is left within
-    /// [`HubLimits::drain_timeout`], says goodbye, and joins every task. If the hub brought its own
-    /// router, that and the endpoint are closed too.
+    /// [`HubLimits::drain_timeout`], says goodbye, and joins every task. If the hub was
+    /// [spawned](HubBuilder::spawn), its endpoint is closed too.
     ///
     /// Returns who did not have everything.
     pub async fn shutdown(&self) -> Drained {
@@ -454,12 +510,12 @@ impl Hub {
     pub async fn shutdown_within(&self, mut limit: Duration) -> Drained {
         bound([&mut limit]);
         let drained = self.inner.drain(limit).await;
-        if let Some(router) = &self.router {
+        if self.takes_all {
             // Everyone has been told; what is left is that QUIC forgets the connections.
-            match timeout(CLOSE_LIMIT, router.shutdown()).await {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => warn!(%error, "a protocol of the hub's router failed"),
-                Err(_) => debug!("the endpoint closes in the background"),
+            let endpoint = self.inner.endpoint.clone();
+            let closing = tokio::spawn(async move { endpoint.close().await });
+            if timeout(CLOSE_LIMIT, closing).await.is_err() {
+                debug!("the endpoint closes in the background");
             }
         }
         drained
@@ -759,6 +815,22 @@ impl Inner {
         }
     }
 
+    /// Takes a connection of any of the hub's protocols. Never waits.
+    fn take(self: &Arc<Self>, connection: Connection) {
+        if self.closing.load(Ordering::Acquire) {
+            let code = CloseCode::Goodbye.to_varint();
+            return connection.close(code, b"the hub is shutting down");
+        }
+        match Protocol::from_alpn(connection.alpn()) {
+            Some(protocol) => {
+                // On a task of our own: a panic in it must not reach the router.
+                self.tasks
+                    .spawn(connection::run(self.clone(), connection, protocol));
+            }
+            None => self.accept_gossip(connection),
+        }
+    }
+
     async fn drain(&self, limit: Duration) -> Drained {
         self.closing.store(true, Ordering::Release);
         self.roster.close(|| self.log.tip());
@@ -828,21 +900,7 @@ impl Guards for Inner {
 
 impl ProtocolHandler for Hub {
     async fn accept(&self, connection: Connection) -> Result<(), AcceptError> {
-        let inner = self.inner.clone();
-        if inner.closing.load(Ordering::Acquire) {
-            let code = CloseCode::Goodbye.to_varint();
-            connection.close(code, b"the hub is shutting down");
-            return Ok(());
-        }
-        match Protocol::from_alpn(connection.alpn()) {
-            Some(protocol) => {
-                // On a task of our own: a panic in it must not reach the router.
-                inner
-                    .tasks
-                    .spawn(connection::run(inner.clone(), connection, protocol));
-            }
-            None => inner.accept_gossip(connection),
-        }
+        self.inner.take(connection);
         Ok(())
     }
 

@@ -12,6 +12,7 @@ use tokio::sync::broadcast;
 
 use super::{
     link::Link,
+    mail::Mail,
     mailbox::{MailboxLimits, NoRoom},
     record::{Departed, Record, Stands},
     session::Session,
@@ -37,6 +38,8 @@ pub(super) struct Roster {
     inner: Mutex<Inner>,
     changes: broadcast::Sender<SpokeChange>,
     mailbox_limits: MailboxLimits,
+    /// What waits for all spokes.
+    mail: Arc<Mail>,
     metrics: HubMetrics,
 }
 
@@ -83,6 +86,7 @@ impl Roster {
     pub(super) fn new(
         limits: SessionLimits,
         mailbox_limits: MailboxLimits,
+        mail_bytes: usize,
         remembered: usize,
         metrics: HubMetrics,
     ) -> Self {
@@ -94,6 +98,7 @@ impl Roster {
             }),
             changes: broadcast::Sender::new(WATCH_CAPACITY),
             mailbox_limits,
+            mail: Arc::new(Mail::new(mail_bytes, metrics.events.clone())),
             metrics,
         }
     }
@@ -143,7 +148,8 @@ impl Roster {
         let (session, taken) = back.unwrap_or_else(|| {
             let limits = self.mailbox_limits;
             let record = Record::new(can_come_back, tip(), asked.start);
-            let mut session = Session::new(id, asked.protocol, key, limits, record);
+            let mail = self.mail.clone();
+            let mut session = Session::new(id, asked.protocol, key, limits, mail, record);
             session.floor = asked.floor;
             (Arc::new(session), 0)
         });

@@ -27,6 +27,11 @@ pub(crate) enum BadPart {
 }
 
 impl Assembly {
+    /// Whether an event has begun and is not whole.
+    pub(crate) fn is_partial(&self) -> bool {
+        self.0.is_some()
+    }
+
     /// Takes a part, and gives the event once it is whole. An event of one part is passed through as it
     /// is: its size is for the caller to check.
     pub(crate) fn push(

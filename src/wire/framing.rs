@@ -101,6 +101,11 @@ impl Deframer {
         Ok(Some(len as usize))
     }
 
+    /// The length of the frame that has begun and is not complete, if that much of it has come.
+    pub(crate) fn expects(&self) -> Option<usize> {
+        self.frame_len(&self.partial).ok().flatten()
+    }
+
     /// Whether a frame has begun and is not complete.
     pub(crate) fn is_mid_frame(&self) -> bool {
         !self.partial.is_empty()

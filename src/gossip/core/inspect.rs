@@ -133,7 +133,8 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
         let Some(known) = known else {
             return self.malformed(from, now);
         };
-        if opened.is_some() {
+        let new = opened.is_some();
+        if new {
             self.metrics.frames_received.inc();
             self.note_seen(data.id, now);
             self.heal.heard(now);
@@ -144,6 +145,9 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
             goodbye: false,
         };
         self.feed(topic::InEvent::RecvMessage(from, known), cause, now);
+        if new {
+            self.cached(data.content.len(), now);
+        }
     }
 
     /// A message that runs the broadcast tree. The protocol would take these from anyone.

@@ -65,7 +65,11 @@ fn data(content: &[u8], round: u16) -> Bytes {
 
 /// A core with these neighbours.
 fn with_neighbors(peers: &[u32], now: Instant) -> TestCore {
-    let mut core = core(0, now);
+    with_neighbors_and(peers, GossipConfig::default(), now)
+}
+
+fn with_neighbors_and(peers: &[u32], config: GossipConfig, now: Instant) -> TestCore {
+    let mut core = core_with(0, config, now);
     for peer in peers {
         assert!(core.peer_connected(*peer, false, now));
         core.message(*peer, join(), now);
@@ -98,6 +102,79 @@ fn frames_to(outputs: &[Output<u32, Bytes>]) -> BTreeSet<u32> {
 fn delivered(outputs: &[Output<u32, Bytes>]) -> usize {
     let is = |output: &&Output<_, _>| matches!(output, Output::Deliver { .. });
     outputs.iter().filter(is).count()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(40))]
+
+    #[test]
+    fn frames_are_kept_for_grafts_within_the_bytes_there_are_for_them_the_newest_first(
+        frames in prop::collection::vec((any::<bool>(), 1usize..3000, 0u64..300), 1..100),
+        cache_bytes in 1usize..60_000,
+    ) {
+        let mut now = Instant::now();
+        let config = GossipConfig { cache_bytes, ..Default::default() };
+        let mut core = with_neighbors_and(&[1, 2], config.clone(), now);
+        let mut sent: Vec<(Bytes, Instant)> = Vec::new();
+        for (n, (ours, len, ms)) in frames.into_iter().enumerate() {
+            now += Duration::from_millis(ms);
+            core.tick(now);
+            let content = Bytes::from([&(n as u32).to_be_bytes()[..], &vec![7; len]].concat());
+            if ours {
+                core.broadcast(content.clone(), now).unwrap();
+            } else {
+                core.message(1, data(&content, 1), now);
+            }
+            sent.push((content, now));
+        }
+        outputs(&mut core);
+        let mut kept = Vec::new();
+        for (content, came) in &sent {
+            let id = Some(*blake3::hash(content).as_bytes());
+            core.message(2, bytes(&Message::Gossip(Gossip::Graft { id, round: 0 })), now);
+            kept.push((frames_to(&outputs(&mut core)).contains(&2), content.len(), *came));
+        }
+        let held: usize = kept.iter().filter(|kept| kept.0).map(|kept| kept.1).sum();
+        prop_assert!(held <= cache_bytes, "{} of {}", held, cache_bytes);
+        // What is not kept is older than what is; and what has room, and its time, is kept.
+        let first = kept.iter().position(|kept| kept.0).unwrap_or(kept.len());
+        prop_assert!(kept[first..].iter().all(|kept| kept.0));
+        let mut room = cache_bytes / 8 * 7;
+        for (is_kept, len, came) in kept.iter().rev() {
+            let cost = len + 256;
+            if cost > room || *came + config.frame_retention <= now {
+                break;
+            }
+            room -= cost;
+            prop_assert!(is_kept);
+        }
+    }
+}
+
+#[test]
+fn a_frame_that_was_kept_for_less_is_still_known_for_a_repeat() {
+    let now = Instant::now();
+    let config = GossipConfig {
+        cache_bytes: 2000,
+        ..Default::default()
+    };
+    let mut core = with_neighbors_and(&[1, 2], config, now);
+    for n in 0..20u8 {
+        let now = now + Duration::from_millis(n.into());
+        core.message(1, data(&[n; 1000], 1), now);
+    }
+    assert_eq!(delivered(&outputs(&mut core)), 20);
+    assert_eq!(core.metrics.frames_uncached.get(), 19);
+    for n in 0..20u8 {
+        core.message(2, data(&[n; 1000], 1), now);
+    }
+    assert_eq!(delivered(&outputs(&mut core)), 0);
+    assert_eq!(core.metrics.frames_repeated.get(), 20);
+    // The protocol's timer was not set a second time.
+    let gossip = |timer: &&Reverse<Timer<u32>>| matches!(timer.0.timer, topic::Timer::Gossip(_));
+    let pending = core.timers.iter().filter(gossip);
+    let evict = pending.filter(|timer| core.cache.timer().as_ref() == Some(&timer.0.timer));
+    assert_eq!(evict.count(), 1);
 }
 
 #[test]

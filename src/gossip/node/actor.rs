@@ -251,6 +251,7 @@ impl<G: FrameGate> Actor<G> {
             member,
             outbox,
             max_message: config.max_message_size(),
+            message_timeout: config.message_timeout,
             inbound: self.shared.inbound.clone(),
             metrics: self.shared.metrics.clone(),
             place,

@@ -31,7 +31,9 @@ pub enum Decision {
     /// It is.
     Allow,
     /// It is, and reads nothing that was broadcast before this connection, unless it goes on with a session
-    /// that it has.
+    /// that it has. It takes part in the topic once the topic's key has been changed for it, which happens
+    /// every five seconds at most; of what was broadcast before, nothing is sent on the topic again then, but
+    /// along the links of those that lack it.
     AllowFromNow,
     /// It is not.
     Refuse {
@@ -83,8 +85,8 @@ pub(crate) trait Guards: Send + Sync {
     /// afterwards.
     fn revoked(&self, ids: &[EndpointId]);
 
-    /// These are about to be admitted, and were not until now.
-    fn admitted(&self, ids: &[EndpointId]);
+    /// These are about to be admitted, and were not by the lists until now; they were denied, or not on any.
+    fn admitted(&self, ids: &[EndpointId], were_denied: bool);
 }
 
 #[derive(Default)]
@@ -165,14 +167,17 @@ impl Admission {
     pub fn allow_all(&self, ids: impl IntoIterator<Item = EndpointId>) {
         let guards = self.guards();
         let ids: Vec<_> = ids.into_iter().collect();
-        let fresh: Vec<_> = {
+        let (denied, fresh): (Vec<_>, Vec<_>) = {
             let lists = self.lists();
             let fresh = |id: &EndpointId| !self.is_listed_in(&lists, id);
-            ids.iter().copied().filter(fresh).collect()
+            let fresh = ids.iter().copied().filter(fresh);
+            fresh.partition(|id| lists.denied.contains(id))
         };
-        // First what it may read, and then that it may come.
-        if !fresh.is_empty() {
-            each(&guards, |hub| hub.admitted(&fresh));
+        // First what they may read, and then that they may come.
+        for (fresh, were_denied) in [(&denied, true), (&fresh, false)] {
+            if !fresh.is_empty() {
+                each(&guards, |hub| hub.admitted(fresh, were_denied));
+            }
         }
         let mut lists = self.lists_mut();
         for id in ids {

@@ -130,7 +130,7 @@ async fn to_revoke_one_of_the_topic_costs_the_others_no_event() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_topic_goes_on_through_many_changes_of_its_key() {
     let mut config = GossipConfig::default();
-    config.key_lifetime = Duration::from_millis(300);
+    config.key_lifetime = Duration::from_millis(500);
     let builder = Hub::builder().fan_out(FanOut::Gossip).gossip(config);
     let hub = hub(builder).await;
     let spokes = on_topic(&hub, 6).await;
@@ -249,7 +249,9 @@ async fn a_revocation_overtakes_a_hello_and_a_decision() {
             Decision::Allow
         }
     });
-    let hub = hub(Hub::builder().admission(slow)).await;
+    let limits = hub_limits(|limits| limits.max_streams = 1);
+    let hub = hub(Hub::builder().admission(slow).limits(limits)).await;
+    let mut turned_away = 0;
     for alpn in [NATIVE, COMPAT] {
         // While it is being decided.
         let peer = RawPeer::connect_from(bind().await, &hub, alpn).await;
@@ -257,15 +259,112 @@ async fn a_revocation_overtakes_a_hello_and_a_decision() {
         hub.admission().revoke(peer.endpoint.id());
         turns.1.notify_one();
         assert_eq!(peer.closed().await, (code::REFUSED, REVOKED.to_owned()));
-        // Before it has said hello.
+        // Before it has said hello: it is let in when a stream more than it may have is turned away.
         let peer = RawPeer::connect_from(bind().await, &hub, alpn).await;
         turns.0.notified().await;
         turns.1.notify_one();
-        tokio::task::yield_now().await;
+        let mut streams = Vec::new();
+        for _ in 0..2 {
+            let mut stream = peer.open().await;
+            stream.write([0]).await;
+            streams.push(stream);
+        }
+        let refused = &hub.metrics().admission.streams_refused;
+        until("its second stream is turned away", || {
+            refused.get() > turned_away
+        })
+        .await;
+        turned_away = refused.get();
         hub.admission().revoke(peer.endpoint.id());
         assert_eq!(peer.closed().await, (code::REFUSED, REVOKED.to_owned()));
     }
     assert_eq!(hub.spoke_count(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn to_revoke_one_does_not_end_the_links_of_another_that_was_denied() {
+    let hub = hub_with(FanOut::Direct).await;
+    let (denied, other) = (bind().await, bind().await);
+    let spoke = connect(&hub, &denied).await.expect("open");
+    let mut heard = spoke.listen("n");
+    let gone = connect(&hub, &other).await.expect("open");
+    hub.admission().deny(denied.id());
+    hub.admission().revoke(other.id());
+    assert!(is_revoked(&soon("its end", gone.closed()).await));
+    broadcast(&hub, 0..10).await;
+    expect_numbers(&mut heard, 0, 10).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn neighbours_stay_neighbours_though_somebody_is_revoked_all_the_time() {
+    let hub = hub_with(FanOut::Gossip).await;
+    let spokes = on_topic(&hub, 6).await;
+    let mut listeners: Vec<_> = spokes.iter().map(|spoke| spoke.listen("n")).collect();
+    let began = tokio::time::Instant::now();
+    let mut n = 0;
+    // Longer than a connection may go without a proof of new keys.
+    while began.elapsed() < Duration::from_secs(6) {
+        hub.admission().revoke(SecretKey::generate().public());
+        broadcast(&hub, n..n + 5).await;
+        n += 5;
+        for listener in &mut listeners {
+            expect_numbers(listener, n - 5, 5).await;
+        }
+    }
+    let metrics = hub.metrics();
+    assert!(metrics.topic.rekeyed.get() >= 3);
+    assert_eq!(metrics.topic.failed.get(), 0);
+    let lapsed = |spoke: &Spoke| spoke.metrics().gossip.auth_failed.get();
+    assert_eq!(spokes.iter().map(lapsed).sum::<u64>(), 0);
+    assert_eq!(metrics.gossip.auth_failed.get(), 0);
+    until_all_are_on_topic(&hub, 6).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_are_revoked_at_once() {
+    let hub = hub_with(FanOut::Gossip).await;
+    let mut spokes = on_topic(&hub, 5).await;
+    let gone: Vec<_> = spokes.drain(3..).collect();
+    let mut listeners: Vec<_> = spokes.iter().map(|spoke| spoke.listen("n")).collect();
+    let strangers = (0..10_000u32).map(|n| {
+        let mut key = [1; 32];
+        key[..4].copy_from_slice(&n.to_be_bytes());
+        SecretKey::from_bytes(&key).public()
+    });
+    let gone_ids = gone.iter().map(|spoke| spoke.endpoint().id());
+    hub.admission().revoke_all(strangers.chain(gone_ids));
+    broadcast(&hub, 0..50).await;
+    for spoke in &gone {
+        assert!(is_revoked(&soon("its end", spoke.closed()).await));
+    }
+    for listener in &mut listeners {
+        expect_numbers(listener, 0, 50).await;
+    }
+    assert_eq!(hub.metrics().topic.rekeyed.get(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_sealed_when_a_topic_ends_is_not_for_who_is_revoked_then() {
+    // The same in every order of the two.
+    for first in [true, false] {
+        let hub = hub_with(FanOut::Gossip).await;
+        let spokes = on_topic(&hub, 4).await;
+        let mut listeners: Vec<_> = spokes.iter().map(|spoke| spoke.listen("n")).collect();
+        let mut gone_heard = listeners.pop().expect("there are some");
+        let gone = spokes[3].endpoint().id();
+        if first {
+            hub.set_fan_out(FanOut::Direct).await;
+        }
+        hub.admission().revoke(gone);
+        broadcast(&hub, 0..20).await;
+        if !first {
+            hub.set_fan_out(FanOut::Direct).await;
+        }
+        for listener in &mut listeners {
+            expect_numbers(listener, 0, 20).await;
+        }
+        assert_eq!(rest(&mut gone_heard).await, Vec::<u64>::new());
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

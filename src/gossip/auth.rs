@@ -113,6 +113,12 @@ pub(super) struct Membership {
 /// How much longer than a former key opens connections, those that it has opened may stay.
 const GRACE: Duration = Duration::from_secs(2);
 
+/// No former key is good for longer.
+const LONGEST: Duration = Duration::from_secs(86_400);
+
+/// How long one side waits after a proof that was as it should be.
+const SETTLED: Duration = Duration::from_millis(20);
+
 /// How soon a proof is tried again that came too early for one side, and how often one is taken from a peer.
 const AGAIN: Duration = Duration::from_millis(200);
 
@@ -139,6 +145,12 @@ impl Keyring {
     /// Takes the key of a newer generation; an older one is ignored.
     pub(super) fn rekey(&self, generation: u32, key: [u8; 32], previous_until: Instant) {
         let mut keys = self.keys.write().unwrap_or_else(PoisonError::into_inner);
+        if generation == keys.current.generation
+            && let Some((_, until)) = &mut keys.previous
+        {
+            // It may have come before the news that somebody is a member no more.
+            *until = (*until).min(previous_until);
+        }
         if generation > keys.current.generation {
             let previous = std::mem::replace(&mut keys.current, Key::new(generation, key));
             keys.previous = Some((previous, previous_until));
@@ -156,40 +168,63 @@ impl Keyring {
             generation: mut proved,
         } = member;
         let mut changes = self.newest.subscribe();
-        let mut due = None;
+        // By when which generation is to be proved.
+        let mut due: Option<(u32, Instant)> = None;
         loop {
-            let newest = *changes.borrow_and_update();
-            due = match newest > proved {
-                true => Some(due.unwrap_or_else(|| self.previous_until() + GRACE)),
-                false => None,
-            };
+            let known = proved;
             let prove = async {
-                match (dialed, due) {
-                    (true, None) => std::future::pending().await,
-                    (true, Some(_)) => self.dial(&conn, me).await,
-                    (false, _) => self.accept(&conn, me).await,
+                match dialed {
+                    true if *self.newest.borrow() > known => self.dial(&conn, me).await,
+                    true => std::future::pending().await,
+                    false => self.accept(&conn, me).await,
                 }
             };
-            let late = async {
-                match due {
-                    Some(due) => sleep_until(due).await,
-                    None => std::future::pending().await,
+            let mut prove = pin!(prove);
+            let again = loop {
+                let newest = *changes.borrow_and_update();
+                let idle = dialed && due.is_none();
+                due = match due {
+                    _ if newest <= proved => None,
+                    Some((generation, at)) if generation > proved => Some((generation, at)),
+                    _ => Some((newest, self.previous_until() + GRACE)),
+                };
+                if idle && due.is_some() {
+                    break None;
+                }
+                let late = async {
+                    match due {
+                        Some((_, at)) => sleep_until(at).await,
+                        None => std::future::pending().await,
+                    }
+                };
+                // A proof that is under way goes on when the keys change again.
+                tokio::select! {
+                    again = &mut prove => break Some(again),
+                    () = late => {
+                        let generation = due.map_or(newest, |(generation, _)| generation);
+                        return e!(AuthError::Lapsed { generation });
+                    }
+                    Ok(()) = changes.changed() => {}
                 }
             };
-            let mut late = pin!(late);
-            tokio::select! {
-                () = &mut late => return e!(AuthError::Lapsed { generation: newest }),
-                Ok(()) = changes.changed() => {}
-                // What went wrong may have been too early.
-                again = prove => if let Ok(again) = again {
+            let wait = match again {
+                None => continue,
+                Some(Ok(again)) => {
                     proved = proved.max(again.generation);
-                },
-            }
+                    if proved >= *self.newest.borrow() {
+                        SETTLED
+                    } else {
+                        AGAIN
+                    }
+                }
+                // What went wrong may have been too early.
+                Some(Err(_)) => AGAIN,
+            };
             if conn.close_reason().is_some() {
                 // What came before is still to be read.
                 return std::future::pending().await;
             }
-            sleep(AGAIN).await;
+            sleep(wait).await;
         }
     }
 
@@ -357,7 +392,7 @@ impl Binding {
 
 /// Until when a key may still be used that is replaced now.
 pub(super) fn previous_until(lifetime: Duration) -> Instant {
-    Instant::now() + lifetime
+    Instant::now() + lifetime.min(LONGEST)
 }
 
 #[cfg(test)]

@@ -75,7 +75,7 @@ pub struct GossipConfig {
     /// somebody was revoked.
     pub previous_key_lifetime: Duration,
     /// How old a topic's key gets before the hub changes it by itself. Broadcasts do not wait for that. Used by
-    /// the hub. Default: 1 h.
+    /// the hub. Default: 1 h; at least 500 ms.
     pub key_lifetime: Duration,
 }
 

@@ -232,6 +232,8 @@ pub(crate) struct Core<P: PeerIdentity, G: FrameGate> {
     book: Remembered<P, Entry>,
     bootstrap: VecDeque<P>,
     banned: Remembered<P, Instant>,
+    /// Members no more.
+    evicted: Remembered<P, Instant>,
     failed: Remembered<P, Instant>,
     seen: Remembered<mirror::Id, Instant>,
     early: Early<P>,
@@ -278,6 +280,7 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
             book: Remembered::new(BOOK),
             bootstrap: VecDeque::new(),
             banned: Remembered::new(BANS),
+            evicted: Remembered::new(BANS),
             failed: Remembered::new(BANS),
             seen: Remembered::new(SEEN),
             early: Early::default(),
@@ -329,7 +332,7 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
 
     /// Whether a peer is kept away at present.
     pub(crate) fn is_banned(&self, peer: &P, now: Instant) -> bool {
-        self.banned.holds(peer, now)
+        self.banned.holds(peer, now) || self.evicted.holds(peer, now)
     }
 
     /// Joins the topic through peers that are on it, and remembers them to come back through.
@@ -667,13 +670,17 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
 
     /// Closes a peer's connection for cause and keeps it away.
     fn cut_off(&mut self, peer: P, why: CloseWhy, now: Instant) {
-        self.metrics.peers_cut_off.inc();
-        self.banned.expire(now);
-        let ban = match why {
-            CloseWhy::Evicted => EVICTED_FOR,
-            _ => self.config.ban,
-        };
-        self.banned.insert(peer, now + ban);
+        if why == CloseWhy::Evicted {
+            if self.links.contains_key(&peer) {
+                self.metrics.peers_cut_off.inc();
+            }
+            self.evicted.expire(now);
+            self.evicted.insert(peer, now + EVICTED_FOR);
+        } else {
+            self.metrics.peers_cut_off.inc();
+            self.banned.expire(now);
+            self.banned.insert(peer, now + self.config.ban);
+        }
         self.bootstrap
             .retain(|known| *known != peer || why != CloseWhy::Evicted);
         self.book.remove(&peer);

@@ -6,7 +6,10 @@
 
 mod actor;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use bytes::Bytes;
 use iroh::{Endpoint, EndpointAddr, EndpointId, endpoint::Connection};
@@ -119,7 +122,7 @@ struct Shared {
 #[derive(Default)]
 struct Asked {
     joins: Vec<EndpointAddr>,
-    evictions: Vec<EndpointId>,
+    evictions: BTreeSet<EndpointId>,
     no_dials: bool,
 }
 
@@ -266,11 +269,7 @@ impl<G: FrameGate> GossipNode<G> {
     /// Closes the connections to these peers and keeps them away; they are members no more. Never waits.
     fn evict(&self, peers: &[EndpointId]) {
         let mut asked = self.shared.asked();
-        for peer in peers {
-            if !asked.evictions.contains(peer) {
-                asked.evictions.push(*peer);
-            }
-        }
+        asked.evictions.extend(peers);
         drop(asked);
         self.shared.wake.notify_one();
     }

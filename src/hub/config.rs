@@ -190,6 +190,9 @@ const MAX_STREAMS: usize = 1 << 20;
 const MAX_HANDSHAKES: usize = 1 << 20;
 const MIN_WINDOW: u32 = 16 << 10;
 
+/// A key that changes faster is in the way of what it is for.
+const MIN_KEY_LIFETIME: Duration = Duration::from_millis(500);
+
 #[derive(Clone, Debug, Default)]
 pub(crate) struct HubConfig {
     pub(crate) fan_out: FanOut,
@@ -212,6 +215,7 @@ impl HubConfig {
         gossip.max_frame_size = gossip
             .max_frame_size
             .clamp(broadcast::MIN_FRAME_SIZE, broadcast::MAX_FRAME_SIZE);
+        gossip.key_lifetime = gossip.key_lifetime.max(MIN_KEY_LIFETIME);
         let limits = &mut self.limits;
         limits.max_event_bytes = limits.max_event_bytes.clamp(1, native::MAX_EVENT_BYTES);
         limits.targeted_events = limits.targeted_events.max(1);

@@ -9,7 +9,7 @@ use tracing::{Instrument, debug, info_span, warn};
 
 use super::{Inner, link_task};
 use crate::{
-    admission::{Candidate, Decision, REVOKED},
+    admission::{Candidate, Decision},
     close::{CloseCode, Closed},
     link_io::short_reason,
     metrics::events,
@@ -36,7 +36,8 @@ async fn serve(hub: Arc<Inner>, connection: Connection, protocol: Protocol) {
         endpoint: connection.remote_id(),
         protocol,
     };
-    let mut revocations = hub.revocations.subscribe();
+    // Before the decision: whoever is revoked from now on is closed by that.
+    let _open = hub.open.enter(&connection);
     let floor = match hub.config.admission.decide(candidate).await {
         Decision::Allow => 0,
         Decision::AllowFromNow => hub.log.appended(),
@@ -95,13 +96,6 @@ async fn serve(hub: Arc<Inner>, connection: Connection, protocol: Protocol) {
                 hub.metrics.direct.links_failed.inc();
                 close(&connection, CloseCode::TimedOut, "no stream was opened in time");
                 break;
-            }
-            // Its links are ended by who revokes it.
-            Ok(()) = revocations.changed() => {
-                if hub.config.admission.is_denied(&connection.remote_id()) {
-                    close(&connection, CloseCode::Refused, REVOKED);
-                    break;
-                }
             }
             () = hub.cancel.cancelled() => {
                 let (code, reason) = last_words(&mut streams).await;

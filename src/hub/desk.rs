@@ -54,8 +54,8 @@ pub(crate) struct Desk {
     begun: Option<Begun>,
     /// The cursor runs only because the topic does not reach the spoke.
     fell_back: bool,
-    /// The spoke was told to join a topic.
-    member: bool,
+    /// The topic that the spoke was told to join.
+    member: Option<[u8; 32]>,
     /// Wanted ranges, oldest first.
     repairs: VecDeque<(u64, u64)>,
     /// The spoke's events up to this one are to be acknowledged.
@@ -106,7 +106,7 @@ impl Desk {
             cursor: Some(cursor),
             begun: None,
             fell_back: false,
-            member: false,
+            member: None,
             repairs: VecDeque::new(),
             ack: None,
             ack_every: None,
@@ -149,7 +149,7 @@ impl Desk {
 
     /// Whether the cursor runs only because the topic does not reach the spoke.
     pub(crate) fn falls_back(&self) -> bool {
-        self.member && self.fell_back
+        self.member.is_some() && self.fell_back
     }
 
     /// The spoke wants `[from, to)` again.
@@ -193,23 +193,35 @@ impl Desk {
     }
 
     pub(crate) fn order_topic(&mut self, order: TopicOrder) {
-        let member = matches!(order, TopicOrder::Join(_));
-        if std::mem::replace(&mut self.member, member) != member {
+        let member = match &order {
+            TopicOrder::Join(topic) => Some(topic.topic),
+            TopicOrder::Leave => None,
+        };
+        let before = std::mem::replace(&mut self.member, member);
+        if before.is_some() != member.is_some() {
             self.fell_back = false;
         }
+        if before != member {
+            self.rekey = None;
+        }
+        // Who is to be kept away is said though the order has newer keys.
+        if let (TopicOrder::Join(topic), Some(rekey)) = (&order, &mut self.rekey)
+            && topic.keys.generation > rekey.keys.generation
+        {
+            rekey.keys = topic.keys.clone();
+        }
         self.topic = Some(order);
-        // It was for the topic before, or the order has newer ones.
-        self.rekey = None;
     }
 
     /// Whether the spoke was told to be on a topic.
     pub(crate) fn is_member(&self) -> bool {
-        self.member
+        self.member.is_some()
     }
 
     /// The spoke is to have newer keys of its topic.
     pub(crate) fn rekey(&mut self, mut rekey: Box<Rekey>) {
         if let Some(before) = self.rekey.take() {
+            rekey.confirm |= before.confirm;
             let room = MAX_EVICTED.saturating_sub(rekey.evict.len());
             rekey.evict.extend(before.evict.iter().take(room));
         }
@@ -295,9 +307,13 @@ impl Desk {
             return Ok((cursor, false));
         }
         if cursor < self.floor {
-            let to = stop.map_or(self.floor, |stop| self.floor.min(stop));
-            self.withhold(cursor, to, chunks);
-            return Ok((to, false));
+            // No further than there are events that others can have.
+            let to = self.floor.min(log.tip());
+            let to = stop.map_or(to, |stop| to.min(stop)).max(cursor);
+            if to > cursor {
+                self.withhold(cursor, to, chunks);
+            }
+            return Ok((to, to == cursor));
         }
         entries.clear();
         match log.read(cursor, room, BATCH_BYTES, entries) {

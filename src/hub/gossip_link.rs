@@ -141,6 +141,12 @@ impl GossipLink {
             .send_if_modified(|now| std::mem::replace(now, audience) != audience);
     }
 
+    /// Seals nothing any more: from when this returns on, who is revoked need not be looked for on this topic.
+    pub(super) fn close(&self) {
+        self.topic.keys.lock().close();
+        self.cancel.cancel();
+    }
+
     /// Shows how the topic stands.
     pub(super) fn probe(&self) -> Probe {
         Probe {
@@ -182,6 +188,13 @@ impl GossipLink {
         if !self.task.is_finished() {
             let _ = (&mut self.task).await;
         }
+    }
+}
+
+/// However it ends.
+impl Drop for GossipLink {
+    fn drop(&mut self) {
+        self.close();
     }
 }
 
@@ -393,7 +406,9 @@ impl Cursor {
             let deadline = {
                 let now = Instant::now().into_std();
                 let mut keys = self.keys.lock();
-                keys.look(now);
+                keys.look(now, first);
+                let held = keys.is_held();
+                self.standing.held.store(held, Ordering::Release);
                 match keys.seal(now, (first, count, of), &content.body, content.again) {
                     Ok(frame) => return Ok(Some(frame)),
                     Err(NotSealed::Held) => keys.deadline(),
@@ -402,7 +417,7 @@ impl Cursor {
                         debug!(first, count, "a spoke on the topic may not read it");
                         return Ok(None);
                     }
-                    Err(NotSealed::Exhausted) => return Err(Ended),
+                    Err(NotSealed::Over) => return Err(Ended),
                 }
             };
             tokio::select! {

@@ -3,8 +3,8 @@
 //! A *generation* is a key and a signing key; see [`seal`](crate::seal). There are two ways to the next one.
 //! A [`rotate`](Keys::rotate) tells the spokes first and goes over when nearly all have it, so that nothing
 //! waits. A [`revoke`](Keys::revoke) goes over at once: nothing is sealed any more under keys that the one
-//! who is revoked may have, and frames wait until nearly all others have the new ones, or a quarter of a
-//! second.
+//! who is revoked may have, and frames wait until nearly all others have the new ones, for a quarter of a
+//! second at most, and of any second.
 //!
 //! A spoke with a *floor* may read nothing that was broadcast before. It is given only keys under which
 //! nothing older has been sealed, and from then on nothing older is ([`admit`](Keys::admit)).
@@ -28,8 +28,10 @@ use crate::{
     wire::native::{GenerationKeys, MAX_EVICTED, PartOf, Rekey},
 };
 
-/// How long frames wait for spokes to have new keys after somebody was revoked.
+/// How long frames wait for spokes to have new keys after somebody was revoked,
 pub(crate) const REVOKED_WAIT: Duration = Duration::from_millis(250);
+/// and how long they go on in any case before they wait again, however often somebody is revoked.
+const GO_ON: Duration = Duration::from_millis(750);
 /// How long a rotation waits for them.
 const ROTATION_WAIT: Duration = Duration::from_secs(5);
 /// One in so many may lack the keys when frames go on: it asks for what it cannot open.
@@ -43,8 +45,12 @@ pub(crate) struct Keys<Id> {
     current: Generation,
     /// Spokes are being told of it; it takes over once nearly all have it.
     next: Option<Next>,
-    /// Whether frames wait for spokes to have the current generation.
-    held: bool,
+    /// Until when frames wait for spokes to have the current generation.
+    held: Option<Instant>,
+    /// Until when they do not wait again.
+    goes_on: Option<Instant>,
+    /// Nothing is sealed any more.
+    closed: bool,
     round: Option<Round<Id>>,
     /// The newest generation is to be told.
     untold: bool,
@@ -74,6 +80,7 @@ struct Next {
 /// Who is waited for.
 #[derive(Debug)]
 struct Round<Id> {
+    generation: u32,
     asked: usize,
     /// Those that have not answered.
     missing: BTreeSet<Id>,
@@ -83,12 +90,12 @@ struct Round<Id> {
 /// Why a frame was not sealed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum NotSealed {
-    /// Spokes are being told of new keys. Try again when [`Keys::is_held`] says that it is over.
+    /// Spokes are being told of new keys. Look again, and try again.
     Held,
     /// There is a spoke on the topic that may not read so old an event.
     TooOld,
-    /// The generation is used up.
-    Exhausted,
+    /// The topic is over, or the generation used up.
+    Over,
 }
 
 impl<Id: Copy + Ord + Debug> Keys<Id> {
@@ -100,7 +107,9 @@ impl<Id: Copy + Ord + Debug> Keys<Id> {
             epoch,
             current: Generation::new(sealer, now),
             next: None,
-            held: false,
+            held: None,
+            goes_on: None,
+            closed: false,
             round: None,
             untold: false,
             evict: Vec::new(),
@@ -126,7 +135,8 @@ impl<Id: Copy + Ord + Debug> Keys<Id> {
 
     /// Whether a spoke that may read nothing below `floor` may have the keys. If so, nothing below is sealed from
     /// now on. `sent` is where the topic's cursor stands.
-    pub(crate) fn admit(&mut self, floor: u64, sent: u64) -> bool {
+    pub(crate) fn admit(&mut self, now: Instant, floor: u64, sent: u64) -> bool {
+        self.look(now, sent);
         let oldest = self.current.oldest;
         let admits = floor == 0 || (sent >= floor && oldest.is_none_or(|oldest| oldest >= floor));
         if admits {
@@ -165,8 +175,8 @@ impl<Id: Copy + Ord + Debug> Keys<Id> {
         }
         self.untold = true;
         let next_given = self.next.take().map(|next| next.generation.given);
-        if next_given.is_none() && self.held && !self.current.given {
-            // Nobody has heard of the generation that the last revocation began.
+        if next_given.is_none() && !self.current.given {
+            // Nobody has heard of the generation that there is.
             return;
         }
         // What the next one's number was for stays that way.
@@ -175,14 +185,17 @@ impl<Id: Copy + Ord + Debug> Keys<Id> {
             None => self.generation().saturating_add(1),
         };
         self.current = Generation::new(self.sealer(number, rng), now);
-        self.held = true;
         self.round = None;
+        if self.goes_on.is_none_or(|until| until <= now) {
+            let until = after(now, REVOKED_WAIT);
+            self.held.get_or_insert(until);
+        }
     }
 
     /// Begins to tell the spokes of another generation, which takes over with the first event from offset
     /// `from` on once nearly all have it. Says whether it does: not while another change is under way.
     pub(crate) fn rotate(&mut self, now: Instant, from: u64, rng: &mut impl Rng) -> bool {
-        if self.held || self.next.is_some() {
+        if self.held.is_some() || self.next.is_some() {
             return false;
         }
         let number = self.generation().saturating_add(1);
@@ -203,7 +216,7 @@ impl<Id: Copy + Ord + Debug> Keys<Id> {
     }
 
     /// What spokes on the topic are to be told now, if anything: all of them, as they are after this call.
-    /// Say who was [asked](Self::asked) to confirm it.
+    /// Say who was then [asked](Self::asked) to confirm it.
     pub(crate) fn tell(&mut self) -> Option<Rekey> {
         if !std::mem::take(&mut self.untold) {
             return None;
@@ -218,20 +231,25 @@ impl<Id: Copy + Ord + Debug> Keys<Id> {
         })
     }
 
-    /// These were told, and are waited for.
-    pub(crate) fn asked(&mut self, now: Instant, ids: impl IntoIterator<Item = Id>) {
+    /// These were told of a generation, and are waited for.
+    pub(crate) fn asked(
+        &mut self,
+        now: Instant,
+        generation: u32,
+        ids: impl IntoIterator<Item = Id>,
+    ) {
+        if generation != self.newest() {
+            // There is news to be told already.
+            return;
+        }
         let missing: BTreeSet<Id> = ids.into_iter().collect();
-        let wait = if self.held {
-            REVOKED_WAIT
-        } else {
-            ROTATION_WAIT
-        };
         self.round = Some(Round {
+            generation,
             asked: missing.len(),
             missing,
-            until: after(now, wait),
+            until: after(now, ROTATION_WAIT),
         });
-        self.look(now);
+        self.release(now);
     }
 
     /// A spoke has the keys of a generation.
@@ -246,29 +264,56 @@ impl<Id: Copy + Ord + Debug> Keys<Id> {
         if let Some(round) = &mut self.round
             && round.missing.remove(&id)
         {
-            self.look(now);
+            self.release(now);
         }
     }
 
-    /// Looks at the time: whether those who are still waited for have had enough of it.
-    pub(crate) fn look(&mut self, now: Instant) {
-        if let Some(round) = &self.round
-            && (round.missing.len() * NEARLY_ALL <= round.asked || round.until <= now)
+    /// Looks at the time, and at where the topic's cursor stands: whether frames need wait no longer, and whether it
+    /// is time to go over to the next generation.
+    pub(crate) fn look(&mut self, now: Instant, sent: u64) {
+        self.release(now);
+        let from = self.next.as_ref().map(|next| next.from);
+        if from.is_some_and(|from| sent >= from)
+            && self.is_told(now)
+            && let Some(next) = self.next.take()
         {
-            self.held = false;
+            self.current = next.generation;
+            // What is older goes along links, or those for whom this is done would have to wait again.
+            self.floor = self.floor.max(next.from);
+            self.round = None;
         }
     }
 
-    /// When to [look](Self::look).
+    fn release(&mut self, now: Instant) {
+        if self.held.is_some_and(|until| until <= now) || self.held.is_some() && self.is_told(now) {
+            self.held = None;
+            self.goes_on = Some(after(now, GO_ON));
+        }
+    }
+
+    /// Whether nearly all have the newest generation, or have had the time for it.
+    fn is_told(&self, now: Instant) -> bool {
+        let newest = self.newest();
+        let told = |round: &Round<Id>| {
+            let nearly_all = round.missing.len() * NEARLY_ALL <= round.asked;
+            round.generation == newest && (nearly_all || round.until <= now)
+        };
+        !self.untold && self.round.as_ref().is_some_and(told)
+    }
+
+    /// When to [look](Self::look) though nothing happened.
     pub(crate) fn deadline(&self) -> Option<Instant> {
-        let waits = self.held || self.next.is_some();
-        let round = self.round.as_ref().filter(|_| waits)?;
-        (!round.missing.is_empty()).then_some(round.until)
+        self.held
     }
 
     /// Whether frames wait.
     pub(crate) fn is_held(&self) -> bool {
-        self.held
+        self.held.is_some()
+    }
+
+    /// Seals nothing any more.
+    pub(crate) fn close(&mut self) {
+        self.closed = true;
     }
 
     /// Seals `count` packed events from offset `first` on, or a part of one; `again` says that they were sealed
@@ -280,35 +325,25 @@ impl<Id: Copy + Ord + Debug> Keys<Id> {
         content: &[u8],
         again: bool,
     ) -> Result<Bytes, NotSealed> {
-        if self.held {
+        if self.closed {
+            return Err(NotSealed::Over);
+        }
+        if self.held.is_some() {
             return Err(NotSealed::Held);
         }
         if first < self.floor && count > 0 {
             return Err(NotSealed::TooOld);
         }
         if !again {
-            self.go_over(now, first);
+            self.look(now, first);
         }
         let current = &mut self.current;
         let sealed = current.sealer.seal(first, count, of, content);
-        let frame = sealed.map_err(|CounterExhausted { .. }| NotSealed::Exhausted)?;
+        let frame = sealed.map_err(|CounterExhausted { .. }| NotSealed::Over)?;
         if count > 0 {
             current.oldest = Some(current.oldest.map_or(first, |oldest| oldest.min(first)));
         }
         Ok(frame)
-    }
-
-    /// Goes over to the next generation, if spokes have it and the events are new enough.
-    fn go_over(&mut self, now: Instant, first: u64) {
-        let told = |round: &Round<Id>| {
-            round.missing.len() * NEARLY_ALL <= round.asked || round.until <= now
-        };
-        if self.round.as_ref().is_some_and(told)
-            && let Some(next) = self.next.take_if(|next| first >= next.from)
-        {
-            self.current = next.generation;
-            self.round = None;
-        }
     }
 }
 

@@ -25,8 +25,8 @@ use super::{
     shared_log::{Entry, SharedLog},
 };
 use crate::{
-    admission::REVOKED, close::CloseCode, fan_out::Path, link_io::LinkError, position::Epoch,
-    protocol::Protocol, spoke_id::SpokeId, wire::native::Rekey,
+    fan_out::Path, link_io::LinkError, position::Epoch, protocol::Protocol, spoke_id::SpokeId,
+    wire::native::Rekey,
 };
 
 #[derive(Debug)]
@@ -65,8 +65,8 @@ pub(crate) struct Link {
     fenced: AtomicBool,
     /// The spoke is not admitted any more.
     revoked: AtomicBool,
-    /// The spoke may read nothing that was broadcast before.
-    pub(crate) floor: u64,
+    /// The spoke may have no keys under which anything from before was sealed.
+    pub(crate) key_floor: u64,
 }
 
 impl Link {
@@ -82,6 +82,7 @@ impl Link {
             number,
             gossips,
             floor,
+            key_floor,
         } = given;
         let protocol = session.protocol;
         Self {
@@ -105,7 +106,7 @@ impl Link {
             cut_off: AtomicBool::new(false),
             fenced: AtomicBool::new(false),
             revoked: AtomicBool::new(false),
-            floor,
+            key_floor,
         }
     }
 
@@ -125,12 +126,9 @@ impl Link {
         self.cancel.cancel();
     }
 
-    /// Ends the link and its connection at once, since the spoke is not admitted any more: nothing that is not
-    /// on its way leaves for it.
+    /// Ends the link, since the spoke is not admitted any more; whoever calls this closes its connection.
     pub(crate) fn revoke(&self) {
         self.revoked.store(true, Ordering::Release);
-        let code = CloseCode::Refused.to_varint();
-        self.connection.close(code, REVOKED.as_bytes());
         self.cancel.cancel();
     }
 

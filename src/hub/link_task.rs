@@ -153,6 +153,9 @@ async fn welcome(
         Start::Earliest => Ask::Earliest,
         Start::At(position) => Ask::At(position),
     };
+    // Of what was appended before it was admitted, nothing is this spoke's.
+    let floor_now = floor.max(hub.floors().of(connection.remote_id()).of_events);
+    hub.reaches(floor_now).await;
     let begin = hub.begin(ask).await;
     let Resume {
         mut start,
@@ -161,8 +164,7 @@ async fn welcome(
     } = begin.resume;
     if hello.start == Start::Earliest {
         // For others, the cursor says what they are not to have.
-        start = start.max(floor).max(hub.floor_of(connection.remote_id()));
-        start = start.min(begin.tip);
+        start = start.max(floor_now).min(begin.tip);
     }
     let asked = Asked {
         endpoint: connection.remote_id(),

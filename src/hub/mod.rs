@@ -25,6 +25,7 @@ mod link_task;
 mod log_writer;
 mod mail;
 pub(crate) mod mailbox;
+mod open;
 pub(crate) mod pace;
 mod receipt;
 mod record;
@@ -56,7 +57,7 @@ use iroh::{
 use iroh_tickets::endpoint::EndpointTicket;
 use n0_error::{AnyError, e};
 use tokio::{
-    sync::{Notify, mpsc, watch},
+    sync::{Notify, mpsc},
     time::{Instant, sleep, timeout, timeout_at},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -71,6 +72,7 @@ use self::{
     health::Board,
     link::Link,
     mailbox::MailboxLimits,
+    open::Open,
     pace::{Has, Pace},
     repairs::Payer,
     roster::{Asked, Roster},
@@ -139,9 +141,9 @@ pub(crate) struct Inner {
     notes: mpsc::Sender<Note>,
     topic: Mutex<Option<CurrentTopic>>,
     floors: Mutex<Floors>,
-    /// Wakes the switchboard when somebody was revoked, and the connections, which look whether it was they.
+    /// Wakes the switchboard when somebody was revoked.
     revoked: Notify,
-    revocations: watch::Sender<u64>,
+    open: Open,
     paces: Mutex<Paces>,
     /// What repairs, and spokes that the topic does not reach, may take.
     budget: Mutex<Budget<Payer<SpokeId>>>,
@@ -230,7 +232,7 @@ impl Hub {
             topic: Mutex::default(),
             floors: Mutex::default(),
             revoked: Notify::new(),
-            revocations: watch::Sender::new(0),
+            open: Open::default(),
             paces: Mutex::new(Paces {
                 fast: pace(),
                 all: pace(),
@@ -674,7 +676,7 @@ impl Inner {
         let floor = || match self.config.admission.is_denied(&asked.endpoint) {
             // Since its connection was let in.
             true => Err(LinkError::gone(revoked())),
-            false => Ok(self.floor_of(asked.endpoint)),
+            false => Ok(self.floors().of(asked.endpoint)),
         };
         let (link, promoted) = self.roster.join(asked, floor, || self.log.tip(), make)?;
         // Where it goes on says what it has.
@@ -791,9 +793,23 @@ impl Inner {
         self.floors.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The first offset that a spoke of this endpoint may read.
-    fn floor_of(&self, endpoint: EndpointId) -> u64 {
-        self.floors().of(endpoint)
+    /// Waits until what was appended before a spoke was admitted can be read by others, so that the spoke begins behind
+    /// it; not for long.
+    async fn reaches(&self, floor: u64) {
+        let mut tip = self.log.watch_tip();
+        let reached = async {
+            while self.log.tip() < floor && self.log.failure().is_none() {
+                if tip.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        if timeout(self.config.limits.hello_timeout, reached)
+            .await
+            .is_err()
+        {
+            debug!(floor, "the log has not been synced in time");
+        }
     }
 
     /// Takes a gossip connection, if it is one of our spokes'.
@@ -877,6 +893,8 @@ impl Guards for Inner {
             for link in links {
                 link.revoke();
             }
+            // Those of former links too, and those that are none yet.
+            self.open.close(*id, CloseCode::Refused, REVOKED);
             self.metrics.admission.revoked.inc();
             debug!(target: events::REVOKED, remote = %id.fmt_short());
         }
@@ -885,16 +903,21 @@ impl Guards for Inner {
             topic.revoke(ids);
         }
         self.revoked.notify_one();
-        self.revocations.send_modify(|count| *count += 1);
         self.progress.notify_waiters();
     }
 
-    fn admitted(&self, ids: &[EndpointId]) {
+    fn admitted(&self, ids: &[EndpointId], were_denied: bool) {
         if self.config.history {
             return;
         }
+        // Who is here was let in before, by a decision or before it was denied.
+        let here = |id: &EndpointId| match were_denied {
+            true => self.roster.is_connected(*id),
+            false => self.roster.knows(*id),
+        };
+        let ids: Vec<_> = ids.iter().copied().filter(|id| !here(id)).collect();
         let (floor, head) = (self.log.appended(), self.log.head());
-        self.floors().set(ids, floor, head);
+        self.floors().set(&ids, floor, head);
     }
 }
 

@@ -11,6 +11,7 @@ use n0_error::e;
 use tokio::sync::broadcast;
 
 use super::{
+    floors::Floor,
     link::Link,
     mail::Mail,
     mailbox::{MailboxLimits, NoRoom},
@@ -78,8 +79,10 @@ pub(super) struct Given {
     pub(super) session: Arc<Session>,
     pub(super) number: u64,
     pub(super) gossips: bool,
-    /// It may read nothing that was broadcast before.
+    /// It may read nothing that was broadcast before,
     pub(super) floor: u64,
+    /// nor have keys under which it was sealed, nor what came before this.
+    pub(super) key_floor: u64,
 }
 
 impl Roster {
@@ -115,7 +118,7 @@ impl Roster {
     pub(super) fn join(
         &self,
         asked: Asked,
-        floor: impl FnOnce() -> Result<u64, LinkError>,
+        floor: impl FnOnce() -> Result<Floor, LinkError>,
         tip: impl FnOnce() -> u64,
         make: impl FnOnce(Given) -> Link,
     ) -> Result<(Arc<Link>, Option<SpokeId>), LinkError> {
@@ -153,12 +156,14 @@ impl Roster {
             session.floor = asked.floor;
             (Arc::new(session), 0)
         });
-        let floor = session.floor.max(floor);
+        let key_floor = session.floor.max(floor.of_keys);
+        let floor = session.floor.max(floor.of_events);
         let link = Arc::new(make(Given {
             session: session.clone(),
             number: joined.link,
             gossips: joined.gossips,
             floor,
+            key_floor,
         }));
         session.attach(joined.link, taken, link.wake.clone());
         let member = Member {
@@ -248,6 +253,14 @@ impl Roster {
         }
         self.gauge(inner);
         links
+    }
+
+    /// Whether a spoke of this endpoint is connected.
+    pub(super) fn is_connected(&self, endpoint: EndpointId) -> bool {
+        let id = |number| SpokeId { endpoint, number };
+        let inner = self.inner();
+        let mut members = inner.members.range(id(0)..=id(u64::MAX));
+        members.any(|(_, member)| member.link.is_ok())
     }
 
     /// Whether there is a spoke of this endpoint, connected or away.

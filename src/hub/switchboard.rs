@@ -5,7 +5,7 @@
 //! shares out the acknowledgements, and goes on serving directly whoever the topic does not reach.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     panic::AssertUnwindSafe,
     sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
@@ -160,6 +160,7 @@ impl Switchboard {
                 biased;
                 () = self.hub.cancel.cancelled() => break,
                 // Before the notes, of which one spoke can send many.
+                () = self.hub.revoked.notified() => self.let_go(),
                 _ = tick.tick() => self.tick(),
                 event = GossipLink::event(&mut self.topic) => match event {
                     LinkEvent::Neighbors(neighbors) => {
@@ -181,7 +182,6 @@ impl Switchboard {
                 }
                 () = wait_until(deadline) => {}
                 () = self.hub.budget_line.notified() => {}
-                () = self.hub.revoked.notified() => self.let_go(),
             }
         }
         self.stop_topic();
@@ -276,15 +276,16 @@ impl Switchboard {
     fn may_have_keys(&self, link: &Link) -> bool {
         self.topic.as_ref().is_none_or(|topic| {
             let mut keys = topic.topic().keys.lock();
-            keys.admit(link.floor, topic.sent())
+            keys.admit(Instant::now(), link.key_floor, topic.sent())
         })
     }
 
     /// Somebody was revoked: the planner is to forget those that are gone.
     fn let_go(&mut self) {
         let now = Instant::now();
-        let gone = |id: &&SpokeId| self.hub.roster.get(**id).is_none();
-        let gone: Vec<_> = self.links.keys().filter(gone).copied().collect();
+        let there: BTreeSet<_> = self.hub.roster.all().iter().map(|link| link.id).collect();
+        let gone = self.links.keys().filter(|id| !there.contains(id));
+        let gone: Vec<_> = gone.copied().collect();
         for id in gone {
             self.spoke(now, id);
         }
@@ -319,7 +320,8 @@ impl Switchboard {
             asked = asked.len(),
             "new keys"
         );
-        topic.keys.lock().asked(Instant::now(), asked);
+        let generation = rekey.keys.generation;
+        topic.keys.lock().asked(Instant::now(), generation, asked);
         topic.keys.changed.notify_one();
     }
 
@@ -332,9 +334,15 @@ impl Switchboard {
             self.spoke(now, link.id);
         }
         let still = |link: &&Arc<Link>| matches!(self.links.get(&link.id), Some((_, false)));
-        let floor = waiting.iter().filter(still).map(|link| link.floor).max();
+        let floor = waiting
+            .iter()
+            .filter(still)
+            .map(|link| link.key_floor)
+            .max();
         let Some(topic) = &self.topic else { return };
         let mut keys = topic.topic().keys.lock();
+        // A topic to which nothing is said goes over to new keys as well.
+        keys.look(now, topic.sent());
         let lately = |at: Instant| now.saturating_duration_since(at) < FOR_NEWCOMERS;
         let rng = &mut rand::rng();
         if let Some(floor) = floor
@@ -519,6 +527,10 @@ impl Switchboard {
 
     /// Ends the topic in the background: leaving it in order takes a while.
     fn stop_topic(&mut self) {
+        // First: who is revoked while there is no topic is not looked for on this one.
+        if let Some(topic) = &self.topic {
+            topic.close();
+        }
         self.hub.set_topic(None);
         self.hub.board().probe = None;
         if let Some(topic) = self.topic.take() {
@@ -532,16 +544,26 @@ impl Switchboard {
         links.map(|link| link.remote_addr()).collect()
     }
 
-    fn tell_join(&self, id: SpokeId, peers: &[SpokeId], via_hub: bool) {
+    fn tell_join(&mut self, id: SpokeId, peers: &[SpokeId], via_hub: bool) {
         let (Some(topic), Some(link)) = (&self.topic, self.link(id)) else {
             return;
+        };
+        let given = {
+            let mut keys = topic.topic().keys.lock();
+            let admits = keys.admit(Instant::now(), link.key_floor, topic.sent());
+            admits.then(|| keys.give())
+        };
+        let Some((keys, next)) = given else {
+            // The topic has begun since it was looked at. It waits for keys that it may have.
+            let link = link.clone();
+            self.links.insert(id, (link, false));
+            return self.planner.spoke_joined(Instant::now(), id, false);
         };
         let mut addrs = self.addrs(peers);
         if via_hub || addrs.is_empty() {
             addrs.push(self.hub.endpoint.addr());
         }
         let counts = self.planner.counts();
-        let (keys, next) = topic.topic().keys.lock().give();
         link.order_topic(TopicOrder::Join(Box::new(Topic {
             topic: topic.topic().id,
             keys,

@@ -426,7 +426,7 @@ impl Hub {
             }));
         }
         let members: Vec<_> = members.into_iter().map(|(id, _)| *id).collect();
-        topic.keys.asked(now, asked);
+        topic.keys.asked(now, rekey.keys.generation, asked);
         for id in members {
             self.pump(ctx, id);
         }
@@ -631,7 +631,7 @@ impl Hub {
             let fast = links.iter().filter(move |(_, link)| on_topic(link));
             fast.map(|(id, link)| (*id, link.has)).collect::<Vec<_>>()
         };
-        topic.keys.look(now);
+        topic.keys.look(now, topic.framer.next());
         while !topic.keys.is_held()
             && let Some(content) = topic.framer.poll(now, log, acks)
         {
@@ -748,7 +748,7 @@ impl Hub {
             addrs.push(EndpointAddr::new(ctx.hub_id));
         }
         let counts = self.planner.counts();
-        let (keys, _) = topic.keys.give();
+        let (keys, next) = topic.keys.give();
         let order = TopicOrder::Join(Box::new(native::Topic {
             topic: topic.id,
             keys,
@@ -756,7 +756,12 @@ impl Hub {
             max_frame_bytes: topic.max_frame_bytes as u32,
             members: u32::try_from(counts.gossip + counts.joining).unwrap_or(u32::MAX),
         }));
-        self.desk(id, |desk| desk.order_topic(order));
+        self.desk(id, |desk| {
+            desk.order_topic(order);
+            if let Some(next) = next {
+                desk.rekey(Box::new(next));
+            }
+        });
     }
 }
 

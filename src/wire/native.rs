@@ -119,9 +119,9 @@ pub(crate) struct Rekey {
     pub(crate) confirm: bool,
 }
 
-/// The most former members that one [`Rekey`] names: what fits into a frame. Of others, members learn by
-/// the keys that these lack.
-pub(crate) const MAX_EVICTED: usize = 1024;
+/// The most former members that one [`Rekey`] names: few, since all members are told. Of others, they learn by the
+/// keys that these lack.
+pub(crate) const MAX_EVICTED: usize = 64;
 
 /// Shows no key.
 impl std::fmt::Debug for GenerationKeys {

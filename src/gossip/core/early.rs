@@ -9,12 +9,14 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 use n0_future::time::{Duration, Instant};
 
-/// How much is kept of all peers,
-const MAX_BYTES: usize = 1024 * 1024;
-/// and how many messages of one: a peer that makes up such frames pushes out none of the others.
+/// How many peers find room with all that may be kept of one.
+const PEERS: usize = 8;
+/// How many messages are kept of one: a peer that makes up such frames takes none of the others' room.
 const MAX_OF_ONE: usize = 16;
-/// and of how many peers.
-const MAX_ALL: usize = 8 * MAX_OF_ONE;
+/// How many bytes of one: two of the largest messages.
+const BYTES_OF_ONE: usize = 160 * 1024;
+const MAX_ALL: usize = PEERS * MAX_OF_ONE;
+const MAX_BYTES: usize = PEERS * BYTES_OF_ONE;
 
 /// For how long.
 const KEPT_FOR: Duration = Duration::from_secs(3);
@@ -38,8 +40,12 @@ impl<P: PartialEq> Early<P> {
     /// Keeps a message, if there is room.
     pub(super) fn keep(&mut self, from: P, message: &Bytes, now: Instant) {
         self.expire(now);
-        let of_one = self.messages.iter().filter(|(p, ..)| *p == from).count();
-        if of_one < MAX_OF_ONE
+        let of_one = self.messages.iter().filter(|(p, ..)| *p == from);
+        let (count, bytes) = of_one.fold((0, 0), |(count, bytes), (_, message, _)| {
+            (count + 1, bytes + message.len())
+        });
+        if count < MAX_OF_ONE
+            && bytes + message.len() <= BYTES_OF_ONE
             && self.messages.len() < MAX_ALL
             && self.bytes + message.len() <= MAX_BYTES
         {
@@ -91,10 +97,14 @@ mod tests {
     fn large_ones_find_room_up_to_a_number_of_bytes() {
         let now = Instant::now();
         let mut early = Early::default();
-        let message = Bytes::from(vec![0; MAX_BYTES / 4]);
+        let message = Bytes::from(vec![0; BYTES_OF_ONE / 2]);
         for peer in 0..10 {
-            early.keep(peer, &message, now);
+            for _ in 0..3 {
+                early.keep(peer, &message, now);
+            }
         }
-        assert_eq!(early.take(now).count(), 4);
+        let kept: Vec<_> = early.take(now).map(|(peer, _)| peer).collect();
+        assert_eq!(kept.len(), 2 * PEERS);
+        assert!(kept.iter().all(|peer| *peer < PEERS));
     }
 }

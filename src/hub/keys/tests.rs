@@ -30,7 +30,16 @@ impl Bed {
 
     fn pass(&mut self, time: Duration) {
         self.now += time;
-        self.keys.look(self.now);
+        self.keys.look(self.now, 0);
+    }
+
+    fn asked(&mut self, ids: impl IntoIterator<Item = u8>) {
+        let newest = self.keys.newest();
+        self.keys.asked(self.now, newest, ids);
+    }
+
+    fn admit(&mut self, floor: u64, sent: u64) -> bool {
+        self.keys.admit(self.now, floor, sent)
     }
 
     fn revoke(&mut self, spokes: &[u8]) {
@@ -65,7 +74,7 @@ fn after_a_revocation_frames_wait_until_nearly_all_have_the_new_key() {
     let rekey = bed.keys.tell().unwrap();
     assert_eq!((rekey.keys.generation, rekey.evict), (1, vec![endpoint(5)]));
     assert!(bed.keys.tell().is_none());
-    bed.keys.asked(bed.now, 0..100);
+    bed.asked(0..100);
     for n in 0..97 {
         bed.keys.confirmed(bed.now, n, 1);
     }
@@ -83,7 +92,7 @@ fn after_a_revocation_frames_wait_no_longer_than_a_quarter_of_a_second() {
     bed.keys.give();
     bed.revoke(&[5]);
     bed.keys.tell().unwrap();
-    bed.keys.asked(bed.now, 0..10);
+    bed.asked(0..10);
     let due = bed.keys.deadline().unwrap();
     assert_eq!(due, bed.now + REVOKED_WAIT);
     bed.pass(REVOKED_WAIT - MS);
@@ -101,7 +110,7 @@ fn a_rotation_lets_frames_go_on_under_the_key_before() {
     assert!(!bed.rotate(0), "one at a time");
     assert_eq!(bed.seal(0, false), Ok((0, 0)));
     assert_eq!(bed.keys.tell().unwrap().keys.generation, 1);
-    bed.keys.asked(bed.now, 0..10);
+    bed.asked(0..10);
     assert_eq!(bed.seal(1, false), Ok((0, 1)));
     let (current, next) = bed.keys.give();
     assert_eq!((current.generation, next.unwrap().keys.generation), (0, 1));
@@ -111,6 +120,7 @@ fn a_rotation_lets_frames_go_on_under_the_key_before() {
     // What is sent again does not switch the key, which has a place to begin.
     assert_eq!(bed.seal(0, true), Ok((0, 2)));
     assert_eq!(bed.seal(2, false), Ok((1, 0)));
+    assert_eq!(bed.seal(0, true), Ok((1, 1)), "all may read that");
     assert!(bed.keys.give().1.is_none());
 }
 
@@ -120,7 +130,7 @@ fn a_rotation_does_not_wait_for_ever() {
     bed.keys.give();
     assert!(bed.rotate(0));
     bed.keys.tell().unwrap();
-    bed.keys.asked(bed.now, 0..10);
+    bed.asked(0..10);
     bed.pass(ROTATION_WAIT);
     assert_eq!(bed.seal(0, false), Ok((1, 0)));
 }
@@ -145,10 +155,10 @@ fn a_revocation_in_the_middle_of_a_rotation_uses_neither_key() {
     bed.keys.give();
     assert!(bed.rotate(0));
     bed.keys.tell().unwrap();
-    bed.keys.asked(bed.now, [1, 2]);
+    bed.asked([1, 2]);
     bed.revoke(&[1]);
     assert_eq!(bed.keys.tell().unwrap().keys.generation, 2);
-    bed.keys.asked(bed.now, [2]);
+    bed.asked([2]);
     bed.keys.confirmed(bed.now, 2, 2);
     assert_eq!(bed.seal(0, false), Ok((2, 0)));
 }
@@ -156,21 +166,84 @@ fn a_revocation_in_the_middle_of_a_rotation_uses_neither_key() {
 #[test]
 fn a_newcomer_waits_for_a_key_that_seals_nothing_it_may_not_read() {
     let mut bed = Bed::new();
-    assert!(bed.keys.admit(0, 0));
+    assert!(bed.admit(0, 0));
     bed.keys.give();
     bed.seal(0, false).unwrap();
     let floor = 10;
-    assert!(!bed.keys.admit(floor, 20), "older events are under it");
+    assert!(!bed.admit(floor, 20), "older events are under it");
     assert!(bed.rotate(floor));
     bed.keys.tell().unwrap();
-    bed.keys.asked(bed.now, []);
+    bed.asked([]);
     assert_eq!(bed.seal(9, false), Ok((0, 1)), "not new enough");
-    assert!(!bed.keys.admit(floor, 10));
     assert_eq!(bed.seal(10, false), Ok((1, 0)));
-    assert!(!bed.keys.admit(12, 11), "the cursor is not there yet");
-    assert!(bed.keys.admit(floor, 11));
+    assert!(!bed.admit(12, 11), "the cursor is not there yet");
+    assert!(bed.admit(floor, 11));
     assert_eq!(bed.seal(9, true), Err(NotSealed::TooOld));
     assert_eq!(bed.seal(10, true), Ok((1, 1)));
+}
+
+#[test]
+fn a_topic_to_which_nothing_is_said_goes_over_too() {
+    let mut bed = Bed::new();
+    bed.keys.give();
+    bed.seal(0, false).unwrap();
+    assert!(bed.rotate(10));
+    bed.keys.tell().unwrap();
+    bed.asked([]);
+    assert!(!bed.admit(10, 9));
+    assert!(
+        bed.admit(10, 10),
+        "under keys that nothing was sealed under"
+    );
+    assert_eq!(bed.keys.generation(), 1);
+    assert!(bed.rotate(0), "another may begin");
+}
+
+#[test]
+fn however_often_somebody_is_revoked_frames_go_on_for_most_of_the_time() {
+    let mut bed = Bed::new();
+    bed.keys.give();
+    let (mut held, mut longest, mut in_a_row) = (0u32, 0u32, 0u32);
+    for tick in 0..1000 {
+        if tick % 5 == 0 {
+            bed.revoke(&[1]);
+            bed.keys.tell();
+            // One never answers.
+            bed.asked([2]);
+        }
+        if bed.seal(0, false) == Err(NotSealed::Held) {
+            held += 1;
+            in_a_row += 1;
+            longest = longest.max(in_a_row);
+        } else {
+            in_a_row = 0;
+        }
+        bed.pass(10 * MS);
+    }
+    assert!(longest <= 25, "{longest}");
+    assert!((100..=300).contains(&held), "{held}");
+}
+
+#[test]
+fn what_was_asked_about_a_former_generation_counts_for_nothing() {
+    let mut bed = Bed::new();
+    bed.keys.give();
+    bed.revoke(&[1]);
+    bed.keys.tell().unwrap();
+    bed.revoke(&[2]);
+    bed.keys.asked(bed.now, 1, []);
+    assert_eq!(bed.seal(0, false), Err(NotSealed::Held));
+    bed.keys.tell().unwrap();
+    bed.asked([]);
+    assert_eq!(bed.seal(0, false), Ok((2, 0)));
+}
+
+#[test]
+fn a_topic_that_is_over_seals_nothing() {
+    let mut bed = Bed::new();
+    bed.keys.give();
+    bed.keys.close();
+    assert_eq!(bed.seal(0, false), Err(NotSealed::Over));
 }
 
 #[derive(Clone, Debug)]
@@ -250,7 +323,7 @@ proptest! {
                         forbidden.push((n, at, tip));
                         spoke.floor = tip;
                     }
-                    if !spoke.member && bed.keys.admit(spoke.floor, sent) {
+                    if !spoke.member && bed.admit(spoke.floor, sent) {
                         let (current, next) = bed.keys.give();
                         spoke.member = true;
                         spoke.generations.insert(current.generation);
@@ -283,7 +356,7 @@ proptest! {
                             spoke.generations.insert(rekey.keys.generation);
                             asked.push(*n);
                         }
-                        bed.keys.asked(bed.now, asked);
+                        bed.asked(asked);
                     }
                 }
                 Op::Confirm(n) => {
@@ -301,9 +374,8 @@ proptest! {
                 prop_assert_eq!(read, None, "spoke {} reads of {}..{}", n, from, to);
             }
         }
-        // Nothing waits for ever.
-        bed.keys.tell();
-        bed.keys.asked(bed.now, []);
+        // Nothing waits for ever, whoever is told or answers.
+        bed.pass(REVOKED_WAIT);
         prop_assert!(bed.seal(sent, false).is_ok());
     }
 }

@@ -742,16 +742,7 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
-proptest! {
-    #[test]
-    fn any_bytes_as_a_message_are_survived(raw in proptest::collection::vec(any::<u8>(), 0..400)) {
-        let now = Instant::now();
-        let mut core = with_neighbors(&[1, 2], now);
-        core.message(1, raw.into(), now);
-        core.tick(now + Duration::from_secs(1));
-    }
-
-    #[test]
+crate::fuzz::machine! {
     fn whatever_happens_every_bound_holds(ops in proptest::collection::vec(op(), 1..200)) {
         let mut now = Instant::now();
         let mut core = core(0, now);

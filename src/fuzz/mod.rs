@@ -212,3 +212,11 @@ impl Drop for Told<'_> {
         }
     }
 }
+
+#[test]
+fn what_breaks_a_target_is_found() {
+    let pool = vec![b"version 1".to_vec(), b"version 2".to_vec()];
+    let breaks = |bytes: &[u8]| assert!(!bytes.starts_with(b"version 3"));
+    let found = std::panic::catch_unwind(|| search("a test", pool, 100_000, breaks));
+    assert!(found.is_err());
+}

@@ -5,8 +5,8 @@
 //! one function for each, and three ways to call it:
 //!
 //! - `cargo test` goes through the corpus, and then tries some hundreds of inputs that it draws.
-//! - `FUZZ=10000000 cargo test --release --lib --bins ::fuzz -- --nocapture` tries that many on each decoder and a
-//!   tenth on each machine. `FUZZ_SEED` repeats a run of a decoder.
+//! - `FUZZ=10000000 cargo test --profile fuzz --lib --bins ::fuzz -- --nocapture` tries that many on each decoder and
+//!   a tenth on each machine, and says how fast. `FUZZ_SEED` repeats a run of a decoder.
 //! - With `RUSTC_WORKSPACE_WRAPPER=tests/fuzz/instrument` before it and `--test-threads 1` behind it, an input that
 //!   reaches code that none has reached is kept, and others are made of it ([`coverage`]). A machine draws
 //!   its operations from the input then.

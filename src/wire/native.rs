@@ -636,13 +636,20 @@ mod tests {
             any::<(u64, u64)>().prop_map(|(from, to)| ToSpoke::Missed { from, to }),
             any::<u64>().prop_map(|seq| ToSpoke::Ack { seq }),
             any::<u32>().prop_map(|millis| ToSpoke::AckEvery { millis }),
-            (keys(), prop::collection::vec(any::<[u8; 32]>(), 0..4), any::<bool>()).prop_map(
-                |(keys, evict, confirm)| {
+            (
+                keys(),
+                prop::collection::vec(any::<[u8; 32]>(), 0..4),
+                any::<bool>()
+            )
+                .prop_map(|(keys, evict, confirm)| {
                     let id = |key: &[u8; 32]| iroh::SecretKey::from_bytes(key).public();
                     let evict = evict.iter().map(id).collect();
-                    ToSpoke::Rekey(Box::new(Rekey { keys, evict, confirm }))
-                }
-            ),
+                    ToSpoke::Rekey(Box::new(Rekey {
+                        keys,
+                        evict,
+                        confirm,
+                    }))
+                }),
             any::<u64>().prop_map(|offset| ToSpoke::AckNow { offset }),
         ]
     }
@@ -779,6 +786,7 @@ mod tests {
                 },
             ),
             ("refused", ToHub::Refused { seq: 4 }),
+            ("rekeyed", ToHub::Rekeyed { generation: 300 }),
         ]
         .map(|(name, frame)| (name, bare_to_hub(&frame)))
         .into()
@@ -797,9 +805,14 @@ mod tests {
         let peer = EndpointAddr::new(key)
             .with_ip_addr(([127, 0, 0, 1], 4433).into())
             .with_relay_url("https://relay.example.com".parse().unwrap());
+        let rekey = Rekey {
+            keys: keys.clone(),
+            evict: vec![key; 2],
+            confirm: true,
+        };
         let topic = Topic {
             topic: [5; 32],
-            keys: keys.clone(),
+            keys,
             peers: vec![peer.clone(), peer],
             max_frame_bytes: 1 << 17,
             members: 40,
@@ -849,7 +862,7 @@ mod tests {
             ("missed", ToSpoke::Missed { from: 3, to: 300 }),
             ("ack", ToSpoke::Ack { seq: u64::MAX }),
             ("ack-every", ToSpoke::AckEvery { millis: 250 }),
-            ("rekey", ToSpoke::Rekey(keys)),
+            ("rekey", ToSpoke::Rekey(Box::new(rekey))),
             ("ack-now", ToSpoke::AckNow { offset: 301 }),
         ]
         .map(|(name, frame)| (name, bare_to_spoke(&frame)))

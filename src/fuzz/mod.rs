@@ -4,7 +4,7 @@
 //! draw: a sequence of operations. The targets are beside what they try; all of them end in `::fuzz`. There is
 //! one function for each, and three ways to call it:
 //!
-//! - `cargo test` goes through the corpus, and then tries some hundreds of inputs that it draws.
+//! - `cargo test` goes through the corpus, and then tries a few hundred or thousand inputs that it draws.
 //! - `FUZZ=10000000 cargo test --profile fuzz --lib --bins ::fuzz -- --nocapture` tries that many on each decoder and
 //!   a tenth on each machine, and says how fast. `FUZZ_SEED` repeats a run of a decoder.
 //! - With `RUSTC_WORKSPACE_WRAPPER=tests/fuzz/instrument` before it and `--test-threads 1` behind it, an input that
@@ -37,7 +37,7 @@ use self::mutate::Mutator;
 #[global_allocator]
 static COUNTED: memory::Counted = memory::Counted;
 
-/// How many inputs an ordinary run draws for a decoder.
+/// How many inputs an ordinary run tries for a decoder.
 const ORDINARY: u64 = 2000;
 
 /// A machine is tried so many times more rarely than a decoder: it does more each time.

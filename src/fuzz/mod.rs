@@ -38,7 +38,7 @@ use self::mutate::Mutator;
 static COUNTED: memory::Counted = memory::Counted;
 
 /// How many inputs an ordinary run tries for a decoder.
-const ORDINARY: u64 = 2000;
+const ORDINARY: u64 = 10_000;
 
 /// A machine is tried so many times more rarely than a decoder: it does more each time.
 const TIMES_FEWER: u64 = 10;

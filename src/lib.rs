@@ -68,6 +68,8 @@ mod close;
 mod delivery;
 mod event;
 mod fan_out;
+#[cfg(test)]
+mod fuzz;
 mod gossip;
 mod hub;
 mod inbox;

@@ -259,32 +259,14 @@ impl Keyring {
     ) -> Result<Proved, AuthError> {
         let binding = Binding::new(conn, self.topic, me, conn.remote_id())?;
         let (mut send, mut recv) = conn.open_bi().await.map_err(|_| e!(AuthError::Ended))?;
-        let (current, previous) = self.good();
-        let mut offer = Vec::with_capacity(OFFER);
-        offer.push(VERSION);
-        // Without a previous key the current one stands there twice.
-        for key in [&current, previous.as_ref().unwrap_or(&current)] {
-            offer.extend_from_slice(&key.generation.to_be_bytes());
-            offer.extend_from_slice(binding.proof(key, Role::Dialer).as_bytes());
-        }
-        send.write_all(&offer)
+        send.write_all(&self.offer(&binding))
             .await
             .map_err(|_| e!(AuthError::Ended))?;
         let mut answer = [0; ANSWER];
         recv.read_exact(&mut answer)
             .await
             .map_err(|_| e!(AuthError::Ended))?;
-        let [version, proof @ ..] = answer;
-        if version != VERSION {
-            return Err(e!(AuthError::Version { version }));
-        }
-        let (generation, mac) = split(&proof);
-        let key = self
-            .known(generation)
-            .ok_or_else(|| e!(AuthError::UnknownGeneration { generation }))?;
-        if binding.proof(&key, Role::Acceptor) != mac {
-            return Err(e!(AuthError::Refused { generation }));
-        }
+        let generation = self.check_answer(&answer, &binding)?;
         Ok(Proved {
             send,
             recv,
@@ -304,7 +286,37 @@ impl Keyring {
         recv.read_exact(&mut offer)
             .await
             .map_err(|_| e!(AuthError::Ended))?;
-        let [version, proofs @ ..] = offer;
+        let key = self.check_offer(&offer, &binding)?;
+        let mut answer = Vec::with_capacity(ANSWER);
+        answer.push(VERSION);
+        answer.extend_from_slice(&key.generation.to_be_bytes());
+        answer.extend_from_slice(binding.proof(&key, Role::Acceptor).as_bytes());
+        send.write_all(&answer)
+            .await
+            .map_err(|_| e!(AuthError::Ended))?;
+        Ok(Proved {
+            send,
+            recv,
+            generation: key.generation,
+        })
+    }
+
+    /// What the side that dials says first.
+    fn offer(&self, binding: &Binding) -> Vec<u8> {
+        let (current, previous) = self.good();
+        let mut offer = Vec::with_capacity(OFFER);
+        offer.push(VERSION);
+        // Without a previous key the current one stands there twice.
+        for key in [&current, previous.as_ref().unwrap_or(&current)] {
+            offer.extend_from_slice(&key.generation.to_be_bytes());
+            offer.extend_from_slice(binding.proof(key, Role::Dialer).as_bytes());
+        }
+        offer
+    }
+
+    /// The newest key of an offer that is known here, if the peer has it.
+    fn check_offer(&self, offer: &[u8; OFFER], binding: &Binding) -> Result<Key, AuthError> {
+        let [version, proofs @ ..] = *offer;
         if version != VERSION {
             return Err(e!(AuthError::Version { version }));
         }
@@ -323,18 +335,23 @@ impl Keyring {
                 generation: key.generation
             }));
         }
-        let mut answer = Vec::with_capacity(ANSWER);
-        answer.push(VERSION);
-        answer.extend_from_slice(&key.generation.to_be_bytes());
-        answer.extend_from_slice(binding.proof(&key, Role::Acceptor).as_bytes());
-        send.write_all(&answer)
-            .await
-            .map_err(|_| e!(AuthError::Ended))?;
-        Ok(Proved {
-            send,
-            recv,
-            generation: key.generation,
-        })
+        Ok(key)
+    }
+
+    /// The generation of an answer, if its key is known here and the peer has it.
+    fn check_answer(&self, answer: &[u8; ANSWER], binding: &Binding) -> Result<u32, AuthError> {
+        let [version, proof @ ..] = *answer;
+        if version != VERSION {
+            return Err(e!(AuthError::Version { version }));
+        }
+        let (generation, mac) = split(&proof);
+        let key = self
+            .known(generation)
+            .ok_or_else(|| e!(AuthError::UnknownGeneration { generation }))?;
+        if binding.proof(&key, Role::Acceptor) != mac {
+            return Err(e!(AuthError::Refused { generation }));
+        }
+        Ok(generation)
     }
 }
 
@@ -397,6 +414,8 @@ pub(super) fn previous_until(lifetime: Duration) -> Instant {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::LazyLock;
+
     use super::*;
 
     const TOPIC: TopicId = TopicId::from_bytes([7; 32]);
@@ -436,4 +455,55 @@ mod tests {
         assert!(others.iter().all(|other| *other != proof));
         assert_eq!(this.proof(&key, Role::Dialer), proof);
     }
+    /// A ring with two good keys, and what a proof is about.
+    fn member() -> (Keyring, Binding) {
+        let id = |n| iroh::SecretKey::from_bytes(&[n; 32]).public();
+        let ring = Keyring::new(TOPIC, 1, [1; 32]);
+        ring.rekey(2, [2; 32], Instant::now() + Duration::from_secs(1 << 30));
+        let binding = Binding {
+            secret: Zeroizing::new([4; 32]),
+            dialer: id(1),
+            acceptor: id(2),
+            topic: TOPIC,
+        };
+        (ring, binding)
+    }
+
+    /// An offer, and an answer under each key.
+    fn real() -> Vec<(&'static str, Vec<u8>)> {
+        let (ring, binding) = member();
+        let answer = |generation| {
+            let proof = binding.proof(&ring.known(generation).unwrap(), Role::Acceptor);
+            [&[VERSION][..], &generation.to_be_bytes(), proof.as_bytes()].concat()
+        };
+        vec![
+            ("offer", ring.offer(&binding)),
+            ("answer", answer(2)),
+            ("answer-former", answer(1)),
+        ]
+    }
+
+    crate::fuzz::decoder!(gossip_proof, real(), |bytes| {
+        static MEMBER: LazyLock<(Keyring, Binding)> = LazyLock::new(member);
+        static REAL: LazyLock<Vec<Vec<u8>>> =
+            LazyLock::new(|| real().into_iter().map(|(_, bytes)| bytes).collect());
+        let (ring, binding) = &*MEMBER;
+        if let Some(offer) = bytes.first_chunk()
+            && let Ok(key) = ring.check_offer(offer, binding)
+        {
+            // One of the two proofs that were given, and in it every byte.
+            let given = REAL[0][1..].chunks(PROOF);
+            let mut given = given.filter(|proof| proof[..4] == key.generation.to_be_bytes());
+            let proof = given.next().expect("a generation that was given");
+            assert!(
+                offer[1..].chunks(PROOF).any(|other| other == proof),
+                "forged"
+            );
+        }
+        if let Some(answer) = bytes.first_chunk::<ANSWER>()
+            && ring.check_answer(answer, binding).is_ok()
+        {
+            assert!(REAL.iter().any(|real| real == answer), "forged");
+        }
+    });
 }

@@ -191,8 +191,7 @@ mod tests {
         assert!(map.holds(&2, now + Duration::from_secs(2)));
     }
 
-    proptest! {
-        #[test]
+    crate::fuzz::machine! {
         fn a_map_is_what_was_written_last_and_holds_no_more_than_twice_that(
             ops in prop::collection::vec((0..4u8, 0..8u8, 0..20u64), 1..200),
         ) {

@@ -445,8 +445,7 @@ mod tests {
         acked: u64,
     }
 
-    proptest! {
-        #[test]
+    crate::fuzz::machine! {
         fn every_event_is_taken_once_in_order_or_its_sender_knows_better(
             ops in prop::collection::vec(op(), 1..200),
             events in 1..6usize,

@@ -667,8 +667,7 @@ mod tests {
         ]
     }
 
-    proptest! {
-        #[test]
+    crate::fuzz::machine! {
         fn the_hub_gets_each_event_once_in_order_and_every_receipt_tells_the_truth(
             ops in prop::collection::vec(op(), 1..200),
         ) {

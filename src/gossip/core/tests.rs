@@ -819,16 +819,95 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
-proptest! {
-    #[test]
-    fn any_bytes_as_a_message_are_survived(raw in proptest::collection::vec(any::<u8>(), 0..400)) {
-        let now = Instant::now();
-        let mut core = with_neighbors(&[1, 2], now);
-        core.message(1, raw.into(), now);
-        core.tick(now + Duration::from_secs(1));
-    }
+fn real() -> Vec<(&'static str, Vec<u8>)> {
+    let info = |id| PeerInfo {
+        id,
+        data: Some(Bytes::from(vec![1; 20])),
+    };
+    let id = *blake3::hash(b"a frame").as_bytes();
+    let round = 3;
+    let swarm = |swarm| bytes(&Message::Swarm(swarm)).to_vec();
+    let gossip = |gossip| bytes(&Message::Gossip(gossip)).to_vec();
+    let nodes = || List((3..9).map(info).collect());
+    vec![
+        ("join", join().to_vec()),
+        (
+            "forward-join",
+            swarm(Swarm::ForwardJoin {
+                peer: info(3),
+                ttl: 5,
+            }),
+        ),
+        (
+            "shuffle",
+            swarm(Swarm::Shuffle {
+                origin: 3,
+                nodes: nodes(),
+                ttl: 6,
+            }),
+        ),
+        (
+            "shuffle-reply",
+            swarm(Swarm::ShuffleReply { nodes: nodes() }),
+        ),
+        (
+            "neighbor",
+            swarm(Swarm::Neighbor {
+                priority: Priority::High,
+                data: None,
+            }),
+        ),
+        (
+            "disconnect",
+            swarm(Swarm::Disconnect {
+                alive: true,
+                respond: false,
+            }),
+        ),
+        ("frame", data(b"a frame", 2).to_vec()),
+        ("frame-far", data(b"a frame", u16::MAX).to_vec()),
+        ("bad-forged", data(b"Forged", 2).to_vec()),
+        ("bad-stale", data(b"Stale", 2).to_vec()),
+        ("prune", gossip(Gossip::Prune)),
+        (
+            "graft",
+            gossip(Gossip::Graft {
+                id: Some(id),
+                round,
+            }),
+        ),
+        (
+            "ihave",
+            gossip(Gossip::IHave(List(vec![IHave { id, round }; 5]))),
+        ),
+    ]
+}
 
-    #[test]
+crate::fuzz::decoder!(gossip_core, real(), |raw| {
+    let now = Instant::now();
+    let mut core = with_neighbors(&[1, 2], now);
+    core.message(1, Bytes::copy_from_slice(raw), now);
+    core.tick(now + Duration::from_secs(1));
+    let mut links = BTreeSet::from([1, 2]);
+    for output in outputs(&mut core) {
+        match output {
+            Output::Send { peer, message, .. } => {
+                assert!(links.contains(&peer));
+                assert!(message.len() <= core.config.max_message_size());
+            }
+            Output::Close { peer, .. } => assert!(links.remove(&peer)),
+            Output::Deliver { opened, hops, .. } => {
+                assert!(!matches!(opened.first(), Some(b'F' | b'S' | b'U')));
+                assert!(hops < u16::MAX);
+            }
+            _ => {}
+        }
+    }
+    assert!(links.contains(&2), "only the culprit is cut off");
+    assert!(core.active.len() <= core.config.active_view);
+});
+
+crate::fuzz::machine! {
     fn whatever_happens_every_bound_holds(ops in proptest::collection::vec(op(), 1..200)) {
         let mut now = Instant::now();
         let mut core = core(0, now);

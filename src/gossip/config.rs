@@ -1,5 +1,6 @@
 //! The settings of the topic.
 
+use iroh::endpoint::QuicTransportConfig;
 use iroh_gossip::proto;
 use n0_future::time::Duration;
 
@@ -73,6 +74,8 @@ pub struct GossipConfig {
     pub stuck_after: Duration,
     /// How long the key before the current one still opens connections. Default: 10 s.
     pub previous_key_lifetime: Duration,
+    /// The QUIC settings of dials, if they are not the endpoint's.
+    pub(crate) transport: Option<QuicTransportConfig>,
 }
 
 impl Default for GossipConfig {
@@ -103,6 +106,7 @@ impl Default for GossipConfig {
             queue_bytes: 24 * 1024 * 1024,
             stuck_after: Duration::from_secs(1),
             previous_key_lifetime: Duration::from_secs(10),
+            transport: None,
         }
     }
 }

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytes::Bytes;
 use iroh::{
     Endpoint, EndpointAddr, EndpointId,
-    endpoint::{Connection, RecvStream, SendStream},
+    endpoint::{ConnectOptions, Connection, RecvStream, SendStream},
 };
 use iroh_gossip::proto::TopicId;
 use n0_error::{e, stack_error};
@@ -350,11 +350,21 @@ impl Shared {
     async fn try_dial(&self, endpoint: Endpoint, addr: EndpointAddr) -> Option<Up> {
         let place = self.places.clone().try_acquire_owned().ok()?;
         let remote = addr.id;
-        let connect = endpoint.connect(addr, super::GOSSIP_ALPN);
+        let options = match &self.config.transport {
+            Some(config) => ConnectOptions::new().with_transport_config(config.clone()),
+            None => ConnectOptions::new(),
+        };
+        let connect = async {
+            let connecting = endpoint
+                .connect_with_opts(addr, super::GOSSIP_ALPN, options)
+                .await
+                .map_err(|err| format!("{err:#}"))?;
+            connecting.await.map_err(|err| format!("{err:#}"))
+        };
         let conn = match timeout(self.config.dial_timeout, connect).await {
             Ok(Ok(conn)) => conn,
             Ok(Err(err)) => {
-                debug!(remote = %remote.fmt_short(), "gossip dial failed: {err:#}");
+                debug!(remote = %remote.fmt_short(), "gossip dial failed: {err}");
                 return None;
             }
             Err(_) => {

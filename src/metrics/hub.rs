@@ -155,7 +155,7 @@ pub struct ConnectionMetrics {
 pub struct AdmissionMetrics {
     /// Connections that were refused.
     pub refused: Counter,
-    /// Streams refused because their connection had too many.
+    /// Streams refused because their connection had too many, or too many were no spokes yet.
     pub streams_refused: Counter,
 }
 

@@ -16,13 +16,17 @@ mod checker;
 #[path = "../common/mod.rs"]
 mod common;
 
+mod attacked;
+mod ceiling;
 mod cut;
 mod figures;
+mod flood;
 mod heard;
 mod hub_kills;
 mod leaks;
 mod lives;
 mod load;
+mod loris;
 mod loss;
 mod net;
 mod refused;

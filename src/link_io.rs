@@ -14,7 +14,7 @@ use crate::{
     wire::{
         compat::CompatError,
         framing::{Deframer, FrameError},
-        native::NativeError,
+        native::{self, NativeError},
     },
 };
 
@@ -135,7 +135,7 @@ impl From<ConnectionError> for LinkError {
 }
 
 /// Frames up to so many bytes are read without reserving for them.
-const SMALL: usize = 128 * 1024;
+pub(crate) const SMALL: usize = native::MAX_FRAME;
 
 /// Reads frames from a stream.
 #[derive(Debug)]

@@ -1,5 +1,6 @@
 //! The settings of the topic.
 
+use iroh::endpoint::QuicTransportConfig;
 use iroh_gossip::proto;
 use n0_future::time::Duration;
 
@@ -77,6 +78,8 @@ pub struct GossipConfig {
     /// How old a topic's key gets before the hub changes it by itself. Broadcasts do not wait for that. Used by
     /// the hub. Default: 1 h; at least 500 ms.
     pub key_lifetime: Duration,
+    /// The QUIC settings of dials, if they are not the endpoint's.
+    pub(crate) transport: Option<QuicTransportConfig>,
 }
 
 impl Default for GossipConfig {
@@ -108,6 +111,7 @@ impl Default for GossipConfig {
             stuck_after: Duration::from_secs(1),
             previous_key_lifetime: Duration::from_secs(10),
             key_lifetime: Duration::from_secs(3600),
+            transport: None,
         }
     }
 }

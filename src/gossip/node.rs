@@ -12,7 +12,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use iroh::{Endpoint, EndpointAddr, EndpointId, endpoint::Connection};
+use iroh::{
+    Endpoint, EndpointAddr, EndpointId,
+    endpoint::{ConnectOptions, Connection},
+};
 use iroh_gossip::proto::TopicId;
 use n0_error::{e, stack_error};
 use n0_future::time::{Duration, timeout};
@@ -365,11 +368,21 @@ impl Shared {
             return None;
         }
         let place = self.places.clone().try_acquire_owned().ok()?;
-        let connect = endpoint.connect(addr, super::GOSSIP_ALPN);
+        let options = match &self.config.transport {
+            Some(config) => ConnectOptions::new().with_transport_config(config.clone()),
+            None => ConnectOptions::new(),
+        };
+        let connect = async {
+            let connecting = endpoint
+                .connect_with_opts(addr, super::GOSSIP_ALPN, options)
+                .await
+                .map_err(|err| format!("{err:#}"))?;
+            connecting.await.map_err(|err| format!("{err:#}"))
+        };
         let conn = match timeout(self.config.dial_timeout, connect).await {
             Ok(Ok(conn)) => conn,
             Ok(Err(err)) => {
-                debug!(remote = %remote.fmt_short(), "gossip dial failed: {err:#}");
+                debug!(remote = %remote.fmt_short(), "gossip dial failed: {err}");
                 return None;
             }
             Err(_) => {

@@ -390,7 +390,7 @@ async fn a_message_that_is_not_finished_costs_the_connection() {
     }
     // A byte now and then is not enough either.
     let mut peer = ByHand::connect(&node).await;
-    let _ = timeout(PATIENCE, async {
+    timeout(PATIENCE, async {
         while peer.send.write_all(&[0]).await.is_ok() {
             tokio::time::sleep(Duration::from_millis(70)).await;
         }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::{
     admission::Admission,
+    endpoint::hub_transport_config,
     fan_out::FanOut,
     gossip::GossipConfig,
     instant::bound,
@@ -45,9 +46,10 @@ pub struct HubLimits {
     pub handshake_timeout: Duration,
     /// The most connections of the direct protocols at once, with or without spokes. Default 20,480.
     pub max_connections: usize,
-    /// The most of them that have had no spoke yet, from the handshake until a welcome. Default 1,024.
+    /// The most of them that have had no spoke yet, from the handshake until a welcome; and the most streams that are no spokes
+    /// yet. Default 1,024.
     pub max_waiting: usize,
-    /// The most of those that are one endpoint's. Default 64.
+    /// The most of those, and of such streams, that are one endpoint's. Default 64.
     pub waiting_of_one: usize,
     /// How much a connection that has had no spoke yet may have in flight towards the hub, in bytes. Default 64 KiB.
     pub waiting_window: u32,
@@ -242,6 +244,8 @@ impl HubConfig {
             &mut limits.drain_timeout,
             &mut limits.first_listener_wait,
         ]);
+        // What the hub dials itself has the windows of what comes in.
+        self.gossip.transport = Some(hub_transport_config(&self.limits));
         self
     }
 }

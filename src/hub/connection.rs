@@ -58,17 +58,22 @@ async fn serve(hub: Arc<Inner>, connection: Connection, protocol: Protocol) {
                     Ok(stream) => stream,
                     Err(_) => break,
                 };
-                if streams.len() >= hub.config.limits.max_streams {
+                let place = hub.crowd.enter_stream(connection.remote_id());
+                let full = streams.len() >= hub.config.limits.max_streams;
+                let Some(place) = place.filter(|_| !full) else {
                     hub.metrics.admission.streams_refused.inc();
-                    debug!("a stream more than one connection may have");
+                    debug!("a stream more than the connection, or its endpoint, may have");
                     let code = CloseCode::TooMany.to_varint();
                     let _ = send.reset(code);
                     let _ = recv.stop(code);
                     continue;
-                }
+                };
                 let known = {
                     let (hub, member, connection) = (hub.clone(), member.clone(), connection.clone());
-                    move || hub.crowd.is_known(&member, &connection)
+                    move || {
+                        drop(place);
+                        hub.crowd.is_known(&member, &connection);
+                    }
                 };
                 let link = link_task::run(
                     hub.clone(),

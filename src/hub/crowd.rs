@@ -21,6 +21,8 @@ use crate::{
 pub(super) struct Crowd {
     all: Places<EndpointId>,
     waiting: Places<EndpointId>,
+    /// Streams that are no spokes yet.
+    streams: Places<EndpointId>,
     windows: Pool,
     waiting_window: usize,
     receive_window: usize,
@@ -66,6 +68,7 @@ impl Crowd {
         Self {
             all: Places::new(limits.max_connections, of_one),
             waiting: Places::new(limits.max_waiting, limits.waiting_of_one),
+            streams: Places::new(limits.max_waiting, limits.waiting_of_one),
             windows: Pool::new(limits.receive_bytes),
             waiting_window: limits.waiting_window as usize,
             receive_window: limits.receive_window as usize,
@@ -91,6 +94,11 @@ impl Crowd {
             metrics: self.metrics.clone(),
             _place: place,
         })
+    }
+
+    /// A place for a stream of this endpoint, until it is a spoke.
+    pub(super) fn enter_stream(&self, who: EndpointId) -> Option<Place<EndpointId>> {
+        self.streams.take(who)
     }
 
     /// The connection has a spoke.

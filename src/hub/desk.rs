@@ -30,7 +30,7 @@ use crate::{
 };
 
 /// How much is gathered for one write, in bytes.
-const BATCH_BYTES: usize = 256 * 1024;
+pub(super) const BATCH_BYTES: usize = 256 * 1024;
 /// How many events at most, so that one lock of the log stays short.
 const BATCH_EVENTS: usize = 1024;
 /// How many ranges a spoke may want at once; more are merged into the last.

@@ -7,6 +7,7 @@
 pub(crate) mod ack_share;
 pub(crate) mod budget;
 mod builder;
+mod ceiling;
 mod config;
 mod connection;
 mod crowd;

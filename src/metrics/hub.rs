@@ -157,7 +157,7 @@ pub struct AdmissionMetrics {
     pub refused: Counter,
     /// Endpoints that were revoked.
     pub revoked: Counter,
-    /// Streams refused because their connection had too many.
+    /// Streams refused because their connection had too many, or too many were no spokes yet.
     pub streams_refused: Counter,
 }
 

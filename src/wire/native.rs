@@ -756,7 +756,7 @@ mod tests {
         let body = Bytes::from_static(b"\x01t\x00\x04null");
         [
             ("hello", hello(None, Start::Tip)),
-            ("hello-again", hello(Some([7; 16]), Start::At(position))),
+            ("hello-again", hello(Some(SessionId([7; 16])), Start::At(position))),
             ("publish", ToHub::Publish { seq: 9, of, body }),
             (
                 "ack",
@@ -828,7 +828,7 @@ mod tests {
         let welcome = Welcome {
             version: VERSION,
             features: FEATURE_GOSSIP,
-            session: [6; 16],
+            session: SessionId([6; 16]),
             published: 1,
             epoch: Epoch::from_u64(5),
             tip: 300,

@@ -54,6 +54,11 @@ pub struct GossipConfig {
     pub dial_timeout: Duration,
     /// How long a new connection has to prove that it is a member's. Default: 5 s.
     pub auth_timeout: Duration,
+    /// How many messages that are no new frames a peer may send a second, four times as many at once. What is over is dropped,
+    /// and who goes on is cut off. Of messages about who is on the topic it may send a tenth. Default: 1000.
+    pub max_messages_per_s: u32,
+    /// How long a message may stay unfinished while nothing more of it comes. Default: 10 s.
+    pub message_timeout: Duration,
     /// How many gossip connections may be open, those that have proved nothing yet among them. Default: 512.
     pub max_connections: usize,
     /// How many messages may wait for one peer. Default: 1024.
@@ -86,6 +91,8 @@ impl Default for GossipConfig {
             max_dials: 8,
             dial_timeout: Duration::from_secs(5),
             auth_timeout: Duration::from_secs(5),
+            max_messages_per_s: 1000,
+            message_timeout: Duration::from_secs(10),
             max_connections: 512,
             queue_messages: 1024,
             queue_bytes: 24 * 1024 * 1024,

@@ -39,9 +39,14 @@ pub(super) enum Code {
     Version,
     Forged,
     Malformed,
+    TooLarge,
+    Unfinished,
+    CutShort,
+    Flooding,
     Stuck,
     Evicted,
     Banned,
+    TooOften,
     Replaced,
     Late,
 }
@@ -65,9 +70,14 @@ impl Code {
             ),
             Self::Forged => (CloseCode::Misbehaved, "sent a forged frame"),
             Self::Malformed => (CloseCode::BadFrame, "sent a malformed message"),
+            Self::TooLarge => (CloseCode::TooLarge, "sent a message beyond the limit"),
+            Self::Unfinished => (CloseCode::TimedOut, "did not finish a message in time"),
+            Self::CutShort => (CloseCode::BadFrame, "ended in the middle of a message"),
+            Self::Flooding => (CloseCode::Misbehaved, "floods the topic"),
             Self::Stuck => (CloseCode::FellBehind, "takes no messages"),
             Self::Evicted => (CloseCode::Refused, "a member no more"),
             Self::Banned => (CloseCode::Refused, "cut off for now"),
+            Self::TooOften => (CloseCode::TooMany, "comes too often, wait a while"),
             Self::Replaced => (CloseCode::Fenced, "replaced by another connection"),
             Self::Late => (CloseCode::TimedOut, "no membership proof in time"),
         };
@@ -86,10 +96,21 @@ impl From<CloseWhy> for Code {
             CloseWhy::Done => Self::Done,
             CloseWhy::Forged => Self::Forged,
             CloseWhy::Malformed => Self::Malformed,
+            CloseWhy::TooLarge => Self::TooLarge,
+            CloseWhy::Flooding => Self::Flooding,
             CloseWhy::Stuck => Self::Stuck,
             CloseWhy::Evicted => Self::Evicted,
         }
     }
+}
+
+/// What is read from a peer.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct ReadLimits {
+    /// The longest message, in bytes.
+    pub(super) max_message: usize,
+    /// How long a message may stay unfinished while nothing comes.
+    pub(super) idle: Duration,
 }
 
 /// A connection that proved to be a member's.
@@ -100,7 +121,7 @@ pub(super) struct Link {
     pub(super) send: SendStream,
     pub(super) recv: RecvStream,
     pub(super) outbox: Arc<Outbox>,
-    pub(super) max_message: usize,
+    pub(super) limits: ReadLimits,
     pub(super) inbound: mpsc::Sender<Inbound>,
     pub(super) metrics: Arc<GossipMetrics>,
     /// Its place among the connections that may be open.
@@ -117,19 +138,26 @@ impl Link {
             send,
             recv,
             outbox,
-            max_message,
+            limits,
             inbound,
             metrics,
             place,
         } = self;
         let carry = async {
             let reader = async {
-                let why = read(peer, recv, max_message, &inbound).await;
+                let why = tokio::select! {
+                    why = read(peer, recv, limits, &inbound) => why,
+                    () = anything_else(&conn) => Code::Malformed,
+                };
                 // Says so at once: whatever is sent from now on would be lost.
                 let gone = match why {
-                    Code::Malformed => Inbound::Oversize { peer },
+                    Code::TooLarge => Inbound::Oversize { peer },
+                    Code::Malformed => Inbound::BrokeRules { peer },
                     _ => Inbound::Gone { peer, number },
                 };
+                if matches!(why, Code::Unfinished | Code::CutShort) {
+                    metrics.refused_unfinished.inc();
+                }
                 inbound.send(gone).await.ok();
                 outbox.end(why);
             };
@@ -157,33 +185,54 @@ impl Link {
     }
 }
 
+/// Waits for what no member does: to open another stream, or to send a datagram. It would be kept for us unread.
+async fn anything_else(conn: &Connection) {
+    let did = tokio::select! {
+        stream = conn.accept_bi() => stream.is_ok(),
+        stream = conn.accept_uni() => stream.is_ok(),
+        datagram = conn.read_datagram() => datagram.is_ok(),
+    };
+    if !did {
+        // The connection is gone, which the reader finds out as well.
+        std::future::pending::<()>().await;
+    }
+}
+
 /// Reads messages until the stream ends; says with which code to end our side.
 async fn read(
     peer: EndpointId,
     mut recv: RecvStream,
-    max_message: usize,
+    limits: ReadLimits,
     inbound: &mpsc::Sender<Inbound>,
 ) -> Code {
+    let ReadLimits { max_message, idle } = limits;
     // Each peer has a budget of its own, so one that floods us waits for itself.
     let budget = BUDGET.max(2 * (max_message + MESSAGE_COST));
     let places = Arc::new(Semaphore::new(budget));
     let mut buffer = BytesMut::new();
     loop {
         let mut len = [0; 4];
-        if recv.read_exact(&mut len).await.is_err() {
-            return Code::Done;
+        // Between messages a peer may be silent for as long as it likes.
+        match recv.read(&mut len).await {
+            Ok(Some(4)) => {}
+            Ok(Some(read)) => {
+                if let Err(why) = fill(&mut recv, &mut len, read, idle).await {
+                    return why;
+                }
+            }
+            Ok(None) | Err(_) => return Code::Done,
         }
         let len = u32::from_be_bytes(len) as usize;
         if len > max_message {
-            return Code::Malformed;
+            return Code::TooLarge;
         }
         let cost = u32::try_from(len + MESSAGE_COST).unwrap_or(u32::MAX);
         let Ok(place) = places.clone().acquire_many_owned(cost).await else {
             return Code::Done;
         };
         buffer.resize(len, 0);
-        if recv.read_exact(&mut buffer).await.is_err() {
-            return Code::Done;
+        if let Err(why) = fill(&mut recv, &mut buffer, 0, idle).await {
+            return why;
         }
         let message = Inbound::Message {
             peer,
@@ -194,6 +243,26 @@ async fn read(
             return Code::Done;
         }
     }
+}
+
+/// Reads the rest of what was begun, from `filled` on.
+async fn fill(
+    recv: &mut RecvStream,
+    buffer: &mut [u8],
+    mut filled: usize,
+    idle: Duration,
+) -> Result<(), Code> {
+    while let Some(rest) = buffer.get_mut(filled..)
+        && !rest.is_empty()
+    {
+        match timeout(idle, recv.read(rest)).await {
+            Ok(Ok(Some(read))) => filled += read,
+            Ok(Ok(None)) => return Err(Code::CutShort),
+            Ok(Err(_)) => return Err(Code::Done),
+            Err(_) => return Err(Code::Unfinished),
+        }
+    }
+    Ok(())
 }
 
 /// Writes what is queued until the queue is ended, and then until all of it has arrived.

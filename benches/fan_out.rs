@@ -230,7 +230,7 @@ fn sealing(criterion: &mut Criterion) {
         group.throughput(Throughput::Elements((plan.frames * PACKED) as u64));
         group.bench_function(BenchmarkId::new("sealed", nodes), |bencher| {
             let (sealed, bare) = meshes.get_or_insert_with(|| (start(true), start(false)));
-            let mut burst = |mesh: &mut DriverMesh| {
+            let burst = |mesh: &mut DriverMesh| {
                 let time = runtime.block_on(mesh.burst(plan.frames, &content));
                 time.expect("all arrive")
             };

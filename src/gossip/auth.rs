@@ -19,7 +19,7 @@ use iroh::{
 };
 use iroh_gossip::proto::TopicId;
 use n0_error::{e, stack_error};
-use n0_future::time::{Duration, Instant, sleep, sleep_until};
+use n0_future::time::{Duration, Instant, sleep, sleep_until, timeout};
 use tokio::sync::watch;
 use zeroize::Zeroizing;
 
@@ -52,6 +52,8 @@ pub(super) enum AuthError {
         "the peer did not prove to have the key of generation {generation} when the key changed"
     )]
     Lapsed { generation: u32 },
+    #[error("the peer opened a stream that is none for messages and brought no proof")]
+    Idle,
 }
 
 impl AuthError {
@@ -61,6 +63,7 @@ impl AuthError {
             Self::Ended { .. } | Self::Unbound { .. } | Self::Refused { .. } => Code::AuthFailed,
             Self::Version { .. } => Code::Version,
             Self::Lapsed { .. } => Code::Lapsed,
+            Self::Idle { .. } => Code::Malformed,
             Self::UnknownGeneration { .. } => Code::UnknownGeneration,
         }
     }
@@ -116,6 +119,9 @@ const GRACE: Duration = Duration::from_secs(2);
 /// No former key is good for longer.
 const LONGEST: Duration = Duration::from_secs(86_400);
 
+/// How long a peer has to finish a proof on a connection that stands.
+const AGAIN_WITHIN: Duration = Duration::from_secs(5);
+
 /// How long one side waits after a proof that was as it should be.
 const SETTLED: Duration = Duration::from_millis(20);
 
@@ -159,7 +165,8 @@ impl Keyring {
         }
     }
 
-    /// Resolves when the peer of a connection has not proved in time to have newer keys, after they changed.
+    /// Resolves when the peer of a connection has not proved in time to have newer keys, after they changed, or has opened
+    /// a stream for something else.
     pub(super) async fn stay(&self, member: Membership) -> AuthError {
         let Membership {
             conn,
@@ -176,7 +183,7 @@ impl Keyring {
                 match dialed {
                     true if *self.newest.borrow() > known => self.dial(&conn, me).await,
                     true => std::future::pending().await,
-                    false => self.accept(&conn, me).await,
+                    false => self.accept_again(&conn, me).await,
                 }
             };
             let mut prove = pin!(prove);
@@ -217,7 +224,10 @@ impl Keyring {
                         AGAIN
                     }
                 }
-                // What went wrong may have been too early.
+                Some(Err(error @ (AuthError::Refused { .. } | AuthError::Idle { .. }))) => {
+                    return error;
+                }
+                // It may have been too early.
                 Some(Err(_)) => AGAIN,
             };
             if conn.close_reason().is_some() {
@@ -225,6 +235,21 @@ impl Keyring {
                 return std::future::pending().await;
             }
             sleep(wait).await;
+        }
+    }
+
+    /// Waits for another proof of a member. One at a time is all that it has to say beside its messages.
+    async fn accept_again(&self, conn: &Connection, me: EndpointId) -> Result<Proved, AuthError> {
+        let streams = conn.accept_bi().await.map_err(|_| e!(AuthError::Ended))?;
+        tokio::select! {
+            proved = timeout(AGAIN_WITHIN, self.answer(conn, me, streams)) => match proved {
+                Ok(Err(AuthError::Version { .. })) | Err(_) => Err(e!(AuthError::Idle)),
+                Ok(proved) => proved,
+            },
+            another = conn.accept_bi() => match another {
+                Ok(_) => Err(e!(AuthError::Idle)),
+                Err(_) => Err(e!(AuthError::Ended)),
+            },
         }
     }
 
@@ -280,8 +305,17 @@ impl Keyring {
         conn: &Connection,
         me: EndpointId,
     ) -> Result<Proved, AuthError> {
+        let streams = conn.accept_bi().await.map_err(|_| e!(AuthError::Ended))?;
+        self.answer(conn, me, streams).await
+    }
+
+    async fn answer(
+        &self,
+        conn: &Connection,
+        me: EndpointId,
+        (mut send, mut recv): (SendStream, RecvStream),
+    ) -> Result<Proved, AuthError> {
         let binding = Binding::new(conn, self.topic, conn.remote_id(), me)?;
-        let (mut send, mut recv) = conn.accept_bi().await.map_err(|_| e!(AuthError::Ended))?;
         let mut offer = [0; OFFER];
         recv.read_exact(&mut offer)
             .await

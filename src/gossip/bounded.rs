@@ -63,6 +63,20 @@ impl<K: Hash + Eq + Clone, V> Remembered<K, V> {
         forgotten
     }
 
+    /// The entry of a key, which is written if it is not there.
+    pub(super) fn get_or_insert_with(&mut self, key: K, make: impl FnOnce() -> V) -> &mut V {
+        if !self.entries.contains_key(&key) {
+            if self.is_full() {
+                self.pop_oldest();
+            }
+            self.order.push_back((self.next, key.clone()));
+        }
+        let next = self.next;
+        let entry = self.entries.entry(key).or_insert_with(|| (next, make()));
+        self.next += 1;
+        &mut entry.1
+    }
+
     pub(super) fn remove(&mut self, key: &K) -> Option<V> {
         let (_, value) = self.entries.remove(key)?;
         self.tidy();

@@ -56,6 +56,9 @@ pub struct GossipConfig {
     pub dial_timeout: Duration,
     /// How long a new connection has to prove that it is a member's. Default: 5 s.
     pub auth_timeout: Duration,
+    /// How many messages that are no new frames a peer may send a second, four times as many at once. What is over is dropped,
+    /// and who goes on is cut off. Of messages about who is on the topic it may send a tenth. Default: 1000.
+    pub max_messages_per_s: u32,
     /// How many gossip connections may be open that are members', or that this node is dialling. Default: 512.
     pub max_connections: usize,
     /// How many connections may come in and not have proved yet that they are members'. They have places of their own, so
@@ -102,6 +105,7 @@ impl Default for GossipConfig {
             max_dials: 8,
             dial_timeout: Duration::from_secs(5),
             auth_timeout: Duration::from_secs(5),
+            max_messages_per_s: 1000,
             max_connections: 512,
             max_unproven: 64,
             unproven_of_one: 4,

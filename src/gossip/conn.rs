@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use iroh::{
     EndpointId,
-    endpoint::{Connection, RecvStream, SendStream},
+    endpoint::{Connection, ReadExactError, RecvStream, SendStream},
 };
 use n0_future::time::{Duration, Instant, timeout};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
@@ -40,9 +40,13 @@ pub(super) enum Code {
     Version,
     Forged,
     Malformed,
+    TooLarge,
+    CutShort,
+    Flooding,
     Stuck,
     Evicted,
     Banned,
+    TooOften,
     Replaced,
     Late,
     Lapsed,
@@ -68,9 +72,13 @@ impl Code {
             ),
             Self::Forged => (CloseCode::Misbehaved, "sent a forged frame"),
             Self::Malformed => (CloseCode::BadFrame, "sent a malformed message"),
+            Self::TooLarge => (CloseCode::TooLarge, "sent a message beyond the limit"),
+            Self::CutShort => (CloseCode::BadFrame, "ended in the middle of a message"),
+            Self::Flooding => (CloseCode::Misbehaved, "floods the topic"),
             Self::Stuck => (CloseCode::FellBehind, "takes no messages"),
             Self::Evicted => (CloseCode::Refused, "a member no more"),
             Self::Banned => (CloseCode::Refused, "cut off for now"),
+            Self::TooOften => (CloseCode::TooMany, "comes too often, wait a while"),
             Self::Replaced => (CloseCode::Fenced, "replaced by another connection"),
             Self::Late => (CloseCode::TimedOut, "no membership proof in time"),
             Self::Lapsed => (
@@ -94,10 +102,21 @@ impl From<CloseWhy> for Code {
             CloseWhy::Done => Self::Done,
             CloseWhy::Forged => Self::Forged,
             CloseWhy::Malformed => Self::Malformed,
+            CloseWhy::TooLarge => Self::TooLarge,
+            CloseWhy::Flooding => Self::Flooding,
             CloseWhy::Stuck => Self::Stuck,
             CloseWhy::Evicted => Self::Evicted,
         }
     }
+}
+
+/// What is read from a peer.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct ReadLimits {
+    /// The longest message, in bytes.
+    pub(super) max_message: usize,
+    /// How long a message may stay unfinished.
+    pub(super) timeout: Duration,
 }
 
 /// A connection that proved to be a member's.
@@ -108,9 +127,7 @@ pub(super) struct Link {
     pub(super) send: SendStream,
     pub(super) recv: RecvStream,
     pub(super) outbox: Arc<Outbox>,
-    pub(super) max_message: usize,
-    /// How long a message may stay unfinished.
-    pub(super) message_timeout: Duration,
+    pub(super) limits: ReadLimits,
     pub(super) inbound: mpsc::Sender<Inbound>,
     pub(super) metrics: Arc<GossipMetrics>,
     /// Its place among the connections that may be open.
@@ -130,28 +147,28 @@ impl Link {
             send,
             recv,
             outbox,
-            max_message,
-            message_timeout,
+            limits,
             inbound,
             metrics,
             place,
             keys,
             member,
         } = self;
+        let dialed = member.dialed;
         let carry = async {
             let reader = async {
-                let reading = Reading {
-                    recv,
-                    max_message,
-                    message_timeout,
+                let reading = Reading { recv, limits };
+                let why = tokio::select! {
+                    why = reading.run(peer, &inbound) => why,
+                    () = anything_else(&conn, dialed) => Code::Malformed,
                 };
-                let why = reading.run(peer, &inbound).await;
-                if why == Code::Unfinished {
+                if matches!(why, Code::Unfinished | Code::CutShort) {
                     metrics.refused_unfinished.inc();
                 }
                 // Says so at once: whatever is sent from now on would be lost.
                 let gone = match why {
-                    Code::Malformed => Inbound::Oversize { peer },
+                    Code::TooLarge => Inbound::Oversize { peer },
+                    Code::Malformed => Inbound::BrokeRules { peer },
                     _ => Inbound::Gone { peer, number },
                 };
                 inbound.send(gone).await.ok();
@@ -171,9 +188,14 @@ impl Link {
         tokio::select! {
             _ = carry => {}
             why = keys.stay(member) => {
-                metrics.auth_failed.inc();
                 debug!(remote = %peer.fmt_short(), number, %why, "cut off");
-                outbox.end(why.code());
+                let code = why.code();
+                if code == Code::Malformed {
+                    inbound.send(Inbound::BrokeRules { peer }).await.ok();
+                } else {
+                    metrics.auth_failed.inc();
+                }
+                outbox.end(code);
             }
             _ = kill.cancelled() => {}
         }
@@ -186,18 +208,37 @@ impl Link {
     }
 }
 
+/// Waits for what no member does, beside the streams of [`Keyring::stay`]: to open another stream, or to send a datagram.
+/// It would be kept for us unread.
+async fn anything_else(conn: &Connection, dialed: bool) {
+    let streams = async {
+        match dialed {
+            true => conn.accept_bi().await.is_ok(),
+            false => std::future::pending().await,
+        }
+    };
+    let did = tokio::select! {
+        did = streams => did,
+        stream = conn.accept_uni() => stream.is_ok(),
+        datagram = conn.read_datagram() => datagram.is_ok(),
+    };
+    if !did {
+        // The connection is gone, which the reader finds out as well.
+        std::future::pending::<()>().await;
+    }
+}
+
 /// What comes from one peer.
 struct Reading {
     recv: RecvStream,
-    max_message: usize,
-    message_timeout: Duration,
+    limits: ReadLimits,
 }
 
 impl Reading {
     /// Reads messages until the stream ends; says with which code to end our side.
     async fn run(mut self, peer: EndpointId, inbound: &mpsc::Sender<Inbound>) -> Code {
         // Each peer has a budget of its own, so one that floods us waits for itself.
-        let budget = BUDGET.max(2 * (self.max_message + MESSAGE_COST));
+        let budget = BUDGET.max(2 * (self.limits.max_message + MESSAGE_COST));
         let places = Arc::new(Semaphore::new(budget));
         let mut buffer = BytesMut::new();
         loop {
@@ -213,8 +254,8 @@ impl Reading {
             }
             let ([a], [b, c, d]) = (first, rest);
             let len = u32::from_be_bytes([a, b, c, d]) as usize;
-            if len > self.max_message {
-                return Code::Malformed;
+            if len > self.limits.max_message {
+                return Code::TooLarge;
             }
             let cost = u32::try_from(len + MESSAGE_COST).unwrap_or(u32::MAX);
             let waiting = Instant::now();
@@ -240,9 +281,10 @@ impl Reading {
 
     /// Fills the buffer with what belongs to a message that began then.
     async fn rest(&mut self, buffer: &mut [u8], began: Instant) -> Result<(), Code> {
-        let left = self.message_timeout.saturating_sub(began.elapsed());
+        let left = self.limits.timeout.saturating_sub(began.elapsed());
         match timeout(left, self.recv.read_exact(buffer)).await {
             Ok(Ok(())) => Ok(()),
+            Ok(Err(ReadExactError::FinishedEarly(_))) => Err(Code::CutShort),
             Ok(Err(_)) => Err(Code::Done),
             Err(_) => Err(Code::Unfinished),
         }

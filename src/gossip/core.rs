@@ -58,6 +58,9 @@ const SEEN: usize = 32 * 1024;
 /// How many announced frames that we do not have are taken from one peer, and for how long they count.
 const ANNOUNCED: usize = 4096;
 
+/// How many frames a peer may ask for by name within the time that frames are kept. It is sent each once.
+const GRAFTED: usize = 4096;
+
 /// How many peers are kept away at once.
 const BANS: usize = 256;
 
@@ -68,6 +71,12 @@ pub(crate) const AFTER_EVICTION: Duration = Duration::from_secs(2);
 /// And how long they are kept away: by then only those come back that have been admitted again, since they
 /// prove to have the new key.
 const EVICTED_FOR: Duration = Duration::from_secs(3);
+/// How many peers' means are remembered, whether they are connected or not.
+const VISITORS: usize = 1024;
+
+/// How often a peer may connect to us over time, and how often at once. A visit may cost one of our neighbours its place.
+const VISITS_PER_S: u32 = 1;
+const VISITS: u32 = 20;
 
 /// How many follow-ups one input may have before the rest waits for the next tick.
 const MAX_FOLLOW_UPS: usize = 256;
@@ -112,6 +121,10 @@ pub(crate) enum CloseWhy {
     Forged,
     /// The peer sent something that no honest node sends.
     Malformed,
+    /// The peer sent more at once than a message may be.
+    TooLarge,
+    /// The peer went on sending too much.
+    Flooding,
     /// The peer took nothing from its queue.
     Stuck,
     /// The peer is a member no more.
@@ -136,10 +149,10 @@ struct Link {
     close_at: Option<Instant>,
     /// Whether the protocol has to hear of its end.
     tell: bool,
-    control: Bucket,
-    membership: Bucket,
     /// Frames that the peer announced and that had not come then.
     announced: Remembered<mirror::Id, Instant>,
+    /// Frames that the peer asked for by name.
+    grafted: Remembered<mirror::Id, Instant>,
 }
 
 impl Link {
@@ -147,9 +160,36 @@ impl Link {
         Self {
             close_at: Some(now + SETTLE),
             tell: false,
-            control: Bucket::new(1000, 4000, now),
-            membership: Bucket::new(100, 400, now),
             announced: Remembered::new(ANNOUNCED),
+            grafted: Remembered::new(GRAFTED),
+        }
+    }
+}
+
+/// What a peer may still do. It is kept when its connection ends, or another connection would be new means.
+#[derive(Debug)]
+struct Means {
+    visits: Bucket,
+    /// Messages that are no new frames.
+    control: Bucket,
+    /// Of these, messages about who is on the topic.
+    membership: Bucket,
+    /// Frames under keys that are not known here.
+    unknown: Bucket,
+    /// What the peer may send beyond its rates before it is cut off.
+    strikes: Bucket,
+}
+
+impl Means {
+    fn new(rate: u32, now: Instant) -> Self {
+        let bucket = |rate: u32, seconds: u32| Bucket::new(rate, rate.saturating_mul(seconds), now);
+        Self {
+            visits: Bucket::new(VISITS_PER_S, VISITS, now),
+            control: bucket(rate, 4),
+            membership: bucket((rate / 10).max(1), 4),
+            // Until it is told a new key, a node may get the whole traffic of the topic under it.
+            unknown: bucket(rate.saturating_mul(2), 5),
+            strikes: bucket((rate / 10).max(1), 40),
         }
     }
 }
@@ -234,6 +274,7 @@ pub(crate) struct Core<P: PeerIdentity, G: FrameGate> {
     banned: Remembered<P, Instant>,
     /// Members no more.
     evicted: Remembered<P, Instant>,
+    means: Remembered<P, Means>,
     failed: Remembered<P, Instant>,
     seen: Remembered<mirror::Id, Instant>,
     early: Early<P>,
@@ -281,6 +322,7 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
             bootstrap: VecDeque::new(),
             banned: Remembered::new(BANS),
             evicted: Remembered::new(BANS),
+            means: Remembered::new(VISITORS),
             failed: Remembered::new(BANS),
             seen: Remembered::new(SEEN),
             early: Early::default(),
@@ -383,14 +425,15 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
         Ok(())
     }
 
-    /// A connection to a peer is up, `dialed` by us or by it. False: the peer is kept away, close it.
+    /// A connection to a peer is up, `dialed` by us or by it. False: the peer is kept away, or comes too often; close it.
     pub(crate) fn peer_connected(&mut self, peer: P, dialed: bool, now: Instant) -> bool {
         let queued = if dialed {
             self.dials.finished(&peer)
         } else {
             self.dials.take_queue(&peer)
         };
-        if self.left || peer == self.me || self.is_banned(&peer, now) {
+        let welcome = !self.left && peer != self.me && !self.is_banned(&peer, now);
+        if !welcome || !(dialed || self.visited(peer, now)) {
             self.settle(now);
             return false;
         }
@@ -401,6 +444,21 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
         }
         self.settle(now);
         true
+    }
+
+    /// Counts a visit; false if the peer comes too often.
+    fn visited(&mut self, peer: P, now: Instant) -> bool {
+        let welcome = self.means(peer, now).visits.take(1, now);
+        if !welcome {
+            self.metrics.refused_visits.inc();
+        }
+        welcome
+    }
+
+    fn means(&mut self, peer: P, now: Instant) -> &mut Means {
+        let rate = self.config.max_messages_per_s;
+        self.means
+            .get_or_insert_with(peer, || Means::new(rate, now))
     }
 
     /// The connection to a peer is gone.

@@ -37,6 +37,12 @@ pub struct GossipMetrics {
     pub refused_malformed: Counter,
     /// Messages dropped because their sender sent too many.
     pub refused_rate: Counter,
+    /// Peers cut off because they went on sending too much.
+    pub floods: Counter,
+    /// Frames not sent to a peer that had asked for them before.
+    pub refused_grafts: Counter,
+    /// Connections turned away because their peer comes too often.
+    pub refused_visits: Counter,
     /// Announcements dropped because their sender had too many unanswered ones.
     pub refused_announcements: Counter,
     /// Introductions dropped because too many dials were waiting or the peer is cut off.
@@ -53,7 +59,7 @@ pub struct GossipMetrics {
     pub queue_dropped: Counter,
     /// Peers replaced because they took nothing from a full queue.
     pub peers_stuck: Counter,
-    /// Peers cut off for something forged or malformed, or evicted.
+    /// Peers cut off for something forged or malformed, for flooding, or evicted.
     pub peers_cut_off: Counter,
     /// Dials begun.
     pub dials: Counter,

@@ -83,6 +83,10 @@ pub(super) enum Inbound {
     Oversize {
         peer: EndpointId,
     },
+    /// A peer did on its connection what no member does.
+    BrokeRules {
+        peer: EndpointId,
+    },
     /// A connection is of no use any more.
     Gone {
         peer: EndpointId,

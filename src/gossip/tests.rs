@@ -447,7 +447,7 @@ async fn a_message_beyond_the_limit_costs_the_connection() {
     let mut peer = ByHand::connect(&nodes[0]).await;
     peer.send.write_all(&u32::MAX.to_be_bytes()).await.unwrap();
     let reason = timeout(PATIENCE, peer.conn.closed()).await.unwrap();
-    assert_eq!(closed_with(&reason), Some(CloseCode::BadFrame));
+    assert_eq!(closed_with(&reason), Some(CloseCode::TooLarge));
     until("it is counted", async || {
         nodes[0].metrics.refused_oversize.get() == 1
     })

@@ -461,7 +461,9 @@ impl<C: Check + Send + 'static> FrameGate for HubGate<C> {
 
     fn open(&mut self, frame: &Bytes) -> Result<(), FrameRefused> {
         match self.opener.open_with(frame, &mut self.check) {
-            Ok(_) | Err(OpenError::Replayed { .. }) => Err(FrameRefused::Stale),
+            Ok(_) | Err(OpenError::Replayed { .. } | OpenError::OtherEpoch { .. }) => {
+                Err(FrameRefused::Stale)
+            }
             Err(OpenError::UnknownGeneration { .. }) => Err(FrameRefused::UnknownGeneration),
             Err(_) => Err(FrameRefused::Forged),
         }

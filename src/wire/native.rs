@@ -756,7 +756,10 @@ mod tests {
         let body = Bytes::from_static(b"\x01t\x00\x04null");
         [
             ("hello", hello(None, Start::Tip)),
-            ("hello-again", hello(Some(SessionId([7; 16])), Start::At(position))),
+            (
+                "hello-again",
+                hello(Some(SessionId([7; 16])), Start::At(position)),
+            ),
             ("publish", ToHub::Publish { seq: 9, of, body }),
             (
                 "ack",

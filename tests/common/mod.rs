@@ -2,9 +2,11 @@
 #![allow(dead_code, reason = "each test file uses some of it")]
 
 pub mod cuttable;
+pub mod mesh;
 #[cfg(feature = "cli")]
 pub mod process;
 pub mod raw;
+pub mod raw_member;
 
 use std::time::Duration;
 

@@ -31,6 +31,7 @@ pub mod code {
     pub const FENCED: u64 = 8;
     pub const VERSION: u64 = 9;
     pub const NOT_A_MEMBER: u64 = 10;
+    pub const NOT_NEEDED: u64 = 11;
     pub const MISBEHAVED: u64 = 12;
     pub const NEW_EPOCH: u64 = 14;
 }

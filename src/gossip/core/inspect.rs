@@ -10,8 +10,8 @@ use crate::gossip::{
     mirror::{self, Data, Gossip, IHave, Message, PeerInfo, Scope, Swarm},
 };
 
-/// The greatest number of hops that is believed. Carriers count hops themselves, and the protocol's
-/// counter has no guard at its end.
+/// The greatest number of hops that is taken as it is. Carriers count hops themselves, and the protocol's
+/// counter has no guard at its end; so no honest node says more than one over this.
 const MAX_ROUND: u16 = 1000;
 
 /// How far the walks of membership messages may go, as in the protocol's own settings.
@@ -19,6 +19,12 @@ const MAX_WALK: u16 = 6;
 
 /// What a message of many peers costs, where others cost one.
 const LIST_COST: u32 = 10;
+
+/// What a join costs, where others cost one: each sends several walks through the mesh.
+const JOIN_COST: u32 = 10;
+
+/// So many announcements in one message cost as much as a message.
+const ANNOUNCEMENTS_AT_ONCE: usize = 16;
 
 /// How long an announcement counts as unanswered.
 const ANNOUNCED_FOR: Duration = Duration::from_secs(5);
@@ -56,8 +62,18 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
 
     /// A peer sent, or was about to send, more than a message may be.
     pub(crate) fn oversize(&mut self, from: P, now: Instant) {
-        self.metrics.refused_oversize.inc();
-        self.cut_off(from, CloseWhy::Malformed, now);
+        if self.links.contains_key(&from) {
+            self.metrics.refused_oversize.inc();
+            self.cut_off(from, CloseWhy::TooLarge, now);
+        }
+        self.settle(now);
+    }
+
+    /// A peer did on its connection what no honest node does.
+    pub(crate) fn broke_rules(&mut self, from: P, now: Instant) {
+        if self.links.contains_key(&from) {
+            self.malformed(from, now);
+        }
         self.settle(now);
     }
 
@@ -71,39 +87,50 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
         self.cut_off(from, CloseWhy::Forged, now);
     }
 
-    fn control_token(&mut self, from: P, now: Instant) -> bool {
-        let taken = match self.links.get_mut(&from) {
-            Some(link) => link.control.take(1, now),
-            None => false,
-        };
+    /// Pays for a message out of its sender's rate. Who goes on without means is cut off.
+    fn control_token(&mut self, from: P, cost: u32, now: Instant) -> bool {
+        let taken = self.means(from, now).control.take(cost, now);
         if !taken {
-            self.metrics.refused_rate.inc();
+            self.too_much(from, cost, now);
         }
         taken
+    }
+
+    fn too_much(&mut self, from: P, cost: u32, now: Instant) {
+        self.metrics.refused_rate.inc();
+        if !self.means(from, now).strikes.take(cost, now) {
+            self.metrics.floods.inc();
+            self.cut_off(from, CloseWhy::Flooding, now);
+        }
+    }
+
+    fn not_a_neighbor(&mut self, from: P, now: Instant) {
+        self.metrics.refused_not_neighbor.inc();
+        self.control_token(from, 1, now);
     }
 
     /// A frame: opened first, and only then forwarded.
     fn frame(&mut self, from: P, message: &Bytes, data: Data<'_>, now: Instant) {
         if !self.active.contains(&from) {
-            self.metrics.refused_not_neighbor.inc();
-            return;
+            return self.not_a_neighbor(from, now);
         }
         if data.content.len() > self.config.max_frame_size {
             return self.oversize(from, now);
         }
         // We only ever broadcast to the swarm.
         let Scope::Swarm(round) = data.scope else {
-            self.malformed(from, now);
-            return;
+            return self.malformed(from, now);
         };
-        let round = round.min(MAX_ROUND);
+        let Some(round) = believable(round) else {
+            return self.malformed(from, now);
+        };
         if blake3::hash(data.content) != blake3::Hash::from_bytes(data.id) {
             self.forged(from, now);
             return;
         }
         let opened = if self.seen.holds(&data.id, now) {
             self.metrics.frames_repeated.inc();
-            if !self.control_token(from, now) {
+            if !self.control_token(from, 1, now) {
                 return;
             }
             None
@@ -113,11 +140,14 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
                 Err(FrameRefused::Forged) => return self.forged(from, now),
                 Err(FrameRefused::Stale) => {
                     self.metrics.refused_stale.inc();
+                    self.control_token(from, 1, now);
                     return;
                 }
                 Err(FrameRefused::UnknownGeneration) => {
                     self.metrics.refused_unknown_generation.inc();
-                    if self.control_token(from, now) {
+                    if !self.means(from, now).unknown.take(1, now) {
+                        self.too_much(from, 1, now);
+                    } else {
                         self.early.keep(from, message, now);
                     }
                     return;
@@ -153,14 +183,20 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
     /// A message that runs the broadcast tree. The protocol would take these from anyone.
     fn tree(&mut self, from: P, gossip: Gossip<'_>, now: Instant) {
         if !self.active.contains(&from) {
-            self.metrics.refused_not_neighbor.inc();
-            return;
+            return self.not_a_neighbor(from, now);
         }
-        if !self.control_token(from, now) {
+        let cost = match &gossip {
+            Gossip::IHave(list) => 1 + list.0.len() / ANNOUNCEMENTS_AT_ONCE,
+            _ => 1,
+        };
+        if !self.control_token(from, u32::try_from(cost).unwrap_or(u32::MAX), now) {
             return;
         }
         let gossip = match gossip {
             Gossip::IHave(list) => {
+                if list.0.iter().any(|one| believable(one.round).is_none()) {
+                    return self.malformed(from, now);
+                }
                 let news = self.news(from, list.0, now);
                 if news.is_empty() {
                     return;
@@ -168,13 +204,30 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
                 self.heal.dirty = true;
                 Gossip::IHave(mirror::List(news))
             }
-            Gossip::Graft { id, round } => Gossip::Graft {
-                id,
-                round: round.min(MAX_ROUND),
-            },
+            Gossip::Graft { id, round } => {
+                let Some(round) = believable(round) else {
+                    return self.malformed(from, now);
+                };
+                let id = id.filter(|id| self.first_graft(from, *id, now));
+                Gossip::Graft { id, round }
+            }
             other => other,
         };
         self.pass_on(from, &Message::Gossip(gossip), false, now);
+    }
+
+    /// Whether a peer asks for this frame for the first time. Each answer costs us a frame, so there is one.
+    fn first_graft(&mut self, from: P, id: mirror::Id, now: Instant) -> bool {
+        let Some(link) = self.links.get_mut(&from) else {
+            return false;
+        };
+        link.grafted.expire(now);
+        if link.grafted.is_full() || link.grafted.holds(&id, now) {
+            self.metrics.refused_grafts.inc();
+            return false;
+        }
+        link.grafted.insert(id, now + self.config.frame_retention);
+        true
     }
 
     /// The announced frames that we do not have, as far as the peer's share of our memory goes.
@@ -202,21 +255,26 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
     /// A message about who is on the topic.
     fn membership(&mut self, from: P, swarm: Swarm<P>, now: Instant) {
         let goodbye = matches!(swarm, Swarm::Disconnect { .. });
+        if walks_too_far(&swarm) || tells_too_much(&swarm) {
+            return self.malformed(from, now);
+        }
+        // What a peer passes on is not of its own making, so here it takes more to be cut off than to be ignored.
+        if !goodbye && !self.control_token(from, 1, now) {
+            return;
+        }
         let cost = match &swarm {
             Swarm::Disconnect { .. } => 0,
+            Swarm::Join(_) => JOIN_COST,
             Swarm::Shuffle { .. } | Swarm::ShuffleReply { .. } => LIST_COST,
             _ => 1,
         };
-        if let Some(link) = self.links.get_mut(&from)
-            && !link.membership.take(cost, now)
-        {
+        if !self.means(from, now).membership.take(cost, now) {
             self.metrics.refused_rate.inc();
             return;
         }
         let walks = matches!(swarm, Swarm::ForwardJoin { .. } | Swarm::Shuffle { .. });
         if walks && !self.active.contains(&from) {
-            self.metrics.refused_not_neighbor.inc();
-            return;
+            return self.not_a_neighbor(from, now);
         }
         let swarm = match swarm {
             Swarm::Join(data) => Swarm::Join(self.own_word(from, data)),
@@ -229,7 +287,6 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
                 let Some(peer) = self.hearsay(peer, now) else {
                     return;
                 };
-                let ttl = ttl.min(MAX_WALK);
                 Swarm::ForwardJoin { peer, ttl }
             }
             Swarm::Shuffle { origin, nodes, ttl } => {
@@ -239,7 +296,7 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
                 Swarm::Shuffle {
                     origin,
                     nodes: self.all_hearsay(nodes, now),
-                    ttl: ttl.min(MAX_WALK),
+                    ttl,
                 }
             }
             Swarm::ShuffleReply { nodes } => Swarm::ShuffleReply {
@@ -274,7 +331,7 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
 
     /// What a peer says about its own addresses.
     fn own_word(&mut self, peer: P, data: Option<Bytes>) -> Option<Bytes> {
-        let data = data.filter(|data| !data.is_empty() && data.len() <= MAX_PEER_DATA)?;
+        let data = data.filter(|data| !data.is_empty())?;
         self.remember(peer, data.clone(), true);
         Some(data)
     }
@@ -301,7 +358,7 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
         let data = match self.book.get(&id) {
             Some(entry) if entry.first_hand => Some(entry.data.clone()),
             _ => {
-                let data = data.filter(|data| !data.is_empty() && data.len() <= MAX_PEER_DATA);
+                let data = data.filter(|data| !data.is_empty());
                 if let Some(data) = &data {
                     self.remember(id, data.clone(), false);
                 }
@@ -321,5 +378,31 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
         {
             self.follow_ups.push_back(FollowUp::Lost(peer));
         }
+    }
+}
+
+/// A number of hops, as we go on counting from it; none if no honest node says so many.
+fn believable(round: u16) -> Option<u16> {
+    (round <= MAX_ROUND + 1).then_some(round.min(MAX_ROUND))
+}
+
+/// Whether a message is to go farther than any honest node sends it.
+fn walks_too_far<P>(swarm: &Swarm<P>) -> bool {
+    match swarm {
+        Swarm::ForwardJoin { ttl, .. } | Swarm::Shuffle { ttl, .. } => *ttl > MAX_WALK,
+        _ => false,
+    }
+}
+
+/// Whether a message tells more of a peer than any honest node does.
+fn tells_too_much<P>(swarm: &Swarm<P>) -> bool {
+    let long = |data: &Option<Bytes>| data.as_ref().is_some_and(|d| d.len() > MAX_PEER_DATA);
+    match swarm {
+        Swarm::Join(data) | Swarm::Neighbor { data, .. } => long(data),
+        Swarm::ForwardJoin { peer, .. } => long(&peer.data),
+        Swarm::Shuffle { nodes, .. } | Swarm::ShuffleReply { nodes } => {
+            nodes.0.iter().any(|node| long(&node.data))
+        }
+        Swarm::Disconnect { .. } => false,
     }
 }

@@ -14,7 +14,7 @@ use super::{Command, Inbound, Shared, Up};
 use crate::gossip::{
     FrameGate, GossipEvent, addr,
     auth::Membership,
-    conn::{Code, Link},
+    conn::{Code, Link, ReadLimits},
     core::{Core, MAX_BOOTSTRAP, Output},
     dialled::Dialled,
     outbox::Outbox,
@@ -187,6 +187,7 @@ impl<G: FrameGate> Actor<G> {
             Inbound::Up(up) => self.up(up, now),
             Inbound::DialFailed(peer) => self.core.dial_failed(peer, now),
             Inbound::Oversize { peer } => self.core.oversize(peer, now),
+            Inbound::BrokeRules { peer } => self.core.broke_rules(peer, now),
             Inbound::Gone { peer, number } => {
                 if self.peers.get(&peer).is_some_and(|p| p.number == number) {
                     self.peers.remove(&peer);
@@ -232,7 +233,11 @@ impl<G: FrameGate> Actor<G> {
         }
         if !self.core.peer_connected(peer, dialed, now) {
             self.peers.remove(&peer);
-            return Code::Banned.close(&conn);
+            let code = match self.core.is_banned(&peer, now) {
+                true => Code::Banned,
+                false => Code::TooOften,
+            };
+            return code.close(&conn);
         }
         trace!(remote = %peer.fmt_short(), dialed, number, "gossip connection up");
         let member = Membership {
@@ -250,8 +255,10 @@ impl<G: FrameGate> Actor<G> {
             keys: self.shared.keys.clone(),
             member,
             outbox,
-            max_message: config.max_message_size(),
-            message_timeout: config.message_timeout,
+            limits: ReadLimits {
+                max_message: config.max_message_size(),
+                timeout: config.message_timeout,
+            },
             inbound: self.shared.inbound.clone(),
             metrics: self.shared.metrics.clone(),
             place,

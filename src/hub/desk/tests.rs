@@ -374,8 +374,9 @@ crate::fuzz::machine! {
                             }
                             ToSpoke::Missed { from, to } => {
                                 prop_assert!(from < to && to <= log.head(), "the log has it");
-                                if cursor == Some(from) && desk.cursor >= Some(to) {
-                                    cursor = Some(to);
+                                // Of a repair, or of the cursor: the spoke cannot tell, and need not.
+                                if cursor >= Some(from) && desk.cursor >= Some(to) {
+                                    cursor = cursor.max(Some(to));
                                 }
                             }
                             ToSpoke::Targeted { after, .. } => {

@@ -14,6 +14,8 @@ use std::{
 use iroh::EndpointId;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use crate::metrics::DirectMetrics;
+
 /// Permits are for so many bytes: there may be more bytes than permits can be asked for.
 const UNIT: usize = 256;
 
@@ -24,6 +26,7 @@ const SPARE: usize = 64;
 pub(crate) struct Intake {
     all: Bound,
     of_one: usize,
+    metrics: Arc<DirectMetrics>,
     endpoints: Mutex<Endpoints>,
 }
 
@@ -77,13 +80,15 @@ pub(crate) struct Reserved {
 pub(crate) struct Customer {
     own: Bound,
     all: Bound,
+    metrics: Arc<DirectMetrics>,
 }
 
 impl Intake {
-    pub(crate) fn new(bytes: usize, of_one: usize) -> Self {
+    pub(crate) fn new(bytes: usize, of_one: usize, metrics: Arc<DirectMetrics>) -> Self {
         Self {
             all: Bound::new(bytes),
             of_one,
+            metrics,
             endpoints: Mutex::default(),
         }
     }
@@ -107,21 +112,26 @@ impl Intake {
             let bound = Arc::downgrade(&own.places);
             endpoints.bounds.insert(endpoint, bound);
         }
-        let all = self.all.clone();
-        Customer { own, all }
+        Customer {
+            own,
+            all: self.all.clone(),
+            metrics: self.metrics.clone(),
+        }
     }
 }
 
 impl Customer {
     /// Whether [`reserve`](Self::reserve) would return at once.
-    pub(crate) fn has_room(&self, bytes: usize) -> bool {
-        let bytes = bytes.min(self.own.units as usize * UNIT);
+    fn has_room(&self, bytes: usize) -> bool {
         self.own.has_room(bytes) && self.all.has_room(bytes)
     }
 
     /// Waits until there is room for so many bytes. Cancel safe.
     pub(crate) async fn reserve(&self, bytes: usize) -> Reserved {
         let bytes = bytes.min(self.own.units as usize * UNIT);
+        if !self.has_room(bytes) {
+            self.metrics.reads_held.inc();
+        }
         // In this order: who waits for its own part holds nothing of what is everyone's.
         let of_one = self.own.reserve(bytes).await;
         let of_all = self.all.reserve(bytes).await;
@@ -145,13 +155,14 @@ mod tests {
 
     async fn now(customer: &Customer, bytes: usize) -> Option<Reserved> {
         let reserved = poll_once(unconstrained(customer.reserve(bytes))).await;
-        assert!(reserved.is_some() || !customer.has_room(bytes));
+        let held = customer.metrics.reads_held.get();
+        assert!(reserved.is_some() || held > 0);
         reserved
     }
 
     #[tokio::test]
     async fn one_endpoint_has_its_part_and_all_together_what_there_is() {
-        let intake = Intake::new(4096, 2048);
+        let intake = Intake::new(4096, 2048, Arc::default());
         let (one, again, other) = (
             intake.customer(id(1)),
             intake.customer(id(1)),
@@ -173,7 +184,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_reserved_counts_though_its_stream_has_ended_and_is_forgotten_when_it_is_not() {
-        let intake = Intake::new(1 << 20, 1024);
+        let intake = Intake::new(1 << 20, 1024, Arc::default());
         let reserved = now(&intake.customer(id(0)), 1024).await.expect("room");
         assert!(now(&intake.customer(id(0)), 1).await.is_none());
         drop(reserved);

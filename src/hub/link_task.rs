@@ -343,12 +343,7 @@ impl Inbound<'_> {
     async fn reserve(&mut self, bytes: usize) -> Reserved {
         match self.reserved.take() {
             Some(reserved) => reserved,
-            None => {
-                if !self.customer.has_room(bytes) {
-                    self.hub.metrics.direct.reads_held.inc();
-                }
-                self.customer.reserve(bytes).await
-            }
+            None => self.customer.reserve(bytes).await,
         }
     }
 

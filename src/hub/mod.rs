@@ -218,7 +218,11 @@ impl Hub {
             limits.remembered_spokes,
             metrics.clone(),
         );
-        let intake = Intake::new(limits.intake_bytes, limits.intake_of_one);
+        let intake = Intake::new(
+            limits.intake_bytes,
+            limits.intake_of_one,
+            metrics.direct.clone(),
+        );
         let crowd = Crowd::new(limits, metrics.connections.clone());
         let inner = Arc::new(Inner {
             me: endpoint.id(),

@@ -70,7 +70,7 @@ impl Setup {
                 return builder.gossip(gossip).admission(Admission::allow_list([]));
             }
             Self::Small(scale) => {
-                log = log.with_max_bytes(scale * 6 << 20).with_max_events(4096);
+                log = log.with_max_bytes(scale * 6 * MIB).with_max_events(4096);
                 limits.max_spokes = 4 * scale;
                 limits.away_spokes = 4 * scale;
                 limits.max_connections = 6 * scale;

@@ -150,7 +150,7 @@ async fn a_flood_of_ten_thousand_costs_bounded_memory_and_fifty_spokes_hardly_an
         at_once: 128,
     };
     let mut ratios = Ratios::default();
-    for pair in 0..3 {
+    for pair in 0..5 {
         let mut p99 = [0.0; 2];
         // Which comes first takes turns.
         for decoyed in [pair % 2 == 0, pair % 2 != 0] {

@@ -33,15 +33,12 @@ enum Loris {
 }
 
 impl Loris {
-    async fn run(self, connection: Connection, alpn: &'static [u8]) -> (u64, Duration) {
+    async fn run(self, connection: Connection) -> (u64, Duration) {
         let begin = Instant::now();
-        let stream = async {
-            let Self::Silent = self else {
-                return connection.open_bi().await.ok();
-            };
-            None
+        let mut stream = match self {
+            Self::Silent => None,
+            _ => connection.open_bi().await.ok(),
         };
-        let mut stream = stream.await;
         if let Some((send, _)) = &mut stream {
             let bytes = match self {
                 Self::Deaf => raw::frame(b""),
@@ -69,7 +66,6 @@ impl Loris {
             }
         };
         let (code, _) = closed.await;
-        let _ = alpn;
         (code, begin.elapsed())
     }
 }
@@ -97,7 +93,7 @@ async fn attack(
         let keep = endpoint.clone();
         sets[kind].spawn(async move {
             let _keep = keep;
-            loris.run(connection, alpn).await
+            loris.run(connection).await
         });
     }
     sets

@@ -100,7 +100,7 @@ impl Mesh {
 /// A member that everyone is a neighbour of.
 pub struct Friend {
     pub member: RawMember,
-    neighbors: Vec<(Neighbor, EndpointAddr)>,
+    pub neighbors: Vec<(Neighbor, EndpointAddr)>,
 }
 
 impl Friend {

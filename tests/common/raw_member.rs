@@ -14,7 +14,7 @@ use chacha20poly1305::{
 };
 use ed25519_dalek::{Signer, SigningKey};
 use iroh::{
-    EndpointAddr, EndpointId,
+    Endpoint, EndpointAddr, EndpointId, SecretKey,
     endpoint::{Connection, RecvStream, SendStream},
 };
 use iroh_hub::{Hub, endpoint};
@@ -25,6 +25,16 @@ use super::{
     raw::{self, GOSSIP, NATIVE, RawPeer, Reading, Welcomed, code, varint},
     soon,
 };
+
+/// Version, epoch, generation, counter, first offset, and three counts.
+const HEADER: usize = 1 + 8 + 4 + 8 + 8 + 3 * 2;
+
+/// The first offset of a frame, or the tip if it is a beacon; and how many events it has.
+pub fn first_and_count(frame: &[u8]) -> (u64, u16) {
+    let first = frame[21..29].try_into().expect("8 bytes");
+    let count = frame[29..31].try_into().expect("2 bytes");
+    (u64::from_be_bytes(first), u16::from_be_bytes(count))
+}
 
 /// What a member proves itself with.
 #[derive(Clone, Copy, Debug)]
@@ -263,6 +273,8 @@ pub struct RawMember {
     pub epoch: u64,
     /// What the hub told last: it may begin another topic.
     told: watch::Receiver<Option<(Secrets, Vec<EndpointAddr>)>>,
+    /// Every key that it was ever told.
+    every: Arc<Mutex<Vec<Secrets>>>,
     /// What any neighbour said, in the order in which it came.
     pub said: Arc<Mutex<VecDeque<Said>>>,
     link: JoinHandle<()>,
@@ -271,7 +283,12 @@ pub struct RawMember {
 impl RawMember {
     /// Is admitted, takes everything that the hub sends and acknowledges it, and waits until it is told of the topic.
     pub async fn admitted(hub: &Hub) -> Self {
-        let builder = endpoint::local(None).alpns(vec![GOSSIP.to_vec()]);
+        Self::admitted_as(hub, SecretKey::generate()).await
+    }
+
+    /// The same, under this key.
+    pub async fn admitted_as(hub: &Hub, key: SecretKey) -> Self {
+        let builder = endpoint::local(Some(key)).alpns(vec![GOSSIP.to_vec()]);
         let addr = std::net::SocketAddr::from((std::net::Ipv4Addr::LOCALHOST, 0));
         let endpoint = endpoint::bind_at(builder, addr).await.expect("loopback");
         let peer = RawPeer::connect_from(endpoint, hub, NATIVE).await;
@@ -280,6 +297,8 @@ impl RawMember {
         let hello = raw::native(0, &[1, 1, 0, 0, 0], b"");
         let welcome: Welcomed = stream.greet_with(hello).await;
         let (tell, mut told) = watch::channel(None);
+        let every: Arc<Mutex<Vec<Secrets>>> = Arc::default();
+        let keep = every.clone();
         let mut next = welcome.start;
         let link = tokio::spawn(async move {
             loop {
@@ -313,7 +332,19 @@ impl RawMember {
                             generation,
                             key,
                         };
+                        keep.lock().expect("no panic").push(secrets);
                         tell.send_replace(Some((secrets, peers)));
+                    }
+                    // Other keys for the same topic. It does not say that it has them.
+                    9 => {
+                        let generation = reading.number() as u32;
+                        let key = reading.bytes();
+                        tell.send_modify(|told| {
+                            if let Some((secrets, _)) = told {
+                                (secrets.generation, secrets.key) = (generation, key);
+                                keep.lock().expect("no panic").push(*secrets);
+                            }
+                        });
                     }
                     _ => {}
                 }
@@ -327,6 +358,7 @@ impl RawMember {
             hub: hub.addr().id,
             epoch: welcome.epoch,
             told,
+            every,
             said: Arc::default(),
             link,
         }
@@ -364,20 +396,29 @@ impl RawMember {
 
     /// The same; an error is how the other side closed instead.
     pub async fn try_dial(&self, to: &EndpointAddr) -> Result<Neighbor, (u64, String)> {
-        let connecting = self.peer.endpoint.connect(to.clone(), GOSSIP);
+        self.try_dial_from(&self.peer.endpoint, to).await
+    }
+
+    /// The same from another endpoint, which was given the keys.
+    pub async fn try_dial_from(
+        &self,
+        from: &Endpoint,
+        to: &EndpointAddr,
+    ) -> Result<Neighbor, (u64, String)> {
+        let connecting = from.connect(to.clone(), GOSSIP);
         let connection = soon("an answer", connecting).await.expect("a connection");
         let Ok((mut send, mut recv)) = connection.open_bi().await else {
             return Err(raw::closed(&connection).await);
         };
         let secrets = self.secrets();
-        let offer = offer(&secrets, &connection, self.id(), to.id);
+        let offer = offer(&secrets, &connection, from.id(), to.id);
         let _ = send.write_all(&offer).await;
         let mut answered = [0; 1 + 4 + 32];
         let reading = recv.read_exact(&mut answered);
         if soon("an answer to the proof", reading).await.is_err() {
             return Err(raw::closed(&connection).await);
         }
-        let due = answer(&secrets, &connection, self.id(), to.id);
+        let due = answer(&secrets, &connection, from.id(), to.id);
         assert_eq!(answered[..], due, "the other side proves itself too");
         Ok(Neighbor {
             connection,
@@ -444,6 +485,26 @@ impl RawMember {
             _ => None,
         });
         frames.filter(|frame| seen.insert(frame.clone())).collect()
+    }
+
+    /// Whether any key that it was ever told opens a frame.
+    pub fn opens(&self, frame: &[u8]) -> bool {
+        let Some((frame, _signature)) = frame.split_last_chunk::<64>() else {
+            return false;
+        };
+        let Some((header, sealed)) = frame.split_at_checked(HEADER) else {
+            return false;
+        };
+        let nonce: [u8; 12] = header[9..21].try_into().expect("12 bytes");
+        let every = self.every.lock().expect("no panic").clone();
+        every.iter().any(|secrets| {
+            let cipher = ChaCha20Poly1305::new((&secrets.key).into());
+            let payload = Payload {
+                msg: sealed,
+                aad: header,
+            };
+            cipher.decrypt(&nonce.into(), payload).is_ok()
+        })
     }
 
     /// Seals an event as the hub does, but for the signature, which only the hub can make.

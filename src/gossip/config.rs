@@ -1,5 +1,6 @@
 //! The settings of the topic.
 
+use iroh::EndpointId;
 use iroh_gossip::proto;
 use n0_future::time::Duration;
 
@@ -65,6 +66,9 @@ pub struct GossipConfig {
     pub stuck_after: Duration,
     /// How long the key before the current one still opens connections. Default: 10 s.
     pub previous_key_lifetime: Duration,
+    /// Our hub, if we are a spoke. Peers cannot tell us where it is: iroh keeps one set of addresses for each
+    /// endpoint, so they would be tried for our link to it too.
+    pub(crate) hub: Option<EndpointId>,
 }
 
 impl Default for GossipConfig {
@@ -91,6 +95,7 @@ impl Default for GossipConfig {
             queue_bytes: 24 * 1024 * 1024,
             stuck_after: Duration::from_secs(1),
             previous_key_lifetime: Duration::from_secs(10),
+            hub: None,
         }
     }
 }

@@ -1,11 +1,14 @@
 //! What it takes to get an event from a hub to all of its spokes, by each way to fan out.
 //!
-//! Two groups, for 8, 32 and 100 spokes (endpoints of their own on loopback, all in this process, two workers) and for
+//! Two groups of three, for 8, 32 and 100 spokes (endpoints of their own on loopback, all in this process, two workers) and for
 //! events of 64 B, 1 KiB and 16 KiB:
 //!
 //! - `burst`: events handed over as fast as the mesh takes them, in deliveries a second (events times spokes). It proves
 //!   what a path can carry when it is full, and that batching works.
 //! - `lone`: one event over an idle mesh, until the last spoke has it. It proves what a listener waits for.
+//!
+//! The third, `sealing`, is the topic's driver alone: frames with sixty events of 1 KiB that are sealed, and opened at every
+//! node, against such that are not, in turns in one run. It proves what authorship and secrecy cost.
 //!
 //! `direct`, `gossip` and `auto` are this crate. `bare_streams` (iroh and nothing else) and `bare_gossip` (`iroh_gossip::net` and nothing else) are the baselines: what
 //! the library adds in order, repair, proof and admission is the difference to them. Bare gossip loses and reorders;
@@ -25,6 +28,7 @@ use criterion::{
     BenchmarkGroup, BenchmarkId, Criterion, SamplingMode, Throughput, criterion_group,
     criterion_main, measurement::WallTime,
 };
+use iroh_hub::bench_support::DriverMesh;
 use tokio::runtime::Runtime;
 
 /// How much to measure.
@@ -35,6 +39,10 @@ struct Plan {
     burst_bytes: usize,
     /// Events in a burst, at most.
     burst_events: usize,
+    /// How many nodes receive sealed frames, and others bare ones.
+    sealing: &'static [usize],
+    /// And how many frames.
+    frames: usize,
 }
 
 impl Plan {
@@ -43,12 +51,16 @@ impl Plan {
         sizes: &[64, 1024, 16 * 1024],
         burst_bytes: 512 * 1024,
         burst_events: 256,
+        sealing: &[32],
+        frames: 100,
     };
     const SMOKE: Self = Self {
         spokes: &[4],
         sizes: &[64, 16 * 1024],
         burst_bytes: 128 * 1024,
         burst_events: 16,
+        sealing: &[4],
+        frames: 8,
     };
 
     /// Criterion runs each bench once, to see that it works, unless `cargo bench` called it.
@@ -198,6 +210,62 @@ fn lone(criterion: &mut Criterion) {
     group.finish();
 }
 
+/// Events of 1 KiB that a packed frame has.
+const PACKED: usize = 60;
+
+/// What sealing and opening frames cost the topic: one mesh does so and another does not, in turns.
+fn sealing(criterion: &mut Criterion) {
+    let plan = Plan::from_args();
+    let mut group = criterion.benchmark_group("sealing");
+    group.sampling_mode(SamplingMode::Flat);
+    let runtime = runtime();
+    let content = vec![7; PACKED * 1024];
+    for &nodes in plan.sealing {
+        let start = |sealed| {
+            let mesh = runtime.block_on(DriverMesh::start(nodes, sealed));
+            mesh.expect("the mesh forms")
+        };
+        let mut meshes = None;
+        let mut pairs: Vec<(f64, f64)> = Vec::new();
+        group.throughput(Throughput::Elements((plan.frames * PACKED) as u64));
+        group.bench_function(BenchmarkId::new("sealed", nodes), |bencher| {
+            let (sealed, bare) = meshes.get_or_insert_with(|| (start(true), start(false)));
+            let mut burst = |mesh: &mut DriverMesh| {
+                let time = runtime.block_on(mesh.burst(plan.frames, &content));
+                time.expect("all arrive")
+            };
+            bencher.iter_custom(|rounds| {
+                let mut total = Duration::ZERO;
+                for round in 0..rounds {
+                    let (with, without) = if round % 2 == 0 {
+                        let with = burst(sealed);
+                        (with, burst(bare))
+                    } else {
+                        let without = burst(bare);
+                        (burst(sealed), without)
+                    };
+                    pairs.push((with.as_secs_f64(), without.as_secs_f64()));
+                    total += with;
+                }
+                total
+            });
+        });
+        if let Some((sealed, bare)) = meshes {
+            runtime.block_on(async { tokio::join!(sealed.end(), bare.end()) });
+        }
+        let mut ratios: Vec<f64> = pairs.iter().map(|(with, without)| with / without).collect();
+        ratios.sort_by(f64::total_cmp);
+        let at = |share: f64| ratios.get((ratios.len() as f64 * share) as usize);
+        if let (Some(low), Some(median), Some(high)) = (at(0.1), at(0.5), at(0.9)) {
+            eprintln!(
+                "sealing/{nodes}: {median:.2} times as long as without (p10-p90 {low:.2}-{high:.2}, {} pairs)",
+                ratios.len()
+            );
+        }
+    }
+    group.finish();
+}
+
 criterion_group! {
     name = fan_out;
     config = Criterion::default()
@@ -205,6 +273,6 @@ criterion_group! {
         .warm_up_time(Duration::from_millis(300))
         .measurement_time(Duration::from_secs(1))
         .without_plots();
-    targets = burst, lone
+    targets = burst, lone, sealing
 }
 criterion_main!(fan_out);

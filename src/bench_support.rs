@@ -1,7 +1,11 @@
 //! What the benches need of the inside. Not part of the API, and free to change.
 
+mod driver;
+
 use bytes::Bytes;
 use iroh::EndpointId;
+
+pub use self::driver::DriverMesh;
 
 use crate::{
     event::Envelope,

@@ -11,11 +11,13 @@ use std::{
 use iroh::{
     Endpoint, SecretKey,
     endpoint::{
-        BindError as IrohBindError, Builder, InvalidSocketAddr, PortmapperConfig,
-        QuicTransportConfig, VarInt, presets,
+        BindError as IrohBindError, Builder, Connection, InvalidSocketAddr, PortmapperConfig,
+        QuicTransportConfig, QuicTransportConfigBuilder, VarInt, presets,
     },
 };
 use n0_error::stack_error;
+
+use crate::hub::HubLimits;
 
 /// An endpoint was not bound.
 #[stack_error(derive, add_meta, from_sources)]
@@ -48,12 +50,50 @@ const IDLE_TIMEOUT_MS: u32 = 15_000;
 /// QUIC settings for an endpoint that runs a hub or a spoke: windows that bound what one peer can make
 /// it hold, and a keep-alive that notices a dead peer within fifteen seconds.
 pub fn transport_config() -> QuicTransportConfig {
-    QuicTransportConfig::builder()
+    base()
         .receive_window(VarInt::from_u32(CONNECTION_WINDOW))
         .send_window(SEND_WINDOW)
+        .build()
+}
+
+fn base() -> QuicTransportConfigBuilder {
+    QuicTransportConfig::builder()
         .keep_alive_interval(Duration::from_secs(4))
         .max_idle_timeout(Some(VarInt::from_u32(IDLE_TIMEOUT_MS).into()))
+}
+
+/// How many streams at once QUIC lets a peer have that is no spoke yet.
+const WAITING_STREAMS: usize = 8;
+/// How many more than it may have it lets a peer open that is one, so that the hub can tell it so.
+const SPARE_STREAMS: usize = 16;
+const MIN_STREAMS: usize = 100;
+
+/// QUIC settings for the connections that come in to a hub with these limits: what a stranger can make the hub hold is
+/// little, and [`HubLimits::receive_window`] is for those that have become spokes.
+///
+/// A hub that [spawns](crate::HubBuilder::spawn) uses them by itself. One on a router of yours does if its endpoint is built
+/// with them.
+pub fn hub_transport_config(limits: &HubLimits) -> QuicTransportConfig {
+    // Nothing of ours uses unidirectional streams or datagrams, and what a peer sends on them nobody would read.
+    let streams = limits.max_streams.min(WAITING_STREAMS) + 1;
+    base()
+        .receive_window(VarInt::from_u32(limits.waiting_window))
+        .send_window(limits.send_window.into())
+        .max_concurrent_bidi_streams(varint(streams))
+        .max_concurrent_uni_streams(VarInt::from_u32(0))
+        .datagram_receive_buffer_size(None)
         .build()
+}
+
+/// Gives a connection what one with spokes may have: so many bytes in flight, and so many streams.
+pub(crate) fn widen(connection: &Connection, window: usize, max_streams: usize) {
+    connection.set_receive_window(varint(window));
+    let streams = (max_streams + SPARE_STREAMS).max(MIN_STREAMS);
+    connection.set_max_concurrent_bi_streams(varint(streams));
+}
+
+fn varint(n: usize) -> VarInt {
+    VarInt::try_from(n).unwrap_or(VarInt::MAX)
 }
 
 /// A builder for an endpoint that is reachable on this machine only: one socket on the loopback

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 /// Longer than anyone waits.
-const LONG: Duration = Duration::from_secs(365 * 86_400);
+pub(crate) const LONG: Duration = Duration::from_secs(365 * 86_400);
 
 /// `wait` after `now`. What is farther off than any clock will show is a year away.
 pub(crate) fn after(now: Instant, wait: Duration) -> Instant {

@@ -48,7 +48,8 @@
 //!    the lifetime of the spoke's session ([`HubLimits::session_lifetime`]). What could not be delivered, or may
 //!    have been, is reported to its sender as just that ([`SendReceipt`]).
 //! 5. A slow, stuck or hostile spoke holds a cursor at the hub and not a queue, and holds
-//!    [`Hub::broadcast`] back no longer than [`HubLimits::stall_after`] and [`HubLimits::patience`] say.
+//!    [`Hub::broadcast`] back no longer than [`HubLimits::stall_after`] and [`HubLimits::patience`] say. Whoever
+//!    connects and whatever they do, the hub's memory has a ceiling: [`HubBuilder::memory_ceiling`].
 //! 6. A broadcast on the topic is encrypted, and signed by the hub: what does not verify is dropped,
 //!    counted and not passed on.
 //! 7. The limits that one may want to change are documented settings with defaults: [`HubLimits`],
@@ -68,14 +69,19 @@ mod close;
 mod delivery;
 mod event;
 mod fan_out;
+#[cfg(test)]
+mod fuzz;
 mod gossip;
 mod hub;
 mod inbox;
 mod instant;
+mod intake;
 mod link_io;
 mod listen;
 pub mod log;
 mod pattern;
+mod places;
+mod pool;
 mod position;
 mod protocol;
 mod seal;

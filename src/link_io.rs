@@ -10,10 +10,11 @@ use tokio::time::{Instant, timeout_at};
 use crate::{
     close::{CloseCode, Closed},
     event::EnvelopeError,
+    intake::{Customer, Reserved},
     wire::{
         compat::CompatError,
         framing::{Deframer, FrameError},
-        native::NativeError,
+        native::{self, NativeError},
     },
 };
 
@@ -133,9 +134,15 @@ impl From<ConnectionError> for LinkError {
     }
 }
 
+/// Frames up to so many bytes are read without reserving for them.
+pub(crate) const SMALL: usize = native::MAX_FRAME;
+
 /// Reads frames from a stream.
 #[derive(Debug)]
 pub(crate) struct FrameReader {
+    /// Where room for large frames is reserved before they are read.
+    customer: Option<Customer>,
+    reserved: Option<Reserved>,
     recv: RecvStream,
     deframer: Deframer,
     /// How long a frame may stay unfinished.
@@ -146,11 +153,24 @@ pub(crate) struct FrameReader {
 impl FrameReader {
     pub(crate) fn new(recv: RecvStream, max_frame: usize, frame_timeout: Duration) -> Self {
         Self {
+            customer: None,
+            reserved: None,
             recv,
             deframer: Deframer::new(max_frame),
             frame_timeout,
             frame_began: None,
         }
+    }
+
+    /// Reserves room for large frames here. The time that this takes is not held against the peer.
+    pub(crate) fn reserving(mut self, customer: Customer) -> Self {
+        self.customer = Some(customer);
+        self
+    }
+
+    /// What was reserved for the last frame, if it is a large one.
+    pub(crate) fn take_reserved(&mut self) -> Option<Reserved> {
+        self.reserved.take()
     }
 
     /// The next frame; `None` when the stream has ended between frames.
@@ -161,6 +181,13 @@ impl FrameReader {
             if let Some(frame) = self.deframer.next()? {
                 self.frame_began = None;
                 return Ok(Some(frame));
+            }
+            if let Some(customer) = &self.customer
+                && self.reserved.is_none()
+                && let Some(len) = self.deframer.expects().filter(|len| *len > SMALL)
+            {
+                self.reserved = Some(customer.reserve(len).await);
+                self.frame_began = Some(Instant::now());
             }
             let reading = self.recv.read_chunk(READ_CHUNK);
             let chunk = if self.deframer.is_mid_frame() {

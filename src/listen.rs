@@ -20,7 +20,7 @@ use iroh::EndpointId;
 use n0_error::{e, stack_error};
 use n0_future::Stream;
 use tokio::{
-    sync::{mpsc, watch},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch},
     time::{Instant, timeout, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
@@ -151,6 +151,8 @@ pub enum OnFull {
 pub struct ListenOptions {
     /// How many events may wait in the listener's queue. Default 1,024; at least 1.
     pub capacity: usize,
+    /// How many bytes of events may wait in it, 256 bytes for each included; one event is always taken. Default 64 MiB.
+    pub capacity_bytes: usize,
     /// What to do when they do. Default: hold for at most 30 s.
     pub on_full: OnFull,
     /// Whether the listener gets [`Incoming::Status`] too. Default: no.
@@ -161,6 +163,7 @@ impl Default for ListenOptions {
     fn default() -> Self {
         Self {
             capacity: 1024,
+            capacity_bytes: 64 << 20,
             on_full: OnFull::Hold {
                 at_most: Duration::from_secs(30),
             },
@@ -173,6 +176,12 @@ impl ListenOptions {
     /// Sets [`capacity`](Self::capacity).
     pub fn capacity(mut self, events: usize) -> Self {
         self.capacity = events;
+        self
+    }
+
+    /// Sets [`capacity_bytes`](Self::capacity_bytes).
+    pub fn capacity_bytes(mut self, bytes: usize) -> Self {
+        self.capacity_bytes = bytes;
         self
     }
 
@@ -194,7 +203,12 @@ struct Queued {
     /// Events dropped right before this item.
     lagged: u64,
     item: Incoming,
+    /// Its bytes of the queue.
+    _room: OwnedSemaphorePermit,
 }
+
+/// What an item costs beside its bytes.
+const ITEM_COST: usize = 256;
 
 #[derive(Debug)]
 struct Slot {
@@ -202,6 +216,9 @@ struct Slot {
     on_full: OnFull,
     statuses: bool,
     queue: mpsc::Sender<Queued>,
+    /// What of the bytes is free, and how many there are.
+    room: Arc<Semaphore>,
+    bytes: u32,
     /// Events dropped since the last item that was queued.
     lagged: Arc<AtomicU64>,
 }
@@ -235,6 +252,7 @@ impl Listeners {
 
     pub(crate) fn add(&self, pattern: Pattern, options: ListenOptions) -> Listener {
         let (queue, incoming) = mpsc::channel(options.capacity.max(1));
+        let bytes = u32::try_from(options.capacity_bytes.max(1)).unwrap_or(u32::MAX);
         let lagged = Arc::<AtomicU64>::default();
         {
             let mut slots = self.slots();
@@ -242,6 +260,8 @@ impl Listeners {
             if !self.closed.is_cancelled() {
                 slots.push(Arc::new(Slot {
                     pattern,
+                    room: Arc::new(Semaphore::new(bytes as usize)),
+                    bytes,
                     on_full: options.on_full,
                     statuses: options.statuses,
                     queue,
@@ -313,18 +333,36 @@ impl Listeners {
     }
 }
 
+/// Why there is no place in a queue.
+enum Full {
+    NoRoom,
+    Closed,
+}
+
+/// What an item costs the queue that it waits in.
+fn cost(item: &Incoming) -> usize {
+    let bytes = match item {
+        Incoming::Event(event) => event.envelope.size(),
+        Incoming::Missed(_) | Incoming::Lagged(_) | Incoming::Status(_) => 0,
+    };
+    bytes.saturating_add(ITEM_COST)
+}
+
 impl Slot {
     async fn give(&self, item: Incoming, handed: impl Fn()) {
         let behind = self.lagged.load(Ordering::Acquire) > 0;
-        let permit = match self.queue.try_reserve() {
-            Ok(permit) => permit,
-            Err(mpsc::error::TrySendError::Closed(())) => return,
-            Err(mpsc::error::TrySendError::Full(())) => match self.on_full {
+        // What is larger than all there is takes all there is.
+        let cost = u32::try_from(cost(&item)).unwrap_or(u32::MAX);
+        let cost = cost.min(self.bytes);
+        let (permit, room) = match self.try_place(cost) {
+            Ok(place) => place,
+            Err(Full::Closed) => return,
+            Err(Full::NoRoom) => match self.on_full {
                 // Who was waited for in vain is not waited for again before it has caught up.
                 OnFull::Hold { at_most } if !behind => {
-                    match timeout(at_most, self.queue.reserve()).await {
-                        Ok(Ok(permit)) => permit,
-                        Ok(Err(_)) => return,
+                    match timeout(at_most, self.place(cost)).await {
+                        Ok(Some(place)) => place,
+                        Ok(None) => return,
                         Err(_) => return self.drop_one(&item),
                     }
                 }
@@ -333,7 +371,34 @@ impl Slot {
         };
         let lagged = self.lagged.swap(0, Ordering::AcqRel);
         handed();
-        permit.send(Queued { lagged, item });
+        permit.send(Queued {
+            lagged,
+            item,
+            _room: room,
+        });
+    }
+
+    /// A place in the queue for so many bytes, if there is one.
+    fn try_place(
+        &self,
+        cost: u32,
+    ) -> Result<(mpsc::Permit<'_, Queued>, OwnedSemaphorePermit), Full> {
+        let permit = self.queue.try_reserve().map_err(|error| match error {
+            mpsc::error::TrySendError::Closed(()) => Full::Closed,
+            mpsc::error::TrySendError::Full(()) => Full::NoRoom,
+        })?;
+        let room = self.room.clone().try_acquire_many_owned(cost);
+        Ok((permit, room.map_err(|_| Full::NoRoom)?))
+    }
+
+    /// Waits for a place; `None` if nobody listens any more.
+    async fn place(&self, cost: u32) -> Option<(mpsc::Permit<'_, Queued>, OwnedSemaphorePermit)> {
+        // Who waits for bytes has a place for them already, so that nobody gets in between.
+        let permit = self.queue.reserve().await.ok()?;
+        tokio::select! {
+            room = self.room.clone().acquire_many_owned(cost) => Some((permit, room.ok()?)),
+            () = self.queue.closed() => None,
+        }
     }
 
     fn drop_one(&self, item: &Incoming) {
@@ -374,8 +439,10 @@ impl Listener {
             return Poll::Ready(Some(item));
         }
         match self.incoming.poll_recv(cx) {
-            Poll::Ready(Some(Queued { lagged: 0, item })) => Poll::Ready(Some(item)),
-            Poll::Ready(Some(Queued { lagged, item })) => {
+            Poll::Ready(Some(Queued {
+                lagged: 0, item, ..
+            })) => Poll::Ready(Some(item)),
+            Poll::Ready(Some(Queued { lagged, item, .. })) => {
                 self.next = Some(item);
                 Poll::Ready(Some(Incoming::Lagged(Lagged { events: lagged })))
             }
@@ -515,6 +582,42 @@ mod tests {
             Some(Incoming::Lagged(Lagged { events: 8 }))
         );
         assert_eq!(number(&slow.recv().await.unwrap()), 10);
+    }
+
+    #[tokio::test]
+    async fn what_waits_for_a_listener_is_bounded_in_bytes_too() {
+        let listeners = Arc::new(listeners());
+        let large = |n: usize| {
+            let envelope = Envelope::new("n", &n).unwrap();
+            let envelope = envelope.with_id(&"x".repeat(200)).unwrap();
+            Incoming::Event(Event::new(envelope, Source::Local))
+        };
+        let options = ListenOptions::default().capacity_bytes(1000);
+        let mut lags = listeners.add("n".into(), options.on_full(OnFull::Lag));
+        let mut holds = listeners.add("n".into(), options);
+        // Two have room, of some five hundred bytes each.
+        listeners.dispatch(large(0)).await;
+        listeners.dispatch(large(1)).await;
+        let third = tokio::spawn({
+            let (listeners, item) = (listeners.clone(), large(2));
+            async move { listeners.dispatch(item).await }
+        });
+        tokio::task::yield_now().await;
+        assert!(!third.is_finished());
+        for n in 0..3 {
+            assert_eq!(number(&holds.recv().await.unwrap()), n);
+        }
+        third.await.unwrap();
+        for n in 0..2 {
+            assert_eq!(number(&lags.recv().await.unwrap()), n);
+        }
+        let lagged = Incoming::Lagged(Lagged { events: 1 });
+        assert_eq!(lags.recv().await, Some(lagged));
+        // One event is always taken, whatever its size.
+        let listeners = super::Listeners::new(Duration::ZERO);
+        let mut narrow = listeners.add("n".into(), options.capacity_bytes(0));
+        listeners.dispatch(large(7)).await;
+        assert_eq!(number(&narrow.recv().await.unwrap()), 7);
     }
 
     #[tokio::test]

@@ -40,8 +40,8 @@ mod table;
 
 pub use self::{
     hub::{
-        AdmissionMetrics, DirectMetrics, EventMetrics, HealthMetrics, HubMetrics, LogMetrics,
-        RepairMetrics, RosterMetrics, TopicMetrics,
+        AdmissionMetrics, ConnectionMetrics, DirectMetrics, EventMetrics, HealthMetrics,
+        HubMetrics, LogMetrics, RepairMetrics, RosterMetrics, TopicMetrics,
     },
     spoke::{LinkMetrics, ReceptionMetrics, SpokeMetrics},
 };

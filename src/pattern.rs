@@ -73,17 +73,21 @@ mod tests {
 
     use super::*;
 
-    /// Says the same by trying every way to match.
+    /// Says the same by trying every way to match, for each beginning of the text at once.
     fn slow_match(pattern: &[u8], text: &[u8]) -> bool {
-        match (pattern.split_first(), text.split_first()) {
-            (None, None) => true,
-            (None, Some(_)) => false,
-            (Some((b'*', rest)), _) => {
-                (0..=text.len()).any(|n| slow_match(rest, text.get(n..).unwrap()))
+        let mut reached = vec![false; text.len() + 1];
+        reached[0] = true;
+        for p in pattern {
+            let mut next = vec![false; text.len() + 1];
+            for at in 0..=text.len() {
+                next[at] = match p {
+                    b'*' => reached[at] || (at > 0 && next[at - 1]),
+                    p => at > 0 && reached[at - 1] && text[at - 1] == *p,
+                };
             }
-            (Some((p, rest)), Some((t, text))) => p == t && slow_match(rest, text),
-            (Some(_), None) => false,
+            reached = next;
         }
+        reached[text.len()]
     }
 
     #[test]
@@ -110,4 +114,22 @@ mod tests {
             );
         }
     }
+    fn real() -> Vec<(&'static str, Vec<u8>)> {
+        let pair = |pattern: &str, text: &str| format!("{pattern}\n{text}").into_bytes();
+        vec![
+            ("name", pair("order.created", "order.created")),
+            ("begins", pair("order.*", "order.item.added")),
+            ("ends", pair("*.failed", "job.failed")),
+            ("stars", pair("a**b*é*c", "aXbYébc")),
+        ]
+    }
+
+    crate::fuzz::decoder!(pattern, real(), |bytes| {
+        let text = String::from_utf8_lossy(bytes.get(..200).unwrap_or(bytes));
+        let (pattern, text) = text.split_once('\n').unwrap_or((&text, ""));
+        assert_eq!(
+            Pattern::new(pattern).matches(text),
+            slow_match(pattern.as_bytes(), text.as_bytes())
+        );
+    });
 }

@@ -141,4 +141,31 @@ mod tests {
         assert_eq!(json, r#"{"epoch":"00000000000000ff","offset":7}"#);
         assert_eq!(serde_json::from_str::<Position>(&json).unwrap(), position);
     }
+    fn real() -> Vec<(&'static str, Vec<u8>)> {
+        let position = Position::new(Epoch::from_u64(255), 7);
+        vec![
+            ("epoch", position.epoch.to_string().into_bytes()),
+            ("json", serde_json::to_vec(&position).unwrap()),
+            ("bytes", postcard::to_stdvec(&position).unwrap()),
+        ]
+    }
+
+    crate::fuzz::decoder!(position, real(), |bytes| {
+        if let Ok(text) = std::str::from_utf8(bytes)
+            && let Ok(epoch) = text.parse::<Epoch>()
+        {
+            assert_eq!(epoch.to_string(), text.to_ascii_lowercase());
+        }
+        if let Ok(position) = serde_json::from_slice::<Position>(bytes) {
+            let again = serde_json::to_vec(&position).unwrap();
+            assert_eq!(
+                serde_json::from_slice::<Position>(&again).unwrap(),
+                position
+            );
+        }
+        if let Ok(position) = postcard::from_bytes::<Position>(bytes) {
+            let again = postcard::to_stdvec(&position).unwrap();
+            assert_eq!(postcard::from_bytes::<Position>(&again).unwrap(), position);
+        }
+    });
 }

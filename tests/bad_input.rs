@@ -600,12 +600,21 @@ async fn a_protocol_that_nobody_speaks_is_refused() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_is_no_member_gets_nowhere_on_the_topic() {
-    // Without a topic there is nothing to be a member of.
+    // Without a topic there is nothing to be a member of, not even for a spoke.
     let mut scene = Scene::new(HubLimits::default()).await;
-    let peer = RawPeer::connect(&scene.hub, GOSSIP).await;
-    let (code, reason) = peer.closed().await;
-    assert_eq!(code, code::NOT_A_MEMBER);
-    assert!(!reason.is_empty());
+    let stranger = RawPeer::connect(&scene.hub, GOSSIP).await;
+    let (code, reason) = stranger.closed().await;
+    assert_eq!(
+        (code, &*reason),
+        (code::REFUSED, "this endpoint is not admitted")
+    );
+    let peer = RawPeer::connect(&scene.hub, NATIVE).await;
+    let stream = peer.spoke(NATIVE).await;
+    let gossip = RawPeer::connect_from(peer.endpoint.clone(), &scene.hub, GOSSIP).await;
+    let (code, reason) = gossip.closed().await;
+    assert_eq!((code, &*reason), (code::NOT_A_MEMBER, "there is no topic"));
+    drop(stream);
+    peer.leave().await;
     scene.goes_on().await;
     scene.ends().await;
 
@@ -631,10 +640,14 @@ async fn who_is_no_member_gets_nowhere_on_the_topic() {
             let (mut send, _recv) = connection.open_bi().await.expect("a stream");
             let _ = send.write_all(&bytes).await;
             let (code, reason) = raw::closed(&connection).await;
-            assert!(code > 1 && !reason.is_empty(), "{n}: {code} {reason}");
+            // The hub knows that it is none of its spokes.
+            let expected = [code::REFUSED, code::NOT_A_MEMBER][n];
+            assert_eq!(code, expected, "{n}: {reason}");
+            assert!(!reason.is_empty());
         }
     }
-    assert_eq!(hub.metrics().gossip.auth_failed.get(), 2);
+    assert_eq!(hub.metrics().admission.refused.get(), 2);
+    assert_eq!(hub.metrics().gossip.auth_failed.get(), 0);
     assert_eq!(honest[0].0.metrics().gossip.auth_failed.get(), 2);
     for n in 0..100 {
         hub.broadcast(numbered(n)).await.expect("the hub is open");

@@ -537,8 +537,7 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
-proptest! {
-    #[test]
+crate::fuzz::machine! {
     fn whatever_happens_every_decision_may_be_made(
         ops in prop::collection::vec(op(), 0..200),
     ) {

@@ -153,6 +153,8 @@ fn reach_v6(ip: Ipv6Addr) -> Reach {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::LazyLock;
+
     use iroh::SecretKey;
 
     use super::*;
@@ -274,4 +276,51 @@ mod tests {
             }
         }
     }
+    // To work out a public key takes longer than to decode.
+    static PEER: LazyLock<EndpointId> = LazyLock::new(|| SecretKey::from_bytes(&[1; 32]).public());
+    static PUBLIC: LazyLock<EndpointAddr> = LazyLock::new(|| {
+        let own = SecretKey::from_bytes(&[3; 32]).public();
+        with(own, &["8.8.4.4:1"])
+    });
+    static RELAYED: LazyLock<EndpointAddr> = LazyLock::new(|| {
+        let own = PUBLIC.clone();
+        own.with_relay_url("https://relay.example.com".parse().unwrap())
+    });
+
+    /// An address of each kind that there is.
+    fn claimed() -> EndpointAddr {
+        with(
+            *PEER,
+            &["9.9.9.9:7", "127.0.0.1:7", "[fd00::1]:7", "10.0.0.1:7"],
+        )
+        .with_relay_url("https://relay.example.com".parse().unwrap())
+    }
+
+    fn real() -> Vec<(&'static str, Vec<u8>)> {
+        let other = SecretKey::from_bytes(&[2; 32]).public();
+        let told = |addr: &EndpointAddr| encode(addr).to_vec();
+        vec![
+            ("none", told(&EndpointAddr::new(*PEER))),
+            ("one", told(&with(*PEER, &["9.9.9.9:7"]))),
+            ("mixed", postcard::to_stdvec(&claimed()).unwrap()),
+            ("bad-other", told(&with(other, &["9.9.9.9:7"]))),
+        ]
+    }
+
+    crate::fuzz::decoder!(gossip_addr, real(), |bytes| {
+        let dialled = decode(*PEER, bytes, &PUBLIC);
+        assert_eq!(dialled.id, *PEER);
+        assert!(dialled.addrs.len() <= MAX_ADDRS);
+        for addr in &dialled.addrs {
+            // A node without a relay of its own, on no network of its own.
+            let TransportAddr::Ip(addr) = addr else {
+                panic!("{addr:?}")
+            };
+            assert!(addr.port() != 0 && reach(addr.ip()) == Reach::Public);
+            assert!(!addr.ip().is_loopback() && !addr.ip().is_multicast());
+        }
+        for url in decode(*PEER, bytes, &RELAYED).relay_urls() {
+            assert!(url.scheme() == "https" && url.domain().is_some());
+        }
+    });
 }

@@ -138,11 +138,21 @@ impl Bucket {
         }
     }
 
-    /// Takes tokens, or says that there are too few.
-    pub(crate) fn take(&mut self, tokens: u32, now: Instant) -> bool {
+    /// Whether it is as if it had never been used.
+    pub(crate) fn is_full(&mut self, now: Instant) -> bool {
+        self.fill(now);
+        self.tokens >= self.burst
+    }
+
+    fn fill(&mut self, now: Instant) {
         let passed: Duration = now.saturating_duration_since(self.filled);
         self.filled = self.filled.max(now);
         self.tokens = (self.tokens + passed.as_secs_f64() * self.rate).min(self.burst);
+    }
+
+    /// Takes tokens, or says that there are too few.
+    pub(crate) fn take(&mut self, tokens: u32, now: Instant) -> bool {
+        self.fill(now);
         let tokens = f64::from(tokens);
         if self.tokens < tokens {
             return false;
@@ -181,8 +191,7 @@ mod tests {
         assert!(map.holds(&2, now + Duration::from_secs(2)));
     }
 
-    proptest! {
-        #[test]
+    crate::fuzz::machine! {
         fn a_map_is_what_was_written_last_and_holds_no_more_than_twice_that(
             ops in prop::collection::vec((0..4u8, 0..8u8, 0..20u64), 1..200),
         ) {

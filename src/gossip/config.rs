@@ -1,6 +1,6 @@
 //! The settings of the topic.
 
-use iroh::EndpointId;
+use iroh::{EndpointId, endpoint::QuicTransportConfig};
 use iroh_gossip::proto;
 use n0_future::time::Duration;
 
@@ -25,10 +25,11 @@ pub struct GossipConfig {
     pub max_frame_size: usize,
     /// How long a frame is kept for neighbours that ask for it. Default: 3 s.
     ///
-    /// The cache belongs to the protocol and is bounded by time alone: a node holds what came within this time,
-    /// so choose it by `bytes a second × retention ≤ memory` (10 MB/s and 3 s are 30 MB). It cannot be
-    /// shortened while the topic runs.
+    /// It is kept for less if [`cache_bytes`](Self::cache_bytes) does not suffice.
     pub frame_retention: Duration,
+    /// How many bytes of frames are kept for neighbours that ask for them, 256 bytes for each included; the oldest give way.
+    /// Default: 32 MiB, which is [`frame_retention`](Self::frame_retention) at 10 MB/s.
+    pub cache_bytes: usize,
     /// How long a frame's id is remembered, so that a repeat is known for one. Default: 30 s.
     pub id_retention: Duration,
     /// How long to wait for a frame that a neighbour says it has before asking for it. Default: 80 ms.
@@ -55,8 +56,15 @@ pub struct GossipConfig {
     pub dial_timeout: Duration,
     /// How long a new connection has to prove that it is a member's. Default: 5 s.
     pub auth_timeout: Duration,
-    /// How many gossip connections may be open, those that have proved nothing yet among them. Default: 512.
+    /// How many gossip connections may be open that are members', or that this node is dialling. Default: 512.
     pub max_connections: usize,
+    /// How many connections may come in and not have proved yet that they are members'. They have places of their own, so
+    /// that strangers take none from members and from our own dials. Default: 64.
+    pub max_unproven: usize,
+    /// How many of those may be one peer's. Default: 4.
+    pub unproven_of_one: usize,
+    /// How long a message may stay unfinished once it has begun to come. Default: 10 s.
+    pub message_timeout: Duration,
     /// How many messages may wait for one peer. Default: 1024.
     pub queue_messages: usize,
     /// How many bytes may wait for one peer: the largest event, so that its parts need not be dropped, and
@@ -64,8 +72,14 @@ pub struct GossipConfig {
     pub queue_bytes: usize,
     /// A peer whose queue is full, and which takes nothing from it for this long, is replaced. Default: 1 s.
     pub stuck_after: Duration,
-    /// How long the key before the current one still opens connections. Default: 10 s.
+    /// How long the key before the current one still opens connections. Default: 10 s; 2 s at most, if
+    /// somebody was revoked.
     pub previous_key_lifetime: Duration,
+    /// How old a topic's key gets before the hub changes it by itself. Broadcasts do not wait for that. Used by
+    /// the hub. Default: 1 h; at least 500 ms.
+    pub key_lifetime: Duration,
+    /// The QUIC settings of dials, if they are not the endpoint's.
+    pub(crate) transport: Option<QuicTransportConfig>,
     /// Our hub, if we are a spoke. Peers cannot tell us where it is: iroh keeps one set of addresses for each
     /// endpoint, so they would be tried for our link to it too.
     pub(crate) hub: Option<EndpointId>,
@@ -78,6 +92,7 @@ impl Default for GossipConfig {
             passive_view: 30,
             max_frame_size: 65 * 1024,
             frame_retention: Duration::from_secs(3),
+            cache_bytes: 32 << 20,
             id_retention: Duration::from_secs(30),
             graft_timeout: Duration::from_millis(80),
             graft_retry: Duration::from_millis(40),
@@ -91,10 +106,15 @@ impl Default for GossipConfig {
             dial_timeout: Duration::from_secs(5),
             auth_timeout: Duration::from_secs(5),
             max_connections: 512,
+            max_unproven: 64,
+            unproven_of_one: 4,
+            message_timeout: Duration::from_secs(10),
             queue_messages: 1024,
             queue_bytes: 24 * 1024 * 1024,
             stuck_after: Duration::from_secs(1),
             previous_key_lifetime: Duration::from_secs(10),
+            key_lifetime: Duration::from_secs(3600),
+            transport: None,
             hub: None,
         }
     }
@@ -128,7 +148,8 @@ impl GossipConfig {
         config.broadcast.graft_timeout_2 = self.graft_retry;
         config.broadcast.dispatch_timeout = self.announce_delay;
         config.broadcast.message_cache_retention = self.frame_retention;
-        config.broadcast.message_id_retention = self.id_retention;
+        // When the cache is emptied before the time, ids are forgotten by so much too early.
+        config.broadcast.message_id_retention = self.id_retention + self.frame_retention;
         config
     }
 }

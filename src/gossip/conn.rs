@@ -14,6 +14,7 @@ use tracing::debug;
 
 use super::{
     GossipMetrics,
+    auth::{Keyring, Membership},
     core::CloseWhy,
     node::Inbound,
     outbox::{Next, Outbox},
@@ -44,6 +45,8 @@ pub(super) enum Code {
     Banned,
     Replaced,
     Late,
+    Lapsed,
+    Unfinished,
 }
 
 impl Code {
@@ -70,6 +73,11 @@ impl Code {
             Self::Banned => (CloseCode::Refused, "cut off for now"),
             Self::Replaced => (CloseCode::Fenced, "replaced by another connection"),
             Self::Late => (CloseCode::TimedOut, "no membership proof in time"),
+            Self::Lapsed => (
+                CloseCode::NotAMember,
+                "no proof of the topic's new key in time",
+            ),
+            Self::Unfinished => (CloseCode::TimedOut, "a message was not finished in time"),
         };
         conn.close(code.to_varint(), reason.as_bytes());
     }
@@ -101,10 +109,15 @@ pub(super) struct Link {
     pub(super) recv: RecvStream,
     pub(super) outbox: Arc<Outbox>,
     pub(super) max_message: usize,
+    /// How long a message may stay unfinished.
+    pub(super) message_timeout: Duration,
     pub(super) inbound: mpsc::Sender<Inbound>,
     pub(super) metrics: Arc<GossipMetrics>,
     /// Its place among the connections that may be open.
     pub(super) place: OwnedSemaphorePermit,
+    pub(super) keys: Keyring,
+    /// Whose it is, as far as it was proved.
+    pub(super) member: Membership,
 }
 
 impl Link {
@@ -118,13 +131,24 @@ impl Link {
             recv,
             outbox,
             max_message,
+            message_timeout,
             inbound,
             metrics,
             place,
+            keys,
+            member,
         } = self;
         let carry = async {
             let reader = async {
-                let why = read(peer, recv, max_message, &inbound).await;
+                let reading = Reading {
+                    recv,
+                    max_message,
+                    message_timeout,
+                };
+                let why = reading.run(peer, &inbound).await;
+                if why == Code::Unfinished {
+                    metrics.refused_unfinished.inc();
+                }
                 // Says so at once: whatever is sent from now on would be lost.
                 let gone = match why {
                     Code::Malformed => Inbound::Oversize { peer },
@@ -146,6 +170,11 @@ impl Link {
         };
         tokio::select! {
             _ = carry => {}
+            why = keys.stay(member) => {
+                metrics.auth_failed.inc();
+                debug!(remote = %peer.fmt_short(), number, %why, "cut off");
+                outbox.end(why.code());
+            }
             _ = kill.cancelled() => {}
         }
         outbox.ended().unwrap_or(Code::Done).close(&conn);
@@ -157,41 +186,65 @@ impl Link {
     }
 }
 
-/// Reads messages until the stream ends; says with which code to end our side.
-async fn read(
-    peer: EndpointId,
-    mut recv: RecvStream,
+/// What comes from one peer.
+struct Reading {
+    recv: RecvStream,
     max_message: usize,
-    inbound: &mpsc::Sender<Inbound>,
-) -> Code {
-    // Each peer has a budget of its own, so one that floods us waits for itself.
-    let budget = BUDGET.max(2 * (max_message + MESSAGE_COST));
-    let places = Arc::new(Semaphore::new(budget));
-    let mut buffer = BytesMut::new();
-    loop {
-        let mut len = [0; 4];
-        if recv.read_exact(&mut len).await.is_err() {
-            return Code::Done;
+    message_timeout: Duration,
+}
+
+impl Reading {
+    /// Reads messages until the stream ends; says with which code to end our side.
+    async fn run(mut self, peer: EndpointId, inbound: &mpsc::Sender<Inbound>) -> Code {
+        // Each peer has a budget of its own, so one that floods us waits for itself.
+        let budget = BUDGET.max(2 * (self.max_message + MESSAGE_COST));
+        let places = Arc::new(Semaphore::new(budget));
+        let mut buffer = BytesMut::new();
+        loop {
+            // Between messages a peer may be silent for as long as it likes.
+            let mut first = [0];
+            if self.recv.read_exact(&mut first).await.is_err() {
+                return Code::Done;
+            }
+            let began = Instant::now();
+            let mut rest = [0; 3];
+            if let Err(why) = self.rest(&mut rest, began).await {
+                return why;
+            }
+            let ([a], [b, c, d]) = (first, rest);
+            let len = u32::from_be_bytes([a, b, c, d]) as usize;
+            if len > self.max_message {
+                return Code::Malformed;
+            }
+            let cost = u32::try_from(len + MESSAGE_COST).unwrap_or(u32::MAX);
+            let waiting = Instant::now();
+            let Ok(place) = places.clone().acquire_many_owned(cost).await else {
+                return Code::Done;
+            };
+            // The time in which we took nothing is ours.
+            let began = began + waiting.elapsed();
+            buffer.resize(len, 0);
+            if let Err(why) = self.rest(&mut buffer, began).await {
+                return why;
+            }
+            let message = Inbound::Message {
+                peer,
+                message: buffer.split().freeze(),
+                place,
+            };
+            if inbound.send(message).await.is_err() {
+                return Code::Done;
+            }
         }
-        let len = u32::from_be_bytes(len) as usize;
-        if len > max_message {
-            return Code::Malformed;
-        }
-        let cost = u32::try_from(len + MESSAGE_COST).unwrap_or(u32::MAX);
-        let Ok(place) = places.clone().acquire_many_owned(cost).await else {
-            return Code::Done;
-        };
-        buffer.resize(len, 0);
-        if recv.read_exact(&mut buffer).await.is_err() {
-            return Code::Done;
-        }
-        let message = Inbound::Message {
-            peer,
-            message: buffer.split().freeze(),
-            place,
-        };
-        if inbound.send(message).await.is_err() {
-            return Code::Done;
+    }
+
+    /// Fills the buffer with what belongs to a message that began then.
+    async fn rest(&mut self, buffer: &mut [u8], began: Instant) -> Result<(), Code> {
+        let left = self.message_timeout.saturating_sub(began.elapsed());
+        match timeout(left, self.recv.read_exact(buffer)).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) => Err(Code::Done),
+            Err(_) => Err(Code::Unfinished),
         }
     }
 }

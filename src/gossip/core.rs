@@ -10,7 +10,9 @@
 //! - bounds dials, and what others can make us dial ([`dials`]);
 //! - watches the membership and mends it ([`heal`]).
 
+mod cache;
 mod dials;
+mod early;
 mod heal;
 mod inspect;
 #[cfg(test)]
@@ -28,7 +30,7 @@ use n0_error::{e, stack_error};
 use n0_future::time::{Duration, Instant};
 use rand::{SeedableRng, rngs::StdRng};
 
-use self::{dials::Dials, heal::Heal};
+use self::{cache::Cache, dials::Dials, early::Early, heal::Heal};
 use super::{
     FrameGate, GossipConfig, GossipMetrics,
     bounded::{Bucket, Remembered},
@@ -58,6 +60,14 @@ const ANNOUNCED: usize = 4096;
 
 /// How many peers are kept away at once.
 const BANS: usize = 256;
+
+/// For how long the key before the current one opens connections if it was given up because of former members:
+/// as long as it takes to tell the others of the new one.
+pub(crate) const AFTER_EVICTION: Duration = Duration::from_secs(2);
+
+/// And how long they are kept away: by then only those come back that have been admitted again, since they
+/// prove to have the new key.
+const EVICTED_FOR: Duration = Duration::from_secs(3);
 
 /// How many follow-ups one input may have before the rest waits for the next tick.
 const MAX_FOLLOW_UPS: usize = 256;
@@ -222,8 +232,12 @@ pub(crate) struct Core<P: PeerIdentity, G: FrameGate> {
     book: Remembered<P, Entry>,
     bootstrap: VecDeque<P>,
     banned: Remembered<P, Instant>,
+    /// Members no more.
+    evicted: Remembered<P, Instant>,
     failed: Remembered<P, Instant>,
     seen: Remembered<mirror::Id, Instant>,
+    early: Early<P>,
+    cache: Cache<P>,
     heal: Heal,
     follow_ups: VecDeque<FollowUp<P>>,
     out: VecDeque<Output<P, G::Opened>>,
@@ -266,8 +280,11 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
             book: Remembered::new(BOOK),
             bootstrap: VecDeque::new(),
             banned: Remembered::new(BANS),
+            evicted: Remembered::new(BANS),
             failed: Remembered::new(BANS),
             seen: Remembered::new(SEEN),
+            early: Early::default(),
+            cache: Cache::new(config.cache_bytes, config.frame_retention),
             heal: Heal::new(&config, now, &mut rng),
             follow_ups: VecDeque::new(),
             out: VecDeque::new(),
@@ -304,14 +321,18 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
         self.active.len()
     }
 
-    /// The gate, to give it new keys.
-    pub(crate) fn gate_mut(&mut self) -> &mut G {
-        &mut self.gate
+    /// Changes the gate, and looks again at what it could not open before.
+    pub(crate) fn with_gate(&mut self, change: impl FnOnce(&mut G), now: Instant) {
+        change(&mut self.gate);
+        for (from, message) in self.early.take(now) {
+            self.again(from, &message, now);
+        }
+        self.settle(now);
     }
 
     /// Whether a peer is kept away at present.
     pub(crate) fn is_banned(&self, peer: &P, now: Instant) -> bool {
-        self.banned.holds(peer, now)
+        self.banned.holds(peer, now) || self.evicted.holds(peer, now)
     }
 
     /// Joins the topic through peers that are on it, and remembers them to come back through.
@@ -354,8 +375,10 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
         self.metrics.frames_sent.inc();
         self.heal.heard(now);
         self.note_seen(*blake3::hash(&frame).as_bytes(), now);
+        let len = frame.len();
         let command = proto::Command::Broadcast(frame, proto::Scope::Swarm);
         self.feed(topic::InEvent::Command(command), Cause::OURS, now);
+        self.cached(len, now);
         self.settle(now);
         Ok(())
     }
@@ -406,7 +429,7 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
         self.settle(now);
     }
 
-    /// A peer is a member no more: it is closed, and kept away for as long as any of its keys opens connections.
+    /// A peer is a member no more: it is closed, and kept away for as long as a key that it knows opens connections.
     pub(crate) fn evict(&mut self, peer: P, now: Instant) {
         self.cut_off(peer, CloseWhy::Evicted, now);
         self.settle(now);
@@ -437,6 +460,9 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
             .is_some_and(|Reverse(timer)| timer.at <= now)
         {
             if let Some(Reverse(timer)) = self.timers.pop() {
+                if self.cache.is_timer(&timer.timer) {
+                    self.cache.forget(now);
+                }
                 let event = topic::InEvent::TimerExpired(timer.timer);
                 self.feed(event, Cause::OURS, now);
             }
@@ -499,6 +525,7 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
                 }
                 topic::OutEvent::EmitEvent(event) => self.emit(event, &mut cause, now),
                 topic::OutEvent::ScheduleTimer(delay, timer) => {
+                    self.cache.is_timer(&timer);
                     let at = now + delay;
                     let number = self.timer_number;
                     self.timer_number += 1;
@@ -643,14 +670,17 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
 
     /// Closes a peer's connection for cause and keeps it away.
     fn cut_off(&mut self, peer: P, why: CloseWhy, now: Instant) {
-        self.metrics.peers_cut_off.inc();
-        self.banned.expire(now);
-        let ban = match why {
-            // As long as a key that it knows opens connections.
-            CloseWhy::Evicted => self.config.ban.max(self.config.previous_key_lifetime),
-            _ => self.config.ban,
-        };
-        self.banned.insert(peer, now + ban);
+        if why == CloseWhy::Evicted {
+            if self.links.contains_key(&peer) {
+                self.metrics.peers_cut_off.inc();
+            }
+            self.evicted.expire(now);
+            self.evicted.insert(peer, now + EVICTED_FOR);
+        } else {
+            self.metrics.peers_cut_off.inc();
+            self.banned.expire(now);
+            self.banned.insert(peer, now + self.config.ban);
+        }
         self.bootstrap
             .retain(|known| *known != peer || why != CloseWhy::Evicted);
         self.book.remove(&peer);
@@ -665,6 +695,17 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
         self.book.remove(&peer);
         self.follow_ups.push_back(FollowUp::Lost(peer));
         self.follow_ups.push_back(FollowUp::Refill);
+    }
+
+    /// The protocol has taken a frame. A cache that is too full is emptied before the time.
+    fn cached(&mut self, len: usize, now: Instant) {
+        let forget = self.cache.add(len, now);
+        if let (Some(forget), Some(timer)) = (forget, self.cache.timer()) {
+            self.metrics.frames_uncached.inc_by(forget.frames as u64);
+            let event = topic::InEvent::TimerExpired(timer);
+            // All it does beside is set the timer again, which is set already.
+            let _ = self.proto.handle(event, forget.until).count();
+        }
     }
 
     fn note_seen(&mut self, id: mirror::Id, now: Instant) {

@@ -13,6 +13,8 @@ pub struct GossipMetrics {
     pub frames_received: Counter,
     /// Copies of received frames that were passed on to neighbours.
     pub frames_forwarded: Counter,
+    /// Frames that were no longer kept for grafts before their time, because too many bytes were.
+    pub frames_uncached: Counter,
     /// Frames that came again.
     pub frames_repeated: Counter,
     /// Bytes of messages handed to connections.
@@ -29,6 +31,8 @@ pub struct GossipMetrics {
     pub refused_not_neighbor: Counter,
     /// Frames or messages beyond the size limit.
     pub refused_oversize: Counter,
+    /// Messages that were not finished in time; each cost its connection.
+    pub refused_unfinished: Counter,
     /// Messages that do not decode or that no honest node sends; each cut its sender off.
     pub refused_malformed: Counter,
     /// Messages dropped because their sender sent too many.
@@ -37,10 +41,14 @@ pub struct GossipMetrics {
     pub refused_announcements: Counter,
     /// Introductions dropped because too many dials were waiting or the peer is cut off.
     pub refused_introductions: Counter,
+    /// Dials that were not made, since their peer is not one of the hub's spokes. At a hub only.
+    pub refused_stranger: Counter,
     /// Connections that did not prove to be a member's.
     pub auth_failed: Counter,
-    /// Connections turned away because too many were open.
+    /// Members' connections turned away because too many were open.
     pub refused_busy: Counter,
+    /// Connections turned away before they could prove anything, because too many had not yet, of all or of one peer.
+    pub refused_unproven: Counter,
     /// Messages dropped because the queue of the peer they were for was full.
     pub queue_dropped: Counter,
     /// Peers replaced because they took nothing from a full queue.

@@ -187,3 +187,114 @@ impl<'a, P: PeerIdentity> Message<'a, P> {
 pub(super) fn from_bytes<P: PeerIdentity>(bytes: &[u8]) -> Option<topic::Message<P>> {
     postcard::from_bytes(bytes).ok()
 }
+
+#[cfg(test)]
+mod tests {
+    use iroh::{EndpointId, SecretKey};
+
+    use super::*;
+
+    fn real() -> Vec<(&'static str, Vec<u8>)> {
+        let id = |n| SecretKey::from_bytes(&[n; 32]).public();
+        let info = |n| PeerInfo {
+            id: id(n),
+            data: Some(Bytes::from(vec![n; 20])),
+        };
+        let nodes = || List((1..4).map(info).collect());
+        let data = |content, scope| {
+            let id = *blake3::hash(content).as_bytes();
+            Message::Gossip(Gossip::Data(Data { id, content, scope }))
+        };
+        let round = 3;
+        let hash = [7; 32];
+        let alive = true;
+        let respond = false;
+        let of: [(&str, Message<'_, EndpointId>); 13] = [
+            ("join", Message::Swarm(Swarm::Join(info(1).data))),
+            (
+                "forward-join",
+                Message::Swarm(Swarm::ForwardJoin {
+                    peer: info(1),
+                    ttl: 5,
+                }),
+            ),
+            (
+                "shuffle",
+                Message::Swarm(Swarm::Shuffle {
+                    origin: id(9),
+                    nodes: nodes(),
+                    ttl: 6,
+                }),
+            ),
+            (
+                "shuffle-reply",
+                Message::Swarm(Swarm::ShuffleReply { nodes: nodes() }),
+            ),
+            (
+                "neighbor",
+                Message::Swarm(Swarm::Neighbor {
+                    priority: Priority::High,
+                    data: None,
+                }),
+            ),
+            (
+                "request",
+                Message::Swarm(Swarm::Neighbor {
+                    priority: Priority::Low,
+                    data: None,
+                }),
+            ),
+            (
+                "disconnect",
+                Message::Swarm(Swarm::Disconnect { alive, respond }),
+            ),
+            ("data", data(b"a frame", Scope::Swarm(2))),
+            ("data-near", data(b"another", Scope::Neighbors)),
+            ("prune", Message::Gossip(Gossip::Prune)),
+            (
+                "graft",
+                Message::Gossip(Gossip::Graft {
+                    id: Some(hash),
+                    round,
+                }),
+            ),
+            (
+                "graft-link",
+                Message::Gossip(Gossip::Graft {
+                    id: None,
+                    round: u16::MAX,
+                }),
+            ),
+            (
+                "ihave",
+                Message::Gossip(Gossip::IHave(List(vec![IHave { id: hash, round }; 5]))),
+            ),
+        ];
+        let encode = |(name, message)| (name, postcard::to_stdvec(&message).unwrap());
+        let mut all: Vec<_> = of.into_iter().map(encode).collect();
+        let (_, mut wide) = all
+            .iter()
+            .find(|(name, _)| *name == "data")
+            .unwrap()
+            .clone();
+        wide.splice(1..2, [0x80, 0]);
+        all.push(("wide-number", wide));
+        all.push(("bad-ihave", vec![1, 3, 0xff, 0xff, 0xff, 0xff, 0x0f]));
+        all.push(("bad-shuffle", vec![0, 3, 17]));
+        all
+    }
+
+    crate::fuzz::decoder!(gossip_message, real(), |bytes| {
+        let Some(message) = Message::<EndpointId>::decode(bytes) else {
+            return;
+        };
+        // What we read, the protocol reads, and it reads the same.
+        let theirs = from_bytes::<EndpointId>(bytes).expect("the protocol's own layout");
+        let again = postcard::to_stdvec(&theirs).unwrap();
+        assert_eq!(Message::decode(&again), Some(message.clone()));
+        assert_eq!(message.to_proto(), Some(theirs));
+        // As it is sent on; a peer may write a number with more digits than it needs.
+        let is_data = matches!(message, Message::Gossip(Gossip::Data(_)));
+        assert_eq!(kind(&again) == Kind::Data, is_data);
+    });
+}

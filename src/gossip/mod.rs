@@ -24,7 +24,11 @@ mod tests;
 use bytes::Bytes;
 use iroh::EndpointId;
 
-pub(crate) use self::{addr::told_by_hub, bounded::Bucket, node::GossipNode};
+pub(crate) use self::{
+    addr::told_by_hub,
+    bounded::Bucket,
+    node::{Admits, GossipNode, GossipSendError},
+};
 pub use self::{config::GossipConfig, metrics::GossipMetrics};
 
 /// The ALPN of gossip connections between the hub and its native spokes, and among them.

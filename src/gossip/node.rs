@@ -6,12 +6,15 @@
 
 mod actor;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use bytes::Bytes;
 use iroh::{
     Endpoint, EndpointAddr, EndpointId,
-    endpoint::{Connection, RecvStream, SendStream},
+    endpoint::{ConnectOptions, Connection},
 };
 use iroh_gossip::proto::TopicId;
 use n0_error::{e, stack_error};
@@ -26,9 +29,13 @@ use tracing::{Instrument, debug, error_span};
 use self::actor::Actor;
 use super::{
     FrameGate, GossipConfig, GossipEvent, GossipMetrics,
-    auth::{self, Keyring},
+    auth::{self, Keyring, Proved},
     conn::Code,
-    core::MAX_BOOTSTRAP,
+    core::{AFTER_EVICTION, MAX_BOOTSTRAP},
+};
+use crate::{
+    places::{Place, Places},
+    wire::native::GenerationKeys,
 };
 
 /// How many frames and requests of the owner may wait for the actor.
@@ -85,11 +92,13 @@ pub(super) enum Inbound {
 
 pub(super) struct Up {
     conn: Connection,
-    send: SendStream,
-    recv: RecvStream,
+    proved: Proved,
     dialed: bool,
     place: OwnedSemaphorePermit,
 }
+
+/// Says whether a node may have a connection to a peer at all; asked before anything else is said or dialled.
+pub(crate) type Admits = Arc<dyn Fn(&EndpointId) -> bool + Send + Sync>;
 
 /// What the handles and the actor share.
 struct Shared {
@@ -97,12 +106,15 @@ struct Shared {
     config: GossipConfig,
     metrics: Arc<GossipMetrics>,
     keys: Keyring,
+    admits: Admits,
     inbound: mpsc::Sender<Inbound>,
     /// Joins and evictions that the actor has not seen yet; bounded.
     asked: Mutex<Asked>,
     wake: Notify,
-    /// Places for connections.
+    /// Places for connections of members, and for dials.
     places: Arc<Semaphore>,
+    /// Places for those that have not proved to be members'.
+    unproven: Places<EndpointId>,
     /// Everything but the actor.
     tasks: TaskTracker,
     stop: CancellationToken,
@@ -113,7 +125,7 @@ struct Shared {
 #[derive(Default)]
 struct Asked {
     joins: Vec<EndpointAddr>,
-    evictions: Vec<EndpointId>,
+    evictions: BTreeSet<EndpointId>,
     no_dials: bool,
 }
 
@@ -158,6 +170,7 @@ impl<G: FrameGate> GossipNode<G> {
         generation: u32,
         key: [u8; 32],
         gate: G,
+        admits: Admits,
         metrics: Arc<GossipMetrics>,
     ) -> (Self, mpsc::Receiver<GossipEvent<G::Opened>>) {
         let (commands, command_rx) = mpsc::channel(COMMANDS);
@@ -168,10 +181,12 @@ impl<G: FrameGate> GossipNode<G> {
         let shared = Arc::new(Shared {
             me,
             keys: Keyring::new(topic, generation, key),
+            admits,
             inbound,
             asked: Mutex::default(),
             wake: Notify::new(),
             places: Arc::new(Semaphore::new(config.max_connections)),
+            unproven: Places::new(config.max_unproven, config.unproven_of_one),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
             kill: CancellationToken::new(),
@@ -225,18 +240,27 @@ impl<G: FrameGate> GossipNode<G> {
         if shared.stop.is_cancelled() {
             return Code::Done.close(&conn);
         }
-        let Ok(place) = shared.places.clone().try_acquire_owned() else {
-            shared.metrics.refused_busy.inc();
+        let Some(unproven) = shared.unproven.take(conn.remote_id()) else {
+            shared.metrics.refused_unproven.inc();
             return Code::Busy.close(&conn);
         };
-        let task = shared.clone().accept(conn, place);
+        let task = shared.clone().accept(conn, unproven);
         self.shared.tasks.spawn(task);
     }
 
-    /// Takes the key of a newer generation. The one before still opens connections for a while.
-    pub(crate) fn rekey(&self, generation: u32, key: [u8; 32]) {
-        let until = auth::previous_until(self.shared.config.previous_key_lifetime);
-        self.shared.keys.rekey(generation, key, until);
+    /// Takes the key of a newer generation. The one before still opens connections for a while: a short one, if
+    /// that is because `evict` are members no more. Their connections are closed, and they are kept away.
+    /// Never waits.
+    pub(crate) fn rekey(&self, keys: &GenerationKeys, evict: &[EndpointId]) {
+        let config = &self.shared.config;
+        let lifetime = if evict.is_empty() {
+            config.previous_key_lifetime
+        } else {
+            config.previous_key_lifetime.min(AFTER_EVICTION)
+        };
+        let until = auth::previous_until(lifetime);
+        self.shared.keys.rekey(keys.generation, keys.key, until);
+        self.evict(evict);
     }
 
     /// Dials nobody from now on: the topic is about to be left. Never waits.
@@ -246,14 +270,9 @@ impl<G: FrameGate> GossipNode<G> {
     }
 
     /// Closes the connections to these peers and keeps them away; they are members no more. Never waits.
-    #[cfg_attr(not(test), expect(dead_code, reason = "nobody is revoked yet"))]
-    pub(crate) fn evict(&self, peers: Vec<EndpointId>) {
+    fn evict(&self, peers: &[EndpointId]) {
         let mut asked = self.shared.asked();
-        for peer in peers {
-            if !asked.evictions.contains(&peer) {
-                asked.evictions.push(peer);
-            }
-        }
+        asked.evictions.extend(peers);
         drop(asked);
         self.shared.wake.notify_one();
     }
@@ -277,7 +296,8 @@ impl<G: FrameGate> GossipNode<G> {
     /// How many connections there are, in the making included.
     #[cfg(test)]
     pub(super) fn connections(&self) -> usize {
-        self.shared.config.max_connections - self.shared.places.available_permits()
+        let proven = self.shared.config.max_connections - self.shared.places.available_permits();
+        proven + self.shared.unproven.taken()
     }
 
     #[cfg(test)]
@@ -307,15 +327,27 @@ impl Shared {
     }
 
     /// Finds out whether a connection that came in is a member's, and tells the actor.
-    async fn accept(self: Arc<Self>, conn: Connection, place: OwnedSemaphorePermit) {
+    async fn accept(self: Arc<Self>, conn: Connection, unproven: Place<EndpointId>) {
         let proof = timeout(self.config.auth_timeout, self.keys.accept(&conn, self.me));
         let proof = tokio::select! {
             proof = proof => proof,
             _ = self.stop.cancelled() => return Code::Done.close(&conn),
         };
-        if let Some(up) = self.proved(conn, proof, false, place) {
-            self.tell(Inbound::Up(up)).await;
-        }
+        let Some(proved) = self.proved(&conn, proof, false) else {
+            return;
+        };
+        let Ok(place) = self.places.clone().try_acquire_owned() else {
+            self.metrics.refused_busy.inc();
+            return Code::Busy.close(&conn);
+        };
+        drop(unproven);
+        let up = Up {
+            conn,
+            proved,
+            dialed: false,
+            place,
+        };
+        self.tell(Inbound::Up(up)).await;
     }
 
     /// Connects to a peer, and tells the actor how it went.
@@ -330,13 +362,27 @@ impl Shared {
     }
 
     async fn try_dial(&self, endpoint: Endpoint, addr: EndpointAddr) -> Option<Up> {
-        let place = self.places.clone().try_acquire_owned().ok()?;
         let remote = addr.id;
-        let connect = endpoint.connect(addr, super::GOSSIP_ALPN);
+        if !(self.admits)(&remote) {
+            self.metrics.refused_stranger.inc();
+            return None;
+        }
+        let place = self.places.clone().try_acquire_owned().ok()?;
+        let options = match &self.config.transport {
+            Some(config) => ConnectOptions::new().with_transport_config(config.clone()),
+            None => ConnectOptions::new(),
+        };
+        let connect = async {
+            let connecting = endpoint
+                .connect_with_opts(addr, super::GOSSIP_ALPN, options)
+                .await
+                .map_err(|err| format!("{err:#}"))?;
+            connecting.await.map_err(|err| format!("{err:#}"))
+        };
         let conn = match timeout(self.config.dial_timeout, connect).await {
             Ok(Ok(conn)) => conn,
             Ok(Err(err)) => {
-                debug!(remote = %remote.fmt_short(), "gossip dial failed: {err:#}");
+                debug!(remote = %remote.fmt_short(), "gossip dial failed: {err}");
                 return None;
             }
             Err(_) => {
@@ -346,32 +392,33 @@ impl Shared {
         };
         let proof = self.keys.dial(&conn, self.me);
         let proof = timeout(self.config.auth_timeout, proof).await;
-        self.proved(conn, proof, true, place)
+        let proved = self.proved(&conn, proof, true)?;
+        Some(Up {
+            conn,
+            proved,
+            dialed: true,
+            place,
+        })
     }
 
     fn proved<E>(
         &self,
-        conn: Connection,
-        proof: Result<Result<(SendStream, RecvStream), auth::AuthError>, E>,
+        conn: &Connection,
+        proof: Result<Result<Proved, auth::AuthError>, E>,
         dialed: bool,
-        place: OwnedSemaphorePermit,
-    ) -> Option<Up> {
+    ) -> Option<Proved> {
         let (code, why) = match proof {
-            Ok(Ok((send, recv))) => {
-                return Some(Up {
-                    conn,
-                    send,
-                    recv,
-                    dialed,
-                    place,
-                });
+            // It may have been revoked meanwhile.
+            Ok(Ok(_)) if !(self.admits)(&conn.remote_id()) => {
+                (Code::Evicted, "a member no more".to_owned())
             }
+            Ok(Ok(proved)) => return Some(proved),
             Ok(Err(err)) => (err.code(), err.to_string()),
             Err(_) => (Code::Late, "no proof in time".to_owned()),
         };
         self.metrics.auth_failed.inc();
         debug!(remote = %conn.remote_id().fmt_short(), dialed, "not a member's gossip connection: {why}");
-        code.close(&conn);
+        code.close(conn);
         None
     }
 

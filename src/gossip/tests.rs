@@ -11,12 +11,12 @@ use n0_future::time::{Duration, Instant, timeout};
 use tokio::sync::{Mutex, mpsc};
 
 use super::{
-    auth::Keyring,
+    auth::{Keyring, Proved},
     mirror::{Data, Gossip, Message, Scope, Swarm},
     node::{GossipNode, GossipSendError},
     *,
 };
-use crate::close::CloseCode;
+use crate::{close::CloseCode, wire::native::GenerationKeys};
 use iroh::Endpoint;
 use iroh_gossip::proto::TopicId;
 use std::sync::Arc;
@@ -28,6 +28,18 @@ const PATIENCE: Duration = Duration::from_secs(40);
 /// A frame is good if it says so.
 struct TestGate {
     word: &'static [u8],
+}
+
+fn everyone() -> Admits {
+    Arc::new(|_| true)
+}
+
+fn keys(generation: u32, key: [u8; 32]) -> GenerationKeys {
+    GenerationKeys {
+        generation,
+        key,
+        verify_key: [0; 32],
+    }
 }
 
 impl FrameGate for TestGate {
@@ -93,6 +105,7 @@ impl Node {
             generation,
             key,
             TestGate { word },
+            everyone(),
             metrics.clone(),
         );
         let router = Router::builder(endpoint)
@@ -193,7 +206,7 @@ impl ByHand {
         let endpoint = endpoint().await;
         let conn = endpoint.connect(to.addr(), GOSSIP_ALPN).await.unwrap();
         let ring = Keyring::new(TOPIC, 1, KEY);
-        let (send, recv) = ring.dial(&conn, endpoint.id()).await.unwrap();
+        let Proved { send, recv, .. } = ring.dial(&conn, endpoint.id()).await.unwrap();
         let mut this = Self {
             endpoint,
             conn,
@@ -307,6 +320,86 @@ async fn who_says_nothing_is_shown_out() {
     let reason = timeout(PATIENCE, conn.closed()).await.unwrap();
     assert_eq!(closed_with(&reason), Some(CloseCode::TimedOut));
     silent.close().await;
+    node.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn strangers_take_no_place_from_members_and_from_our_own_dials() {
+    let config = GossipConfig {
+        // Longer than the test waits.
+        auth_timeout: 2 * PATIENCE,
+        max_unproven: 6,
+        unproven_of_one: 2,
+        max_connections: 2,
+        ..Default::default()
+    };
+    let node = Node::with(config, 1, KEY, b"good").await;
+    let strangers = [endpoint().await, endpoint().await, endpoint().await];
+    let mut silent = Vec::new();
+    for stranger in &strangers {
+        for _ in 0..2 {
+            silent.push(stranger.connect(node.addr(), GOSSIP_ALPN).await.unwrap());
+        }
+    }
+    until("they are here", async || node.node.connections() == 6).await;
+    // One more of either kind is turned away.
+    let fourth = endpoint().await;
+    for stranger in [&strangers[0], &fourth] {
+        let conn = stranger.connect(node.addr(), GOSSIP_ALPN).await.unwrap();
+        let reason = timeout(PATIENCE, conn.closed()).await.unwrap();
+        assert_eq!(closed_with(&reason), Some(CloseCode::TooMany));
+    }
+    assert_eq!(node.metrics.refused_unproven.get(), 2);
+    assert!(silent.iter().all(|conn| conn.close_reason().is_none()));
+    // They are in nobody's way whom the node dials, and a member gets in as soon as one of them has left.
+    let other = Node::new().await;
+    node.node.join(vec![other.addr()]);
+    until("it has a neighbour", async || node.neighbors() == 1).await;
+    silent.pop();
+    until("one has left", async || node.node.connections() == 6).await;
+    let member = ByHand::connect(&node).await;
+    until("the member is in", async || node.node.connections() == 7).await;
+    // It gave the place of strangers back, and has the last one of members.
+    silent.push(fourth.connect(node.addr(), GOSSIP_ALPN).await.unwrap());
+    until("another stranger", async || node.node.connections() == 8).await;
+    assert!(member.conn.close_reason().is_none());
+    drop(silent);
+    until("they have left", async || node.node.connections() == 2).await;
+    // Another one proves what it is, and finds no place.
+    let late = fourth.connect(node.addr(), GOSSIP_ALPN).await.unwrap();
+    let _ = Keyring::new(TOPIC, 1, KEY).dial(&late, fourth.id()).await;
+    let reason = timeout(PATIENCE, late.closed()).await.unwrap();
+    assert_eq!(closed_with(&reason), Some(CloseCode::TooMany));
+    assert_eq!(node.metrics.refused_busy.get(), 1);
+    end(vec![node, other]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_message_that_is_not_finished_costs_the_connection() {
+    let config = GossipConfig {
+        message_timeout: Duration::from_millis(200),
+        ..Default::default()
+    };
+    let node = Node::with(config, 1, KEY, b"good").await;
+    let halves: [&[u8]; 3] = [&[0], &[0, 0, 1, 0], &[0, 0, 1, 0, 7, 7]];
+    for half in halves {
+        let mut peer = ByHand::connect(&node).await;
+        peer.send.write_all(half).await.unwrap();
+        let reason = timeout(PATIENCE, peer.conn.closed()).await.unwrap();
+        assert_eq!(closed_with(&reason), Some(CloseCode::TimedOut));
+    }
+    // A byte now and then is not enough either.
+    let mut peer = ByHand::connect(&node).await;
+    timeout(PATIENCE, async {
+        while peer.send.write_all(&[0]).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(70)).await;
+        }
+    })
+    .await
+    .expect("it is closed in time");
+    let reason = timeout(PATIENCE, peer.conn.closed()).await.unwrap();
+    assert_eq!(closed_with(&reason), Some(CloseCode::TimedOut));
+    assert_eq!(node.metrics.refused_unfinished.get(), 4);
     node.end().await;
 }
 
@@ -437,7 +530,7 @@ async fn a_rekeyed_topic_goes_on_and_takes_new_members_only_under_its_new_key() 
     })
     .await;
     for node in &nodes {
-        node.node.rekey(2, [2; 32]);
+        node.node.rekey(&keys(2, [2; 32]), &[]);
         node.node
             .with_gate(|gate| gate.word = b"new")
             .await
@@ -468,7 +561,7 @@ async fn a_rekeyed_topic_goes_on_and_takes_new_members_only_under_its_new_key() 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn while_keys_change_either_side_may_be_first() {
     let (ahead, behind) = (Node::new().await, Node::new().await);
-    ahead.node.rekey(2, [2; 32]);
+    ahead.node.rekey(&keys(2, [2; 32]), &[]);
     ahead.node.join(vec![behind.addr()]);
     until("joined with the older key", async || {
         ahead.neighbors() == 1 && behind.neighbors() == 1
@@ -478,11 +571,58 @@ async fn while_keys_change_either_side_may_be_first() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_frame_that_came_before_its_key_is_opened_when_the_key_comes() {
+    let nodes = mesh(2).await;
+    nodes[0].say("later, before its key").await;
+    let unknown = &nodes[1].metrics.refused_unknown_generation;
+    until("it has come", async || unknown.get() == 1).await;
+    assert_eq!(nodes[1].frames().await, 0);
+    let learn = |gate: &mut TestGate| gate.word = b"later";
+    nodes[1].node.with_gate(learn).await.unwrap();
+    until("it is opened", async || {
+        nodes[1].has(b"later, before its key").await
+    })
+    .await;
+    end(nodes).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_neighbour_that_does_not_get_the_new_key_is_one_no_more() {
+    let config = GossipConfig {
+        previous_key_lifetime: Duration::from_millis(300),
+        ..GossipConfig::default()
+    };
+    let mut nodes = Vec::new();
+    for _ in 0..3 {
+        nodes.push(Node::with(config.clone(), 1, KEY, b"good").await);
+    }
+    for node in &nodes[1..] {
+        node.node.join(vec![nodes[0].addr()]);
+    }
+    until("all are neighbours", async || {
+        nodes.iter().all(|node| node.neighbors() == 2)
+    })
+    .await;
+    for node in &nodes[..2] {
+        node.node.rekey(&keys(2, [2; 32]), &[]);
+    }
+    until("the one without the key is alone", async || {
+        nodes[2].neighbors() == 0
+    })
+    .await;
+    assert_eq!(nodes[0].neighbors(), 1, "who has the key stays");
+    assert_eq!(nodes[1].neighbors(), 1);
+    let cut_off = |node: &Node| node.metrics.auth_failed.get();
+    assert!(nodes[..2].iter().map(cut_off).sum::<u64>() >= 1);
+    end(nodes).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_evicted_member_is_closed_and_kept_away() {
     let nodes = mesh(3).await;
     let gone = nodes[2].id();
     for node in &nodes[..2] {
-        node.node.evict(vec![gone]);
+        node.node.rekey(&keys(2, [2; 32]), &[gone]);
     }
     until("it is alone", async || nodes[2].neighbors() == 0).await;
     nodes[0].say("good without it").await;
@@ -569,6 +709,7 @@ async fn dropping_every_handle_leaves_the_topic() {
         1,
         KEY,
         TestGate { word: b"good" },
+        everyone(),
         Default::default(),
     );
     node.join(vec![nodes[0].addr()]);

@@ -327,8 +327,7 @@ mod tests {
         ]
     }
 
-    proptest! {
-        #[test]
+    crate::fuzz::machine! {
         fn no_more_than_the_rate_is_spent_and_everyone_gets_a_turn(
             per_s in 1u64..10_000_000,
             bytes in 1u64..1_000_000,

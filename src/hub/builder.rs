@@ -1,9 +1,9 @@
 //! Makes hubs.
 
-use iroh::{Endpoint, protocol::Router};
+use iroh::Endpoint;
 use n0_error::e;
 
-use super::{Hub, HubError, HubLimits, config::HubConfig};
+use super::{Hub, HubError, HubLimits, ceiling, config::HubConfig};
 use crate::{admission::Admission, fan_out::FanOut, gossip::GossipConfig, log::LogConfig};
 
 /// Makes a [`Hub`]. Every setting has a default.
@@ -23,6 +23,14 @@ impl HubBuilder {
     /// Who may connect. Default: everyone.
     pub fn admission(mut self, admission: Admission) -> Self {
         self.config.admission = admission;
+        self
+    }
+
+    /// Whether those that are [admitted](Admission::allow) while the hub runs may read what was broadcast
+    /// before, as far as the log has it. Default: false. Those that may connect from the beginning may in any
+    /// case.
+    pub fn history(mut self, history: bool) -> Self {
+        self.config.history = history;
         self
     }
 
@@ -81,6 +89,54 @@ impl HubBuilder {
         self
     }
 
+    /// How much memory a hub with these settings takes at most, in bytes, whoever connects and whatever they do.
+    ///
+    /// The sum of, rounded up here and there:
+    ///
+    /// | for | bytes |
+    /// |---|---|
+    /// | the process | 64 MiB |
+    /// | the log | 2 × [`max_bytes`](LogConfig::max_bytes) (each event as itself and as a plain spoke reads it) + 512 × [`max_events`](LogConfig::max_events) |
+    /// | targeted events | [`targeted_bytes_of_all`](HubLimits::targeted_bytes_of_all) |
+    /// | sessions | 4 KiB × ([`max_spokes`](HubLimits::max_spokes) + [`away_spokes`](HubLimits::away_spokes)) + 256 × [`remembered_spokes`](HubLimits::remembered_spokes) |
+    /// | connections and handshakes | 128 KiB × ([`max_connections`](HubLimits::max_connections) + [`max_handshakes`](HubLimits::max_handshakes)) |
+    /// | what has come and was not read | 2.5 × ([`max_connections`](HubLimits::max_connections) × [`waiting_window`](HubLimits::waiting_window) + [`receive_bytes`](HubLimits::receive_bytes)) |
+    /// | events of spokes that nobody has taken | 2 × [`intake_bytes`](HubLimits::intake_bytes) |
+    /// | spokes | [`max_spokes`](HubLimits::max_spokes) × ([`send_window`](HubLimits::send_window) + [`max_event_bytes`](HubLimits::max_event_bytes) + 420 KiB): what is on its way to one that has stopped reading, and the large event in the middle of which it did |
+    /// | streams that are no spokes yet | [`max_waiting`](HubLimits::max_waiting) × 164 KiB |
+    /// | the topic | [`cache_bytes`](GossipConfig::cache_bytes) + [`active_view`](GossipConfig::active_view) × [`queue_bytes`](GossipConfig::queue_bytes) + ([`max_connections`](GossipConfig::max_connections) + [`max_unproven`](GossipConfig::max_unproven)) × (2.5 × [`waiting_window`](HubLimits::waiting_window) + [`send_window`](HubLimits::send_window) + 640 KiB), unless everyone is served directly |
+    ///
+    /// On top come the hub's own listeners, each [`capacity_bytes`](crate::ListenOptions::capacity_bytes). On a router of
+    /// yours, it holds if the endpoint has [`hub_transport_config`](crate::endpoint::hub_transport_config).
+    ///
+    /// Nearly all of it is what spokes may cost: set [`max_spokes`](HubLimits::max_spokes) to how many you expect, and
+    /// [`max_event_bytes`](HubLimits::max_event_bytes) to what you send. The defaults are for 16,384 spokes and events of
+    /// 16 MiB, whose ceiling no machine has: 287 GiB. A hub for 1,000 spokes and events of 64 KiB stays below 3 GiB like this:
+    ///
+    /// ```
+    /// use iroh_hub::{Hub, HubLimits, GossipConfig, log::LogConfig};
+    ///
+    /// let mut limits = HubLimits::default();
+    /// limits.max_spokes = 1000;
+    /// limits.away_spokes = 1000;
+    /// limits.max_connections = 1100;
+    /// limits.max_waiting = 100;
+    /// limits.max_handshakes = 100;
+    /// limits.max_event_bytes = 64 << 10;
+    /// limits.send_window = 256 << 10;
+    /// limits.receive_bytes = 64 << 20;
+    /// limits.intake_bytes = 64 << 20;
+    /// let mut gossip = GossipConfig::default();
+    /// gossip.max_connections = 64;
+    /// gossip.queue_bytes = 4 << 20;
+    /// let hub = Hub::builder().limits(limits).gossip(gossip);
+    /// assert!(hub.memory_ceiling() < 3 << 30);
+    /// assert_eq!(Hub::builder().memory_ceiling() >> 30, 287);
+    /// ```
+    pub fn memory_ceiling(&self) -> u64 {
+        ceiling::of(&self.config.clone().sound())
+    }
+
     /// Makes a hub for a router that you have; see [`Hub::accept_on`].
     ///
     /// With a [durable log](Self::durable_log) it reads the whole file first, which blocks: call it in
@@ -100,15 +156,17 @@ impl HubBuilder {
         Hub::start(endpoint, self.config)
     }
 
-    /// Makes a hub and a router for it, which accepts every connection of the endpoint.
+    /// Makes a hub that takes every connection of the endpoint.
+    ///
+    /// The endpoint's own QUIC settings are not used for connections that come in: those follow from the
+    /// [limits](Self::limits), see [`hub_transport_config`](crate::endpoint::hub_transport_config).
     ///
     /// # Errors
     ///
     /// As [`build`](Self::build).
     pub fn spawn(self, endpoint: Endpoint) -> Result<Hub, HubError> {
-        let mut hub = self.build(endpoint.clone())?;
-        let router = hub.accept_on(Router::builder(endpoint)).spawn();
-        hub.router = Some(router);
+        let mut hub = self.build(endpoint)?;
+        hub.take_all();
         Ok(hub)
     }
 }

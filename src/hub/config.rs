@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::{
     admission::Admission,
+    endpoint::hub_transport_config,
     fan_out::FanOut,
     gossip::GossipConfig,
     instant::bound,
@@ -32,6 +33,35 @@ pub struct HubLimits {
     /// The largest event, in bytes, both ways: type, id and payload together. Default 16 MiB; at most
     /// about 4 GiB.
     pub max_event_bytes: usize,
+    /// The most handshakes in flight. One more gets no answer, so that an honest peer tries again by itself after a second.
+    /// Default 512.
+    pub max_handshakes: usize,
+    /// With so many handshakes in flight, an address that has not shown that it can be answered is asked to first, by QUIC
+    /// Retry. Default 64.
+    pub validate_above: usize,
+    /// How many handshakes one remote address may begin a second, and twice as many at once; a /64 of IPv6 counts as one
+    /// address, and a peer that comes by a relay has its id instead. More get no answer. Default 200.
+    pub handshakes_of_addr_per_s: u32,
+    /// How long a handshake may take. Default 10 s.
+    pub handshake_timeout: Duration,
+    /// The most connections of the direct protocols at once, with or without spokes. Default 20,480.
+    pub max_connections: usize,
+    /// The most of them that have had no spoke yet, from the handshake until a welcome; and the most streams that are no spokes
+    /// yet. Default 1,024.
+    pub max_waiting: usize,
+    /// The most of those, and of such streams, that are one endpoint's. Default 64.
+    pub waiting_of_one: usize,
+    /// How much a connection that has had no spoke yet may have in flight towards the hub, in bytes. Default 64 KiB.
+    pub waiting_window: u32,
+    /// How much a connection with a spoke may have in flight towards the hub, in bytes, while there is room for it. Default
+    /// 8 MiB.
+    pub receive_window: u32,
+    /// How much all connections with spokes may have in flight towards the hub, in bytes, beyond what those without may. It is
+    /// shared out as they come: one gets at most a sixteenth of what is left. Default 256 MiB.
+    pub receive_bytes: usize,
+    /// How much the hub may have in flight towards one connection, in bytes: what a stuck spoke can hold of the hub's memory
+    /// beside the log. Default 1 MiB.
+    pub send_window: u32,
     /// The most spokes at once. Default 16,384.
     pub max_spokes: usize,
     /// The most streams (spokes) on one connection. Default 64.
@@ -42,11 +72,15 @@ pub struct HubLimits {
     pub spokes_of_one: usize,
     /// How long a connection may take to open a stream and say hello on it. Default 10 s.
     pub hello_timeout: Duration,
-    /// How long a frame may stay unfinished. Default 30 s.
+    /// How long a frame may stay unfinished, and so long for each MiB an event that comes in several frames. Default 30 s.
     pub frame_timeout: Duration,
     /// The most bytes of targeted events that wait for one spoke, sent or not, until it acknowledges
-    /// them; one event is always taken. Default 16 MiB.
+    /// them; one event is always taken if [`targeted_bytes_of_all`](Self::targeted_bytes_of_all) has room for it. Default
+    /// 16 MiB.
     pub targeted_bytes: usize,
+    /// The same for all spokes, 256 bytes for each event included, those that are away among them. Where some waits already,
+    /// more is taken up to a quarter of what is left. Default 256 MiB.
+    pub targeted_bytes_of_all: usize,
     /// The most targeted events that wait for one spoke. Default 1,024.
     pub targeted_events: usize,
     /// How long a native spoke that is lost without a goodbye keeps its session: comes it back by then, it
@@ -67,6 +101,16 @@ pub struct HubLimits {
     /// How many bytes of its own events a native spoke may have unacknowledged. Default 4 MiB; one
     /// event is always allowed.
     pub publish_window: u64,
+    /// How many frames a second a spoke may send, and as many at once: an event of up to 64 KiB is one, an acknowledgement
+    /// is one too. From one that sends more the hub reads nothing for as long as it is too fast. Default 10,000.
+    pub publish_frames_per_s: u64,
+    /// The same in bytes. Default 64 MiB.
+    pub publish_bytes_per_s: u64,
+    /// The most bytes of events from spokes that have come in part, or that wait for a listener with no room, over all of them;
+    /// while there are more, the hub reads from no spoke. One event is always taken. Default 256 MiB.
+    pub intake_bytes: usize,
+    /// The same for one endpoint, over all of its spokes. Default 32 MiB.
+    pub intake_of_one: usize,
     /// How far `broadcast` may run ahead of the spokes that keep up, in events, give or take an eighth.
     /// Default 8,192.
     pub pace_events: u64,
@@ -99,12 +143,24 @@ impl Default for HubLimits {
     fn default() -> Self {
         Self {
             max_event_bytes: 16 << 20,
+            max_handshakes: 512,
+            validate_above: 64,
+            handshakes_of_addr_per_s: 200,
+            handshake_timeout: Duration::from_secs(10),
+            max_connections: 20_480,
+            max_waiting: 1024,
+            waiting_of_one: 64,
+            waiting_window: 64 << 10,
+            receive_window: 8 << 20,
+            receive_bytes: 256 << 20,
+            send_window: 1 << 20,
             max_spokes: 16_384,
             max_streams: 64,
             spokes_of_one: 256,
             hello_timeout: Duration::from_secs(10),
             frame_timeout: Duration::from_secs(30),
             targeted_bytes: 16 << 20,
+            targeted_bytes_of_all: 256 << 20,
             targeted_events: 1024,
             session_lifetime: Duration::from_secs(120),
             away_spokes: 16_384,
@@ -113,6 +169,10 @@ impl Default for HubLimits {
             behind: Behind::Skip,
             send_wait: Duration::from_secs(5),
             publish_window: 4 << 20,
+            publish_frames_per_s: 10_000,
+            publish_bytes_per_s: 64 << 20,
+            intake_bytes: 256 << 20,
+            intake_of_one: 32 << 20,
             pace_events: 8192,
             pace_bytes: 16 << 20,
             stall_after: Duration::from_millis(500),
@@ -127,10 +187,20 @@ impl Default for HubLimits {
     }
 }
 
+/// Beyond these, a setting stands for "no limit".
+const MAX_STREAMS: usize = 1 << 20;
+const MAX_HANDSHAKES: usize = 1 << 20;
+const MIN_WINDOW: u32 = 16 << 10;
+
+/// A key that changes faster is in the way of what it is for.
+const MIN_KEY_LIFETIME: Duration = Duration::from_millis(500);
+
 #[derive(Clone, Debug, Default)]
 pub(crate) struct HubConfig {
     pub(crate) fan_out: FanOut,
     pub(crate) admission: Admission,
+    /// Whether who is admitted later may read what was broadcast before.
+    pub(crate) history: bool,
     pub(crate) log: LogConfig,
     /// The file of a durable log.
     #[cfg(feature = "durable")]
@@ -147,6 +217,7 @@ impl HubConfig {
         gossip.max_frame_size = gossip
             .max_frame_size
             .clamp(broadcast::MIN_FRAME_SIZE, broadcast::MAX_FRAME_SIZE);
+        gossip.key_lifetime = gossip.key_lifetime.max(MIN_KEY_LIFETIME);
         let limits = &mut self.limits;
         limits.max_event_bytes = limits.max_event_bytes.clamp(1, native::MAX_EVENT_BYTES);
         limits.targeted_events = limits.targeted_events.max(1);
@@ -154,9 +225,16 @@ impl HubConfig {
         limits.pace_bytes = limits.pace_bytes.max(1);
         limits.repair_bytes_per_s = limits.repair_bytes_per_s.max(1);
         limits.acks_per_s = limits.acks_per_s.max(1);
-        limits.max_streams = limits.max_streams.max(1);
+        limits.max_streams = limits.max_streams.clamp(1, MAX_STREAMS);
+        limits.max_handshakes = limits.max_handshakes.clamp(1, MAX_HANDSHAKES);
+        limits.handshakes_of_addr_per_s = limits.handshakes_of_addr_per_s.max(1);
+        // What QUIC needs to get anywhere.
+        limits.waiting_window = limits.waiting_window.max(MIN_WINDOW);
+        limits.receive_window = limits.receive_window.max(limits.waiting_window);
+        limits.send_window = limits.send_window.max(MIN_WINDOW);
         limits.spokes_of_one = limits.spokes_of_one.max(1);
         bound([
+            &mut limits.handshake_timeout,
             &mut limits.hello_timeout,
             &mut limits.frame_timeout,
             &mut limits.send_wait,
@@ -166,6 +244,8 @@ impl HubConfig {
             &mut limits.drain_timeout,
             &mut limits.first_listener_wait,
         ]);
+        // What the hub dials itself has the windows of what comes in.
+        self.gossip.transport = Some(hub_transport_config(&self.limits));
         self
     }
 }

@@ -25,16 +25,29 @@ pub(super) async fn run(hub: Arc<Inner>, connection: Connection, protocol: Proto
 }
 
 async fn serve(hub: Arc<Inner>, connection: Connection, protocol: Protocol) {
+    let member = match hub.crowd.enter(connection.remote_id()) {
+        Ok(member) => Arc::new(member),
+        Err(none) => {
+            debug!(target: events::REFUSED, remote = %connection.remote_id().fmt_short(), %protocol, reason = none.reason());
+            return close(&connection, CloseCode::TooMany, none.reason());
+        }
+    };
     let candidate = Candidate {
         endpoint: connection.remote_id(),
         protocol,
     };
-    if let Decision::Refuse { reason } = hub.config.admission.decide(candidate).await {
-        hub.metrics.admission.refused.inc();
-        debug!(target: events::REFUSED, remote = %connection.remote_id().fmt_short(), %protocol, %reason);
-        close(&connection, CloseCode::Refused, &reason);
-        return;
-    }
+    // Before the decision: whoever is revoked from now on is closed by that.
+    let _open = hub.open.enter(&connection);
+    let floor = match hub.config.admission.decide(candidate).await {
+        Decision::Allow => 0,
+        Decision::AllowFromNow => hub.log.appended(),
+        Decision::Refuse { reason } => {
+            hub.metrics.admission.refused.inc();
+            debug!(target: events::REFUSED, remote = %connection.remote_id().fmt_short(), %protocol, %reason);
+            close(&connection, CloseCode::Refused, &reason);
+            return;
+        }
+    };
     let mut streams = JoinSet::new();
     let hello_timeout = hub.config.limits.hello_timeout;
     let mut idle_since = Instant::now();
@@ -45,15 +58,30 @@ async fn serve(hub: Arc<Inner>, connection: Connection, protocol: Protocol) {
                     Ok(stream) => stream,
                     Err(_) => break,
                 };
-                if streams.len() >= hub.config.limits.max_streams {
+                let place = hub.crowd.enter_stream(connection.remote_id());
+                let full = streams.len() >= hub.config.limits.max_streams;
+                let Some(place) = place.filter(|_| !full) else {
                     hub.metrics.admission.streams_refused.inc();
-                    debug!("a stream more than one connection may have");
+                    debug!("a stream more than the connection, or its endpoint, may have");
                     let code = CloseCode::TooMany.to_varint();
                     let _ = send.reset(code);
                     let _ = recv.stop(code);
                     continue;
-                }
-                let link = link_task::run(hub.clone(), connection.clone(), protocol, send, recv);
+                };
+                let known = {
+                    let (hub, member, connection) = (hub.clone(), member.clone(), connection.clone());
+                    move || {
+                        drop(place);
+                        hub.crowd.is_known(&member, &connection);
+                    }
+                };
+                let link = link_task::run(
+                    hub.clone(),
+                    connection.clone(),
+                    (protocol, floor),
+                    (send, recv),
+                    known,
+                );
                 streams.spawn(link.in_current_span());
             }
             Some(ended) = streams.join_next(), if !streams.is_empty() => {

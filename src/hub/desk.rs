@@ -25,12 +25,12 @@ use crate::{
     protocol::Protocol,
     wire::{
         compat,
-        native::{self, ToSpoke, Topic},
+        native::{self, MAX_EVICTED, Rekey, ToSpoke, Topic},
     },
 };
 
 /// How much is gathered for one write, in bytes.
-const BATCH_BYTES: usize = 256 * 1024;
+pub(super) const BATCH_BYTES: usize = 256 * 1024;
 /// How many events at most, so that one lock of the log stays short.
 const BATCH_EVENTS: usize = 1024;
 /// How many ranges a spoke may want at once; more are merged into the last.
@@ -43,6 +43,8 @@ pub(crate) struct Desk {
     /// The number of the link that this is the desk of.
     link: u64,
     behind: Behind,
+    /// The spoke may read nothing that was broadcast before.
+    floor: u64,
     /// Where the cursor began, until it moves: that the log is beyond that already is not held against the
     /// spoke.
     begun_at: Option<u64>,
@@ -52,14 +54,16 @@ pub(crate) struct Desk {
     begun: Option<Begun>,
     /// The cursor runs only because the topic does not reach the spoke.
     fell_back: bool,
-    /// The spoke was told to join a topic.
-    member: bool,
+    /// The topic that the spoke was told to join.
+    member: Option<[u8; 32]>,
     /// Wanted ranges, oldest first.
     repairs: VecDeque<(u64, u64)>,
     /// The spoke's events up to this one are to be acknowledged.
     ack: Option<u64>,
     ack_every: Option<u32>,
     topic: Option<TopicOrder>,
+    /// Newer keys of the topic that the spoke was told to join.
+    rekey: Option<Box<Rekey>>,
     /// The spoke was asked last to acknowledge everything below.
     asked: u64,
     /// What the spoke was told to be lost, since somebody looked.
@@ -97,18 +101,26 @@ impl Desk {
             protocol,
             link,
             behind,
+            floor: 0,
             begun_at: Some(cursor),
             cursor: Some(cursor),
             begun: None,
             fell_back: false,
-            member: false,
+            member: None,
             repairs: VecDeque::new(),
             ack: None,
             ack_every: None,
             topic: None,
+            rekey: None,
             asked: 0,
             told_lost: Vec::new(),
         }
+    }
+
+    /// The spoke may read nothing that was broadcast before `floor`.
+    pub(crate) fn with_floor(mut self, floor: u64) -> Self {
+        self.floor = floor;
+        self
     }
 
     /// Stops the cursor: the topic serves the spoke.
@@ -137,7 +149,7 @@ impl Desk {
 
     /// Whether the cursor runs only because the topic does not reach the spoke.
     pub(crate) fn falls_back(&self) -> bool {
-        self.member && self.fell_back
+        self.member.is_some() && self.fell_back
     }
 
     /// The spoke wants `[from, to)` again.
@@ -181,11 +193,39 @@ impl Desk {
     }
 
     pub(crate) fn order_topic(&mut self, order: TopicOrder) {
-        let member = matches!(order, TopicOrder::Join(_));
-        if std::mem::replace(&mut self.member, member) != member {
+        let member = match &order {
+            TopicOrder::Join(topic) => Some(topic.topic),
+            TopicOrder::Leave => None,
+        };
+        let before = std::mem::replace(&mut self.member, member);
+        if before.is_some() != member.is_some() {
             self.fell_back = false;
         }
+        if before != member {
+            self.rekey = None;
+        }
+        // Who is to be kept away is said though the order has newer keys.
+        if let (TopicOrder::Join(topic), Some(rekey)) = (&order, &mut self.rekey)
+            && topic.keys.generation > rekey.keys.generation
+        {
+            rekey.keys = topic.keys.clone();
+        }
         self.topic = Some(order);
+    }
+
+    /// Whether the spoke was told to be on a topic.
+    pub(crate) fn is_member(&self) -> bool {
+        self.member.is_some()
+    }
+
+    /// The spoke is to have newer keys of its topic.
+    pub(crate) fn rekey(&mut self, mut rekey: Box<Rekey>) {
+        if let Some(before) = self.rekey.take() {
+            rekey.confirm |= before.confirm;
+            let room = MAX_EVICTED.saturating_sub(rekey.evict.len());
+            rekey.evict.extend(before.evict.iter().take(room));
+        }
+        self.rekey = Some(rekey);
     }
 
     /// Whether something is to be written that the hub's budget for repairs has to have room for.
@@ -266,6 +306,15 @@ impl Desk {
         if room == 0 {
             return Ok((cursor, false));
         }
+        if cursor < self.floor {
+            // No further than there are events that others can have.
+            let to = self.floor.min(log.tip());
+            let to = stop.map_or(to, |stop| to.min(stop)).max(cursor);
+            if to > cursor {
+                self.withhold(cursor, to, chunks);
+            }
+            return Ok((to, to == cursor));
+        }
         entries.clear();
         match log.read(cursor, room, BATCH_BYTES, entries) {
             Read::Events => {
@@ -332,6 +381,15 @@ impl Desk {
         Ok(())
     }
 
+    /// Tells the spoke that it will not get `[from, to)`: it was not admitted yet.
+    fn withhold(&mut self, from: u64, to: u64, chunks: &mut Vec<Bytes>) {
+        if self.protocol == Protocol::Native {
+            ToSpoke::Missed { from, to }.encode(chunks);
+            debug!(target: events::MISSED, from, to);
+            self.told_lost.push((from, to));
+        }
+    }
+
     /// What the spoke was told to be lost, since this was asked last.
     pub(crate) fn take_told_lost(&mut self) -> Vec<(u64, u64)> {
         std::mem::take(&mut self.told_lost)
@@ -370,6 +428,9 @@ impl Desk {
             Some(TopicOrder::Leave) => ToSpoke::LeaveTopic.encode(chunks),
             None => {}
         }
+        if let Some(rekey) = self.rekey.take() {
+            ToSpoke::Rekey(rekey).encode(chunks);
+        }
     }
 
     /// Answers wants, a batch at a time.
@@ -382,6 +443,14 @@ impl Desk {
         let Some((from, to)) = self.repairs.pop_front() else {
             return Ok(());
         };
+        if from < self.floor {
+            let below = to.min(self.floor);
+            self.withhold(from, below, chunks);
+            if below < to {
+                self.repairs.push_front((below, to));
+            }
+            return Ok(());
+        }
         let room = (to - from).min(BATCH_EVENTS as u64) as usize;
         entries.clear();
         let next = match log.read(from, room, BATCH_BYTES, entries) {

@@ -3,14 +3,15 @@
 //! What to send next is the [`Framer`]'s decision; here it is sealed and handed to the node.
 
 use std::sync::{
-    Arc,
+    Arc, Mutex, MutexGuard, PoisonError,
     atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
 use bytes::Bytes;
+use iroh::EndpointId;
 use n0_future::task::{self, AbortOnDropHandle};
 use tokio::{
-    sync::{mpsc, watch},
+    sync::{Notify, mpsc, watch},
     time::{Instant, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
@@ -19,14 +20,16 @@ use tracing::{Instrument, debug, info, info_span, warn};
 use super::{
     Inner,
     framer::{Content, Framer},
+    keys::{Keys, NotSealed},
     pace::Pace,
     supervisor::TopicStanding,
 };
 use crate::{
     fan_out::Path,
-    gossip::{FrameGate, FrameRefused, GossipEvent, GossipNode},
+    gossip::{FrameGate, FrameRefused, GossipEvent, GossipNode, GossipSendError},
+    metrics::events,
     position::Epoch,
-    seal::{Check, Context, OpenError, Opener, Really, Sealer},
+    seal::{Check, Context, OpenError, Opener, Really},
     spoke_id::SpokeId,
     wire::{broadcast::OVERHEAD, native::GenerationKeys},
 };
@@ -35,10 +38,8 @@ use crate::{
 const AGAIN: usize = 1024;
 
 pub(super) struct GossipLink {
-    topic: [u8; 32],
-    keys: GenerationKeys,
+    topic: CurrentTopic,
     max_frame_bytes: u32,
-    node: GossipNode<HubGate>,
     neighbors: watch::Receiver<usize>,
     audience: watch::Sender<Audience>,
     standing: Arc<CursorStanding>,
@@ -53,10 +54,11 @@ impl GossipLink {
         let topic: [u8; 32] = rand::random();
         let context = Context::new(hub.me, topic);
         let epoch = hub.log.epoch();
-        let sealer = Sealer::new(context.clone(), epoch, 0);
-        let keys = sealer.keys();
+        let now = Instant::now().into_std();
+        let keys = Keys::new(now, context.clone(), epoch, &mut rand::rng());
+        let first = keys.current();
         let mut opener = Opener::new(context, epoch);
-        if let Err(error) = opener.add(&keys) {
+        if let Err(error) = opener.add(&first) {
             warn!(%error, "our own keys do not fit");
         }
         let config = hub.config.gossip.clone();
@@ -65,11 +67,16 @@ impl GossipLink {
             hub.endpoint.clone(),
             config,
             topic.into(),
-            keys.generation,
-            keys.key,
+            first.generation,
+            first.key,
             HubGate::new(opener, Really),
+            hub.admits(),
             hub.metrics.gossip.clone(),
         );
+        let keys = Arc::new(TopicKeys {
+            keys: Mutex::new(keys),
+            changed: Notify::new(),
+        });
         let audience = watch::Sender::new(Audience::default());
         let standing = Arc::new(CursorStanding::default());
         standing.sent.store(hub.log.tip(), Ordering::Release);
@@ -81,9 +88,10 @@ impl GossipLink {
             hub: hub.clone(),
             node: node.clone(),
             epoch,
-            sealer,
+            keys: keys.clone(),
+            gate_knows: first.generation,
             framer: Framer::new(
-                Instant::now().into_std(),
+                now,
                 hub.log.tip(),
                 max_frame_bytes - OVERHEAD,
                 Pace::new(limits.stall_after, limits.patience),
@@ -96,10 +104,12 @@ impl GossipLink {
         let span = info_span!("gossip_link", me = %hub.me.fmt_short());
         let task = task::spawn(cursor.run(events, cancel.clone()).instrument(span));
         Self {
-            topic,
-            keys,
+            topic: CurrentTopic {
+                id: topic,
+                node,
+                keys,
+            },
             max_frame_bytes: max_frame_bytes as u32,
-            node,
             neighbors,
             audience,
             standing,
@@ -109,12 +119,13 @@ impl GossipLink {
         }
     }
 
-    pub(super) fn topic(&self) -> [u8; 32] {
-        self.topic
+    pub(super) fn topic(&self) -> &CurrentTopic {
+        &self.topic
     }
 
-    pub(super) fn keys(&self) -> GenerationKeys {
-        self.keys.clone()
+    /// Everything below this offset was sent, or was not for the topic.
+    pub(super) fn sent(&self) -> u64 {
+        self.standing.sent.load(Ordering::Acquire)
     }
 
     pub(super) fn max_frame_bytes(&self) -> u32 {
@@ -122,7 +133,7 @@ impl GossipLink {
     }
 
     pub(super) fn node(&self) -> &GossipNode<HubGate> {
-        &self.node
+        &self.topic.node
     }
 
     pub(super) fn set_audience(&self, audience: Audience) {
@@ -130,10 +141,16 @@ impl GossipLink {
             .send_if_modified(|now| std::mem::replace(now, audience) != audience);
     }
 
+    /// Seals nothing any more: from when this returns on, who is revoked need not be looked for on this topic.
+    pub(super) fn close(&self) {
+        self.topic.keys.lock().close();
+        self.cancel.cancel();
+    }
+
     /// Shows how the topic stands.
     pub(super) fn probe(&self) -> Probe {
         Probe {
-            neighbors: self.node.neighbors(),
+            neighbors: self.topic.node.neighbors(),
             standing: self.standing.clone(),
         }
     }
@@ -167,10 +184,54 @@ impl GossipLink {
 
     pub(super) async fn stop(mut self) {
         self.cancel.cancel();
-        self.node.shutdown().await;
+        self.topic.node.shutdown().await;
         if !self.task.is_finished() {
             let _ = (&mut self.task).await;
         }
+    }
+}
+
+/// However it ends.
+impl Drop for GossipLink {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+/// A topic that runs: what is shared of it.
+#[derive(Clone, Debug)]
+pub(super) struct CurrentTopic {
+    pub(super) id: [u8; 32],
+    /// Our node on it, for connections that others make.
+    pub(super) node: GossipNode<HubGate>,
+    pub(super) keys: Arc<TopicKeys>,
+}
+
+impl CurrentTopic {
+    /// From when this returns on, nothing is sealed that these can read, and our node keeps them away.
+    pub(super) fn revoke(&self, ids: &[EndpointId]) {
+        let now = Instant::now().into_std();
+        let current = {
+            let mut keys = self.keys.lock();
+            keys.revoke(now, ids, &mut rand::rng());
+            keys.current()
+        };
+        self.node.rekey(&current, ids);
+        self.keys.changed.notify_one();
+    }
+}
+
+/// The keys of a topic: the cursor seals with them, the switchboard tells of them.
+#[derive(Debug)]
+pub(super) struct TopicKeys {
+    keys: Mutex<Keys<SpokeId>>,
+    /// Wakes the cursor.
+    pub(super) changed: Notify,
+}
+
+impl TopicKeys {
+    pub(super) fn lock(&self) -> MutexGuard<'_, Keys<SpokeId>> {
+        self.keys.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -236,7 +297,9 @@ struct Cursor {
     hub: Arc<Inner>,
     node: GossipNode<HubGate>,
     epoch: Epoch,
-    sealer: Sealer,
+    keys: Arc<TopicKeys>,
+    /// The generation that our gate has learned last.
+    gate_knows: u32,
     framer: Framer<SpokeId>,
     neighbors: watch::Receiver<usize>,
     audience: watch::Receiver<Audience>,
@@ -313,19 +376,61 @@ impl Cursor {
         }
     }
 
-    /// Seals a frame and broadcasts it.
+    /// Seals a frame and broadcasts it, when spokes have the keys for it.
     async fn send(&mut self, content: &Content) -> Result<(), Ended> {
+        let Some(frame) = self.seal(content).await? else {
+            return Ok(());
+        };
+        let keys = {
+            let keys = self.keys.lock();
+            (keys.generation() != self.gate_knows).then(|| keys.current())
+        };
+        if let Some(keys) = keys {
+            // What others make of the new keys is to be told from what they are for.
+            self.gate_knows = keys.generation;
+            self.hub.metrics.topic.rekeyed.inc();
+            debug!(target: events::REKEYED, generation = keys.generation);
+            let learn = move |gate: &mut HubGate| gate.learn(&keys);
+            self.node.with_gate(learn).await.map_err(not_taken)?;
+        }
+        self.hub.metrics.topic.frames_sent.inc();
+        self.node.broadcast(frame).await.map_err(not_taken)
+    }
+
+    /// Nothing, if it is not to be sent.
+    async fn seal(&mut self, content: &Content) -> Result<Option<Bytes>, Ended> {
         let Content {
             first, count, of, ..
         } = *content;
-        let frame = self.sealer.seal(first, count, of, &content.body);
-        let frame = frame.map_err(|_| Ended)?;
-        self.hub.metrics.topic.frames_sent.inc();
-        self.node.broadcast(frame).await.map_err(|error| {
-            warn!(%error, "the topic does not take frames");
-            Ended
-        })
+        loop {
+            let deadline = {
+                let now = Instant::now().into_std();
+                let mut keys = self.keys.lock();
+                keys.look(now, first);
+                let held = keys.is_held();
+                self.standing.held.store(held, Ordering::Release);
+                match keys.seal(now, (first, count, of), &content.body, content.again) {
+                    Ok(frame) => return Ok(Some(frame)),
+                    Err(NotSealed::Held) => keys.deadline(),
+                    Err(NotSealed::TooOld) => {
+                        // Who wants it gets it along its link.
+                        debug!(first, count, "a spoke on the topic may not read it");
+                        return Ok(None);
+                    }
+                    Err(NotSealed::Over) => return Err(Ended),
+                }
+            };
+            tokio::select! {
+                () = self.keys.changed.notified() => {}
+                () = due(deadline) => {}
+            }
+        }
     }
+}
+
+fn not_taken(error: GossipSendError) -> Ended {
+    warn!(%error, "the topic does not take frames");
+    Ended
 }
 
 /// The topic cannot be served any more.
@@ -341,6 +446,13 @@ pub(crate) struct HubGate<C = Really> {
 impl<C: Check> HubGate<C> {
     pub(crate) fn new(opener: Opener, check: C) -> Self {
         Self { opener, check }
+    }
+
+    /// Learns the keys of a generation.
+    pub(crate) fn learn(&mut self, keys: &GenerationKeys) {
+        if let Err(error) = self.opener.add(keys) {
+            warn!(%error, "our own keys do not fit");
+        }
     }
 }
 

@@ -26,6 +26,7 @@ use super::{
 };
 use crate::{
     fan_out::Path, link_io::LinkError, position::Epoch, protocol::Protocol, spoke_id::SpokeId,
+    wire::native::Rekey,
 };
 
 #[derive(Debug)]
@@ -62,6 +63,10 @@ pub(crate) struct Link {
     pub(crate) cut_off: AtomicBool,
     /// A newer link of the same spoke took over.
     fenced: AtomicBool,
+    /// The spoke is not admitted any more.
+    revoked: AtomicBool,
+    /// The spoke may have no keys under which anything from before was sealed.
+    pub(crate) key_floor: u64,
 }
 
 impl Link {
@@ -76,6 +81,8 @@ impl Link {
             session,
             number,
             gossips,
+            floor,
+            key_floor,
         } = given;
         let protocol = session.protocol;
         Self {
@@ -85,7 +92,7 @@ impl Link {
             session,
             gossips: AtomicBool::new(gossips),
             connection,
-            desk: Mutex::new(Desk::new(protocol, number, cursor, behind)),
+            desk: Mutex::new(Desk::new(protocol, number, cursor, behind).with_floor(floor)),
             wake: Arc::default(),
             acked: AtomicU64::new(cursor),
             epoch: OnceLock::new(),
@@ -98,6 +105,8 @@ impl Link {
             cancel,
             cut_off: AtomicBool::new(false),
             fenced: AtomicBool::new(false),
+            revoked: AtomicBool::new(false),
+            key_floor,
         }
     }
 
@@ -115,6 +124,17 @@ impl Link {
     pub(crate) fn fence(&self) {
         self.fenced.store(true, Ordering::Release);
         self.cancel.cancel();
+    }
+
+    /// Ends the link, since the spoke is not admitted any more; whoever calls this closes its connection.
+    pub(crate) fn revoke(&self) {
+        self.revoked.store(true, Ordering::Release);
+        self.cancel.cancel();
+    }
+
+    /// Whether the spoke is not admitted any more.
+    pub(crate) fn is_revoked(&self) -> bool {
+        self.revoked.load(Ordering::Acquire)
     }
 
     /// Whether a newer link took over.
@@ -242,6 +262,16 @@ impl Link {
 
     pub(crate) fn order_topic(&self, order: TopicOrder) {
         self.order(|desk| desk.order_topic(order));
+    }
+
+    /// The spoke is to have newer keys of its topic.
+    pub(crate) fn rekey(&self, rekey: Box<Rekey>) {
+        self.order(|desk| desk.rekey(rekey));
+    }
+
+    /// Whether the spoke was told to be on a topic.
+    pub(crate) fn is_member(&self) -> bool {
+        self.desk().is_member()
     }
 
     /// The spoke has its targeted events up to `seq`. Says whether that is news.

@@ -8,17 +8,21 @@ use n0_error::e;
 use n0_future::FutureExt;
 use tokio::{
     task::coop::consume_budget,
-    time::{Instant, sleep, sleep_until, timeout},
+    time::{Instant, sleep, sleep_until, timeout, timeout_at},
 };
 use tracing::{Instrument, debug, error, info_span};
 
 use super::{
     Inner, desk::Batch, link::Link, roster::Asked, session::see_through, switchboard::Note,
+    throttle::Throttle,
 };
 use crate::{
+    admission::REVOKED,
     close::{CloseCode, Closed},
     event::Envelope,
     gossip::Bucket,
+    instant::LONG,
+    intake::{Customer, Reserved},
     link_io::{FrameReader, LinkError, write_all},
     listen::{Event, Incoming, Source},
     log::resume::{Ask, Resume},
@@ -31,24 +35,29 @@ use crate::{
     },
 };
 
-/// Serves the stream until it ends, and says how it ended. Never panics on what a peer sends.
+/// Serves the stream until it ends, and says how it ended. A spoke that begins may read nothing below
+/// `floor`. Never panics on what a peer sends. Calls `known` when the stream has become a spoke.
 pub(super) async fn run(
     hub: Arc<Inner>,
     connection: Connection,
-    protocol: Protocol,
-    mut send: SendStream,
-    recv: RecvStream,
+    (protocol, floor): (Protocol, u64),
+    (mut send, recv): (SendStream, RecvStream),
+    known: impl FnOnce(),
 ) -> Closed {
     let max_frame = match protocol {
         Protocol::Native => native::MAX_FRAME,
         Protocol::Compat => hub.config.limits.max_event_bytes + compat::FRAME_OVERHEAD,
     };
     let remote = connection.remote_id();
-    let mut reader = FrameReader::new(recv, max_frame, hub.config.limits.frame_timeout);
-    let error = match welcome(&hub, connection, protocol, &mut send, &mut reader).await {
+    let customer = || hub.intake.customer(remote);
+    let mut reader =
+        FrameReader::new(recv, max_frame, hub.config.limits.frame_timeout).reserving(customer());
+    let error = match welcome(&hub, connection, (protocol, floor), &mut send, &mut reader).await {
         Ok((link, first)) => {
+            known();
             let span = info_span!("link", remote = %link.id.fmt_short(), %protocol);
-            let serving = serve(&hub, &link, first, &mut send, &mut reader).instrument(span);
+            let serving =
+                serve(&hub, &link, first, &mut send, &mut reader, customer()).instrument(span);
             match AssertUnwindSafe(serving).catch_unwind().await {
                 Ok(error) => error,
                 Err(_) => {
@@ -70,7 +79,9 @@ pub(super) async fn run(
     debug!(target: events::LINK_CLOSED, remote = %remote.fmt_short(), %protocol, code, %closed);
     if let Closed::ByUs { code, .. } = &closed {
         if *code != CloseCode::Goodbye {
-            hub.metrics.direct.links_failed.inc();
+            if *code != CloseCode::Refused {
+                hub.metrics.direct.links_failed.inc();
+            }
             let _ = send.reset(code.to_varint());
         }
         reader.stop(*code);
@@ -95,7 +106,7 @@ fn internal(reason: &str) -> Closed {
 async fn welcome(
     hub: &Arc<Inner>,
     connection: Connection,
-    protocol: Protocol,
+    (protocol, floor): (Protocol, u64),
     send: &mut SendStream,
     reader: &mut FrameReader,
 ) -> Result<(Arc<Link>, Option<Bytes>), LinkError> {
@@ -120,6 +131,7 @@ async fn welcome(
             session: None,
             start: hub.log.tip(),
             has_before: true,
+            floor,
         };
         still_there(&connection)?;
         let link = hub.join(asked, connection).await?;
@@ -141,10 +153,19 @@ async fn welcome(
         Start::Earliest => Ask::Earliest,
         Start::At(position) => Ask::At(position),
     };
+    // Of what was appended before it was admitted, nothing is this spoke's.
+    let floor_now = floor.max(hub.floors().of(connection.remote_id()).of_events);
+    hub.reaches(floor_now).await;
     let begin = hub.begin(ask).await;
     let Resume {
-        start, continues, ..
+        mut start,
+        continues,
+        ..
     } = begin.resume;
+    if hello.start == Start::Earliest {
+        // For others, the cursor says what they are not to have.
+        start = start.max(floor_now).min(begin.tip);
+    }
     let asked = Asked {
         endpoint: connection.remote_id(),
         protocol,
@@ -152,6 +173,7 @@ async fn welcome(
         session: hello.session.map(|key| (key, hello.targeted)),
         start,
         has_before: continues && matches!(hello.start, Start::At(_)),
+        floor,
     };
     still_there(&connection)?;
     let link = hub.join(asked, connection).await?;
@@ -185,12 +207,13 @@ async fn serve(
     first: Option<Bytes>,
     send: &mut SendStream,
     reader: &mut FrameReader,
+    customer: Customer,
 ) -> LinkError {
     debug!("welcome");
     // Neither half is restarted, so neither has to be cancel safe. When the connection ends, the reader
     // says so, behind what had arrived before.
     let both = async {
-        let reading = read(hub, link, first, reader);
+        let reading = read(hub, link, first, reader, customer);
         tokio::pin!(reading);
         let error = tokio::select! {
             error = &mut reading => return error,
@@ -205,7 +228,9 @@ async fn serve(
     };
     let error = tokio::select! {
         error = both => error,
-        () = link.cancel.cancelled() => LinkError::gone(if link.is_fenced() {
+        () = link.cancel.cancelled() => LinkError::gone(if link.is_revoked() {
+            Closed::by_us(CloseCode::Refused, REVOKED)
+        } else if link.is_fenced() {
             Closed::by_us(CloseCode::Fenced, "a newer link of the same spoke took over")
         } else if link.is_served(hub.log.tip()) {
             Closed::by_us(CloseCode::Goodbye, "the hub ended")
@@ -223,20 +248,27 @@ async fn read(
     link: &Link,
     first: Option<Bytes>,
     reader: &mut FrameReader,
+    customer: Customer,
 ) -> LinkError {
+    let limits = &hub.config.limits;
+    let (frames, bytes) = (limits.publish_frames_per_s, limits.publish_bytes_per_s);
     let mut inbound = Inbound {
         hub,
         link,
         last_seq: link.session.heard(),
         assembly: Assembly::default(),
         wants: Bucket::new(WANTS_PER_S, WANTS_AT_ONCE, Instant::now()),
+        throttle: Throttle::new(frames, bytes, Instant::now()),
+        customer,
+        reserved: None,
+        due: None,
     };
     let result = async {
         if let Some(frame) = first {
-            inbound.frame(frame).await?;
+            inbound.take(frame, reader).await?;
         }
-        while let Some(frame) = reader.next().await? {
-            inbound.frame(frame).await?;
+        while let Some(frame) = inbound.next(reader).await? {
+            inbound.take(frame, reader).await?;
         }
         Ok(())
     };
@@ -257,7 +289,18 @@ struct Inbound<'a> {
     last_seq: u64,
     assembly: Assembly,
     wants: Bucket,
+    throttle: Throttle,
+    customer: Customer,
+    /// Room for the event that is coming, if it was made already.
+    reserved: Option<Reserved>,
+    /// When the event has to be whole that comes in several frames.
+    due: Option<Instant>,
 }
+
+/// What an event costs beside its bytes until a listener has it.
+const EVENT_COST: usize = 512;
+/// An event that comes in parts has the time of a frame for each so many bytes.
+const EVENT_STEP: usize = 1 << 20;
 
 /// How many ranges a second a spoke may want again: each costs the hub some work for all of them. One more
 /// is dropped; an inbox that lacks something wants it again after a while.
@@ -266,6 +309,49 @@ const WANTS_PER_S: u32 = 200;
 const WANTS_AT_ONCE: u32 = 1000;
 
 impl Inbound<'_> {
+    /// The next frame, unless an event in parts runs out of time.
+    async fn next(&mut self, reader: &mut FrameReader) -> Result<Option<Bytes>, LinkError> {
+        match self.due {
+            None => reader.next().await,
+            Some(due) => timeout_at(due, reader.next()).await.map_err(|_| {
+                e!(LinkError::TimedOut {
+                    what: "the rest of an event"
+                })
+            })?,
+        }
+    }
+
+    /// Takes a frame, and waits if the spoke is too fast.
+    async fn take(&mut self, frame: Bytes, reader: &mut FrameReader) -> Result<(), LinkError> {
+        let wait = self.throttle.spend(frame.len(), Instant::now());
+        if let Some(reserved) = reader.take_reserved() {
+            self.reserved = Some(reserved);
+        }
+        self.frame(frame).await?;
+        if let Some(wait) = wait {
+            self.hub.metrics.direct.reads_throttled.inc();
+            tokio::select! {
+                () = sleep(wait) => {}
+                // What has come is read to its end.
+                _ = self.link.connection.closed() => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes room for an event of so many bytes that is to come, or has, if there was none made.
+    async fn reserve(&mut self, bytes: usize) -> Reserved {
+        match self.reserved.take() {
+            Some(reserved) => reserved,
+            None => {
+                if !self.customer.has_room(bytes) {
+                    self.hub.metrics.direct.reads_held.inc();
+                }
+                self.customer.reserve(bytes).await
+            }
+        }
+    }
+
     async fn frame(&mut self, frame: Bytes) -> Result<(), LinkError> {
         self.hub.metrics.direct.frames_received.inc();
         self.link.session.is_known_now();
@@ -276,7 +362,8 @@ impl Inbound<'_> {
             Protocol::Compat => {
                 let envelope = compat::decode(&frame)?;
                 self.check_size(envelope.size())?;
-                self.deliver(envelope, || ()).await;
+                let reserved = self.reserve(envelope.size() + EVENT_COST).await;
+                self.deliver(envelope, move || drop(reserved)).await;
                 Ok(())
             }
             Protocol::Native => match ToHub::decode(frame)? {
@@ -350,11 +437,22 @@ impl Inbound<'_> {
                     .await;
                 Ok(())
             }
+            ToHub::Rekeyed { generation } => {
+                let (id, link) = (self.link.id, self.link.number);
+                self.hub
+                    .note(Note::Rekeyed {
+                        id,
+                        link,
+                        generation,
+                    })
+                    .await;
+                Ok(())
+            }
             ToHub::Served { topic, from } => {
                 if from > tip {
                     return misbehaved("is served events that do not exist");
                 }
-                if self.hub.topic() != Some(topic) {
+                if self.hub.topic().is_none_or(|now| now.id != topic) {
                     // Said of a topic that has ended meanwhile.
                     return Ok(());
                 }
@@ -377,8 +475,21 @@ impl Inbound<'_> {
                 what: "its events are not numbered one by one"
             }));
         }
-        let limit = self.hub.config.limits.max_event_bytes;
-        let body = match self.assembly.push(seq, of, body, limit) {
+        let limits = &self.hub.config.limits;
+        let limit = limits.max_event_bytes;
+        if of.parts > 1 && !self.assembly.is_partial() {
+            let most = (usize::from(of.parts) * native::MAX_PART).min(limit);
+            self.reserved = Some(self.reserve(most + EVENT_COST).await);
+            let steps = u32::try_from(1 + most / EVENT_STEP).unwrap_or(u32::MAX);
+            self.due = Some(Instant::now() + limits.frame_timeout.saturating_mul(steps).min(LONG));
+        }
+        let pushed = self.assembly.push(seq, of, body, limit);
+        if !self.assembly.is_partial() {
+            self.due = None;
+        }
+        let body = match pushed {
+            // A small piece of a large packet would keep all of it.
+            Ok(Some(body)) if of.parts == 1 => Bytes::copy_from_slice(&body),
             Ok(Some(body)) => body,
             Ok(None) => return Ok(()),
             Err(BadPart::TooLarge { len }) => return self.check_size(len),
@@ -391,6 +502,7 @@ impl Inbound<'_> {
         self.check_size(body.len())?;
         let envelope = Envelope::from_body(body)?;
         self.last_seq = seq;
+        let reserved = self.reserve(envelope.size() + EVENT_COST).await;
         let session = &self.link.session;
         // A delivery that an earlier link began goes on, and may be that of this very event.
         let turn = session.hearing().await;
@@ -410,7 +522,7 @@ impl Inbound<'_> {
         let heard = session.clone();
         self.deliver(envelope, move || {
             heard.has_heard(seq);
-            drop(turn);
+            drop((turn, reserved));
         })
         .await;
         self.link.acknowledge(session.heard());

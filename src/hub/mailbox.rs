@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// What an event costs beside its own bytes while its spoke is away.
-const OVERHEAD: usize = 256;
+pub(super) const OVERHEAD: usize = 256;
 
 /// The bounds of a [`Mailbox`].
 #[derive(Clone, Copy, Debug)]
@@ -445,8 +445,7 @@ mod tests {
         acked: u64,
     }
 
-    proptest! {
-        #[test]
+    crate::fuzz::machine! {
         fn every_event_is_taken_once_in_order_or_its_sender_knows_better(
             ops in prop::collection::vec(op(), 1..200),
             events in 1..6usize,

@@ -7,18 +7,26 @@
 pub(crate) mod ack_share;
 pub(crate) mod budget;
 mod builder;
+mod ceiling;
 mod config;
 mod connection;
+mod crowd;
 pub(crate) mod desk;
+mod door;
+mod entrance;
 mod error;
+mod floors;
 pub(crate) mod framer;
 pub(crate) mod gossip_link;
 mod health;
+pub(crate) mod keys;
 mod link;
 mod link_task;
 #[cfg(feature = "durable")]
 mod log_writer;
+mod mail;
 pub(crate) mod mailbox;
+mod open;
 pub(crate) mod pace;
 mod receipt;
 mod record;
@@ -31,11 +39,12 @@ pub(crate) mod shared_log;
 mod spokes;
 pub(crate) mod supervisor;
 pub(crate) mod switchboard;
+mod throttle;
 mod vitals;
 
 use std::{
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -44,7 +53,7 @@ use std::{
 use iroh::{
     Endpoint, EndpointAddr, EndpointId,
     endpoint::Connection,
-    protocol::{AcceptError, ProtocolHandler, Router, RouterBuilder},
+    protocol::{AcceptError, IncomingFilter, ProtocolHandler, RouterBuilder},
 };
 use iroh_tickets::endpoint::EndpointTicket;
 use n0_error::{AnyError, e};
@@ -58,17 +67,20 @@ use tracing::{debug, warn};
 use self::{
     budget::Budget,
     config::HubConfig,
-    gossip_link::HubGate,
+    crowd::Crowd,
+    floors::Floors,
+    gossip_link::{CurrentTopic, HubGate},
     health::Board,
     link::Link,
     mailbox::MailboxLimits,
+    open::Open,
     pace::{Has, Pace},
     repairs::Payer,
     roster::{Asked, Roster},
     session::Session,
     sessions::SessionLimits,
     shared_log::{Begin, NotAppended, SharedLog},
-    switchboard::{CurrentTopic, NOTES, Note},
+    switchboard::{NOTES, Note},
 };
 pub use self::{
     builder::HubBuilder,
@@ -80,16 +92,17 @@ pub use self::{
     spokes::{SpokeChange, SpokeInfo, SpokeWatch, WatchLagged},
 };
 use crate::{
-    admission::Admission,
+    admission::{Admission, Guards, NOT_ADMITTED, REVOKED},
     close::{CloseCode, Closed},
     event::Envelope,
     fan_out::{FanOut, Path},
-    gossip::{Bucket, GOSSIP_ALPN, GossipNode},
+    gossip::{Admits, Bucket, GOSSIP_ALPN, GossipNode},
     instant::bound,
+    intake::Intake,
     link_io::LinkError,
     listen::{ListenOptions, Listener, Listeners},
     log::{LogFailed, resume::Ask},
-    metrics::{HubMetrics, LogMetrics},
+    metrics::{HubMetrics, LogMetrics, events},
     pattern::Pattern,
     position::Position,
     protocol::Protocol,
@@ -99,8 +112,8 @@ use crate::{
 
 /// A hub: broadcasts events to all of its spokes, sends events to one, and hears what spokes send.
 ///
-/// A hub is made by a [builder](Self::builder). It is a [`ProtocolHandler`] for a [`Router`] that you
-/// have ([`accept_on`](Self::accept_on)), or brings a router of its own
+/// A hub is made by a [builder](Self::builder). It is a [`ProtocolHandler`] for a [`Router`](iroh::protocol::Router) that you
+/// have ([`accept_on`](Self::accept_on)), or has an endpoint to itself
 /// ([`HubBuilder::spawn`]). Cloning is cheap: clones are the same hub.
 ///
 /// End a hub with [`shutdown`](Self::shutdown); dropping the last clone ends it at once, and spokes
@@ -108,7 +121,8 @@ use crate::{
 #[derive(Clone, Debug)]
 pub struct Hub {
     inner: Arc<Inner>,
-    router: Option<Router>,
+    /// It takes every connection of its endpoint.
+    takes_all: bool,
     /// Ends the tasks when the last handle is dropped; the tasks hold `inner`, not this.
     _alive: Arc<tokio_util::sync::DropGuard>,
 }
@@ -120,10 +134,17 @@ pub(crate) struct Inner {
     config: HubConfig,
     log: Arc<SharedLog>,
     roster: Roster,
+    crowd: Crowd,
+    /// What spokes have sent and nobody has taken.
+    intake: Intake,
     listeners: Listeners,
     metrics: HubMetrics,
     notes: mpsc::Sender<Note>,
-    topic: Mutex<CurrentTopic>,
+    topic: Mutex<Option<CurrentTopic>>,
+    floors: Mutex<Floors>,
+    /// Wakes the switchboard when somebody was revoked.
+    revoked: Notify,
+    open: Open,
     paces: Mutex<Paces>,
     /// What repairs, and spokes that the topic does not reach, may take.
     budget: Mutex<Budget<Payer<SpokeId>>>,
@@ -193,18 +214,26 @@ impl Hub {
                 events: limits.targeted_events,
                 bytes: limits.targeted_bytes,
             },
+            limits.targeted_bytes_of_all,
             limits.remembered_spokes,
             metrics.clone(),
         );
+        let intake = Intake::new(limits.intake_bytes, limits.intake_of_one);
+        let crowd = Crowd::new(limits, metrics.connections.clone());
         let inner = Arc::new(Inner {
             me: endpoint.id(),
             endpoint,
             log,
             roster,
+            crowd,
+            intake,
             listeners: Listeners::new(limits.first_listener_wait),
             metrics,
             notes,
             topic: Mutex::default(),
+            floors: Mutex::default(),
+            revoked: Notify::new(),
+            open: Open::default(),
             paces: Mutex::new(Paces {
                 fast: pace(),
                 all: pace(),
@@ -227,15 +256,57 @@ impl Hub {
             tasks,
             config,
         });
+        let guard: Weak<dyn Guards> = Arc::downgrade(&(inner.clone() as Arc<dyn Guards>));
+        inner.config.admission.guard(guard);
         inner.tasks.spawn(switchboard::run(inner.clone(), notes_rx));
         Ok(Self {
             inner,
-            router: None,
+            takes_all: false,
             _alive: Arc::new(cancel.drop_guard()),
         })
     }
 
-    /// Registers the hub's protocols on a router that serves others too.
+    /// Takes every connection of the endpoint from now on.
+    fn take_all(&mut self) {
+        self.takes_all = true;
+        let inner = &self.inner;
+        let taking = entrance::run(inner.clone(), inner.endpoint.clone());
+        inner.tasks.spawn(taking);
+    }
+
+    /// A filter for the router that the hub is on, which keeps the hub's limits for handshakes:
+    /// [`HubLimits::max_handshakes`], [`validate_above`](HubLimits::validate_above) and
+    /// [`handshakes_of_addr_per_s`](HubLimits::handshakes_of_addr_per_s). It is asked for every connection, those of other
+    /// protocols too. A hub that [spawns](HubBuilder::spawn) needs none.
+    ///
+    /// A filter is not told how a handshake ends, so those of the last second count as in flight, and there is no limit to how
+    /// long one may take but the endpoint's idle timeout. Give the endpoint
+    /// [`hub_transport_config`](crate::endpoint::hub_transport_config) too, if what else runs on it can live with that.
+    ///
+    /// ```
+    /// use iroh::protocol::Router;
+    /// use iroh_hub::{Hub, HubLimits, endpoint};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let limits = HubLimits::default();
+    /// let endpoint = endpoint::local(None)
+    ///     .transport_config(endpoint::hub_transport_config(&limits))
+    ///     .bind()
+    ///     .await?;
+    /// let hub = Hub::builder().limits(limits).build(endpoint.clone())?;
+    /// let router = Router::builder(endpoint).incoming_filter(hub.incoming_filter());
+    /// let router = hub.accept_on(router).spawn();
+    /// # router.shutdown().await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn incoming_filter(&self) -> IncomingFilter {
+        let inner = &self.inner;
+        entrance::filter(&inner.config.limits, inner.metrics.connections.clone())
+    }
+
+    /// Registers the hub's protocols on a router that serves others too; see [`incoming_filter`](Self::incoming_filter).
     pub fn accept_on(&self, router: RouterBuilder) -> RouterBuilder {
         router
             .accept(Protocol::Native.alpn(), self.clone())
@@ -429,8 +500,8 @@ impl Hub {
     }
 
     /// Ends the hub: takes no more events and spokes, lets every spoke have what is left within
-    /// [`HubLimits::drain_timeout`], says goodbye, and joins every task. If the hub brought its own
-    /// router, that and the endpoint are closed too.
+    /// [`HubLimits::drain_timeout`], says goodbye, and joins every task. If the hub was
+    /// [spawned](HubBuilder::spawn), its endpoint is closed too.
     ///
     /// Returns who did not have everything.
     pub async fn shutdown(&self) -> Drained {
@@ -442,12 +513,12 @@ impl Hub {
     pub async fn shutdown_within(&self, mut limit: Duration) -> Drained {
         bound([&mut limit]);
         let drained = self.inner.drain(limit).await;
-        if let Some(router) = &self.router {
+        if self.takes_all {
             // Everyone has been told; what is left is that QUIC forgets the connections.
-            match timeout(CLOSE_LIMIT, router.shutdown()).await {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => warn!(%error, "a protocol of the hub's router failed"),
-                Err(_) => debug!("the endpoint closes in the background"),
+            let endpoint = self.inner.endpoint.clone();
+            let closing = tokio::spawn(async move { endpoint.close().await });
+            if timeout(CLOSE_LIMIT, closing).await.is_err() {
+                debug!("the endpoint closes in the background");
             }
         }
         drained
@@ -603,7 +674,12 @@ impl Inner {
         let cancel = self.cancel.child_token();
         let behind = self.config.limits.behind;
         let make = |given| Link::new(given, connection, asked.start, behind, cancel);
-        let (link, promoted) = self.roster.join(asked, || self.log.tip(), make)?;
+        let floor = || match self.config.admission.is_denied(&asked.endpoint) {
+            // Since its connection was let in.
+            true => Err(LinkError::gone(revoked())),
+            false => Ok(self.floors().of(asked.endpoint)),
+        };
+        let (link, promoted) = self.roster.join(asked, floor, || self.log.tip(), make)?;
         // Where it goes on says what it has.
         self.progress.notify_waiters();
         let all_fast = ack_share::all_are_fast(self.roster.len());
@@ -692,24 +768,84 @@ impl Inner {
         }
     }
 
-    fn set_topic(&self, topic: CurrentTopic) {
+    fn set_topic(&self, topic: Option<CurrentTopic>) {
         *self.topic.lock().unwrap_or_else(PoisonError::into_inner) = topic;
     }
 
-    fn current_topic(&self) -> CurrentTopic {
+    /// The topic that spokes are on, if any.
+    fn topic(&self) -> Option<CurrentTopic> {
         self.topic
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clone()
     }
 
-    /// The topic that spokes are on, if any.
-    fn topic(&self) -> Option<[u8; 32]> {
-        self.current_topic().map(|(topic, _)| topic)
+    fn node(&self) -> Option<GossipNode<HubGate>> {
+        self.topic().map(|topic| topic.node)
     }
 
-    fn node(&self) -> Option<GossipNode<HubGate>> {
-        self.current_topic().map(|(_, node)| node)
+    /// Whom our node on a topic may have connections with: our spokes, and nobody else.
+    fn admits(self: &Arc<Self>) -> Admits {
+        let hub = Arc::downgrade(self);
+        Arc::new(move |id| hub.upgrade().is_some_and(|hub| hub.roster.knows(*id)))
+    }
+
+    fn floors(&self) -> MutexGuard<'_, Floors> {
+        self.floors.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until what was appended before a spoke was admitted can be read by others, so that the spoke begins behind
+    /// it; not for long.
+    async fn reaches(&self, floor: u64) {
+        let mut tip = self.log.watch_tip();
+        let reached = async {
+            while self.log.tip() < floor && self.log.failure().is_none() {
+                if tip.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        if timeout(self.config.limits.hello_timeout, reached)
+            .await
+            .is_err()
+        {
+            debug!(floor, "the log has not been synced in time");
+        }
+    }
+
+    /// Takes a gossip connection, if it is one of our spokes'.
+    fn accept_gossip(&self, connection: Connection) {
+        let remote = connection.remote_id();
+        if !self.roster.knows(remote) {
+            self.metrics.admission.refused.inc();
+            let (protocol, reason) = ("gossip", NOT_ADMITTED);
+            debug!(target: events::REFUSED, remote = %remote.fmt_short(), %protocol, %reason);
+            let code = CloseCode::Refused.to_varint();
+            return connection.close(code, reason.as_bytes());
+        }
+        match self.node() {
+            Some(node) => node.handle_connection(connection),
+            None => {
+                let code = CloseCode::NotAMember.to_varint();
+                connection.close(code, b"there is no topic");
+            }
+        }
+    }
+
+    /// Takes a connection of any of the hub's protocols. Never waits.
+    fn take(self: &Arc<Self>, connection: Connection) {
+        if self.closing.load(Ordering::Acquire) {
+            let code = CloseCode::Goodbye.to_varint();
+            return connection.close(code, b"the hub is shutting down");
+        }
+        match Protocol::from_alpn(connection.alpn()) {
+            Some(protocol) => {
+                // On a task of our own: a panic in it must not reach the router.
+                self.tasks
+                    .spawn(connection::run(self.clone(), connection, protocol));
+            }
+            None => self.accept_gossip(connection),
+        }
     }
 
     async fn drain(&self, limit: Duration) -> Drained {
@@ -746,29 +882,49 @@ impl Inner {
     }
 }
 
+fn revoked() -> Closed {
+    Closed::by_us(CloseCode::Refused, REVOKED)
+}
+
+impl Guards for Inner {
+    fn revoked(&self, ids: &[EndpointId]) {
+        // Nobody new of these is let in by now.
+        for id in ids {
+            let links = self.roster.revoke(*id, &revoked(), || self.log.tip());
+            for link in links {
+                link.revoke();
+            }
+            // Those of former links too, and those that are none yet.
+            self.open.close(*id, CloseCode::Refused, REVOKED);
+            self.metrics.admission.revoked.inc();
+            debug!(target: events::REVOKED, remote = %id.fmt_short());
+        }
+        // A topic that begins after this is one that they are not told of.
+        if let Some(topic) = self.topic() {
+            topic.revoke(ids);
+        }
+        self.revoked.notify_one();
+        self.progress.notify_waiters();
+    }
+
+    fn admitted(&self, ids: &[EndpointId], were_denied: bool) {
+        if self.config.history {
+            return;
+        }
+        // Who is here was let in before, by a decision or before it was denied.
+        let here = |id: &EndpointId| match were_denied {
+            true => self.roster.is_connected(*id),
+            false => self.roster.knows(*id),
+        };
+        let ids: Vec<_> = ids.iter().copied().filter(|id| !here(id)).collect();
+        let (floor, head) = (self.log.appended(), self.log.head());
+        self.floors().set(&ids, floor, head);
+    }
+}
+
 impl ProtocolHandler for Hub {
     async fn accept(&self, connection: Connection) -> Result<(), AcceptError> {
-        let inner = self.inner.clone();
-        if inner.closing.load(Ordering::Acquire) {
-            let code = CloseCode::Goodbye.to_varint();
-            connection.close(code, b"the hub is shutting down");
-            return Ok(());
-        }
-        match Protocol::from_alpn(connection.alpn()) {
-            Some(protocol) => {
-                // On a task of our own: a panic in it must not reach the router.
-                inner
-                    .tasks
-                    .spawn(connection::run(inner.clone(), connection, protocol));
-            }
-            None => match inner.node() {
-                Some(node) => node.handle_connection(connection),
-                None => {
-                    let code = CloseCode::NotAMember.to_varint();
-                    connection.close(code, b"there is no topic");
-                }
-            },
-        }
+        self.inner.take(connection);
         Ok(())
     }
 

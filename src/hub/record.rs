@@ -306,8 +306,7 @@ mod tests {
         }
     }
 
-    proptest! {
-        #[test]
+    crate::fuzz::machine! {
         fn every_broadcast_is_answered_for_as_if_it_had_been_watched_from_the_start(
             ops in prop::collection::vec(op(), 1..80),
             remembered in 0..6usize,

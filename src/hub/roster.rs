@@ -11,7 +11,9 @@ use n0_error::e;
 use tokio::sync::broadcast;
 
 use super::{
+    floors::Floor,
     link::Link,
+    mail::Mail,
     mailbox::{MailboxLimits, NoRoom},
     record::{Departed, Record, Stands},
     session::Session,
@@ -37,6 +39,8 @@ pub(super) struct Roster {
     inner: Mutex<Inner>,
     changes: broadcast::Sender<SpokeChange>,
     mailbox_limits: MailboxLimits,
+    /// What waits for all spokes.
+    mail: Arc<Mail>,
     metrics: HubMetrics,
 }
 
@@ -66,6 +70,8 @@ pub(super) struct Asked {
     pub(super) start: u64,
     /// It has everything before.
     pub(super) has_before: bool,
+    /// It may read nothing that was broadcast before, unless it goes on with a session.
+    pub(super) floor: u64,
 }
 
 /// What a new link is given.
@@ -73,12 +79,17 @@ pub(super) struct Given {
     pub(super) session: Arc<Session>,
     pub(super) number: u64,
     pub(super) gossips: bool,
+    /// It may read nothing that was broadcast before,
+    pub(super) floor: u64,
+    /// nor have keys under which it was sealed, nor what came before this.
+    pub(super) key_floor: u64,
 }
 
 impl Roster {
     pub(super) fn new(
         limits: SessionLimits,
         mailbox_limits: MailboxLimits,
+        mail_bytes: usize,
         remembered: usize,
         metrics: HubMetrics,
     ) -> Self {
@@ -90,6 +101,7 @@ impl Roster {
             }),
             changes: broadcast::Sender::new(WATCH_CAPACITY),
             mailbox_limits,
+            mail: Arc::new(Mail::new(mail_bytes, metrics.events.clone())),
             metrics,
         }
     }
@@ -101,15 +113,18 @@ impl Roster {
     /// Makes the link that `make` builds the one of its spoke: of a new spoke, or of the one that comes
     /// back. A link that the spoke has had until now is fenced off. All in one step.
     ///
-    /// Says whose place on the topic changed beside its own.
+    /// Says whose place on the topic changed beside its own. `floor` says from where on the spoke may read, if
+    /// it is admitted: whoever is revoked from now on has a link that [`revoke`](Self::revoke) finds.
     pub(super) fn join(
         &self,
         asked: Asked,
+        floor: impl FnOnce() -> Result<Floor, LinkError>,
         tip: impl FnOnce() -> u64,
         make: impl FnOnce(Given) -> Link,
     ) -> Result<(Arc<Link>, Option<SpokeId>), LinkError> {
         let mut inner = self.inner();
         let inner = &mut *inner;
+        let floor = floor()?;
         let back = asked.session.and_then(|(key, taken)| {
             let id = inner.sessions.find(asked.endpoint, &key)?;
             Some((inner.members.get(&id)?.session.clone(), taken))
@@ -136,13 +151,19 @@ impl Roster {
         let (session, taken) = back.unwrap_or_else(|| {
             let limits = self.mailbox_limits;
             let record = Record::new(can_come_back, tip(), asked.start);
-            let session = Session::new(id, asked.protocol, key, limits, record);
+            let mail = self.mail.clone();
+            let mut session = Session::new(id, asked.protocol, key, limits, mail, record);
+            session.floor = asked.floor;
             (Arc::new(session), 0)
         });
+        let key_floor = session.floor.max(floor.of_keys);
+        let floor = session.floor.max(floor.of_events);
         let link = Arc::new(make(Given {
             session: session.clone(),
             number: joined.link,
             gossips: joined.gossips,
+            floor,
+            key_floor,
         }));
         session.attach(joined.link, taken, link.wake.clone());
         let member = Member {
@@ -213,6 +234,38 @@ impl Roster {
         inner.promote(left.promoted);
         self.gauge(inner);
         [Some(id), left.promoted].into_iter().flatten().collect()
+    }
+
+    /// Ends the sessions of all spokes of an endpoint, connected and away. Gives back the links to end.
+    pub(super) fn revoke(
+        &self,
+        endpoint: EndpointId,
+        closed: &Closed,
+        tip: impl Fn() -> u64,
+    ) -> Vec<Arc<Link>> {
+        let mut inner = self.inner();
+        let inner = &mut *inner;
+        let mut links = Vec::new();
+        for id in inner.sessions.remove_all_of(endpoint) {
+            let link = inner.members.get(&id).map(|member| member.link.clone());
+            links.extend(link.and_then(Result::ok));
+            self.forget(inner, id, Some(closed), &Loss::Closed(closed.clone()), &tip);
+        }
+        self.gauge(inner);
+        links
+    }
+
+    /// Whether a spoke of this endpoint is connected.
+    pub(super) fn is_connected(&self, endpoint: EndpointId) -> bool {
+        let id = |number| SpokeId { endpoint, number };
+        let inner = self.inner();
+        let mut members = inner.members.range(id(0)..=id(u64::MAX));
+        members.any(|(_, member)| member.link.is_ok())
+    }
+
+    /// Whether there is a spoke of this endpoint, connected or away.
+    pub(super) fn knows(&self, endpoint: EndpointId) -> bool {
+        self.inner().sessions.knows(endpoint)
     }
 
     /// Queues an event for a spoke that is away, perhaps; others may be given up for that.

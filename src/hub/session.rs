@@ -13,6 +13,7 @@ use tokio::sync::{Notify, OwnedMutexGuard};
 
 use super::{
     Inner,
+    mail::{Counted, Mail},
     mailbox::{Mailbox, MailboxLimits, NoRoom},
     record::{Record, Stands},
 };
@@ -30,6 +31,8 @@ pub(crate) struct Session {
     pub(crate) protocol: Protocol,
     /// What the spoke shows to come back. Plain spokes are not told theirs.
     pub(crate) key: SessionId,
+    /// The spoke may read nothing that was broadcast before.
+    pub(crate) floor: u64,
     outgoing: Mutex<Outgoing>,
     /// Wakes whoever waits for room in the mailbox.
     room: Notify,
@@ -46,7 +49,7 @@ pub(crate) struct Session {
 
 #[derive(Debug)]
 struct Outgoing {
-    mailbox: Mailbox,
+    mailbox: Counted,
     /// Wakes the writer of the link.
     wake: Option<Arc<Notify>>,
 }
@@ -57,14 +60,16 @@ impl Session {
         protocol: Protocol,
         key: SessionId,
         limits: MailboxLimits,
+        mail: Arc<Mail>,
         record: Record,
     ) -> Self {
         Self {
             id,
             protocol,
             key,
+            floor: 0,
             outgoing: Mutex::new(Outgoing {
-                mailbox: Mailbox::new(id, protocol, limits),
+                mailbox: Counted::new(Mailbox::new(id, protocol, limits), mail),
                 wake: None,
             }),
             room: Notify::new(),
@@ -82,22 +87,26 @@ impl Session {
 
     /// Looks at the mailbox, or takes from it. Nothing else may be locked inside.
     pub(crate) fn mailbox<T>(&self, look: impl FnOnce(&mut Mailbox) -> T) -> T {
-        look(&mut self.outgoing().mailbox)
+        self.outgoing().mailbox.change(look)
     }
 
     /// From now on, the link with this number serves the spoke, which has taken its events up to `taken`.
     pub(crate) fn attach(&self, link: u64, taken: u64, wake: Arc<Notify>) {
         let mut outgoing = self.outgoing();
-        outgoing.mailbox.attach(link, taken);
+        outgoing
+            .mailbox
+            .change(|mailbox| mailbox.attach(link, taken));
         outgoing.wake = Some(wake);
     }
 
     /// The spoke is away. Says what is kept for it, in bytes.
     pub(crate) fn detach(&self) -> usize {
         let mut outgoing = self.outgoing();
-        outgoing.mailbox.detach();
         outgoing.wake = None;
-        outgoing.mailbox.cost()
+        outgoing.mailbox.change(|mailbox| {
+            mailbox.detach();
+            mailbox.cost()
+        })
     }
 
     /// Queues an event for the spoke, which must have a link that is woken, or `may_be_away`: what is kept
@@ -110,10 +119,16 @@ impl Session {
         may_be_away: bool,
     ) -> Result<SendReceipt, NoRoom> {
         let mut outgoing = self.outgoing();
-        if outgoing.wake.is_none() && !may_be_away && !outgoing.mailbox.has_ended() {
+        let has_ended = outgoing.mailbox.change(|mailbox| mailbox.has_ended());
+        if outgoing.wake.is_none() && !may_be_away && !has_ended {
             return Err(NoRoom::Away);
         }
-        let receipt = outgoing.mailbox.push(event, end, overtake)?;
+        let room = has_ended || outgoing.mailbox.make_room(event.size());
+        // Counts anew what was set aside, if it is not used.
+        let receipt = outgoing.mailbox.change(|mailbox| match room {
+            true => mailbox.push(event, end, overtake),
+            false => Err(NoRoom::Full),
+        })?;
         if let Some(wake) = &outgoing.wake {
             wake.notify_one();
         }
@@ -134,7 +149,7 @@ impl Session {
         let mut outgoing = self.outgoing();
         outgoing.wake = None;
         self.ended.store(true, Ordering::Release);
-        let ended = outgoing.mailbox.end(reason);
+        let ended = outgoing.mailbox.change(|mailbox| mailbox.end(reason));
         drop(outgoing);
         self.has_room();
         ended

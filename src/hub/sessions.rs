@@ -269,6 +269,20 @@ impl Sessions {
         given_up
     }
 
+    /// Gives up all spokes of an endpoint, connected and away.
+    pub(crate) fn remove_all_of(&mut self, endpoint: EndpointId) -> Vec<SpokeId> {
+        let all: Vec<_> = self.of_endpoint(endpoint).map(|(id, _)| *id).collect();
+        for id in &all {
+            self.forget(*id);
+        }
+        all
+    }
+
+    /// Whether there is a spoke of this endpoint, connected or away.
+    pub(crate) fn knows(&self, endpoint: EndpointId) -> bool {
+        self.of_endpoint(endpoint).next().is_some()
+    }
+
     /// Gives up who went first, until the others are within the bounds.
     fn evict(&mut self) -> Vec<SpokeId> {
         let mut evicted = Vec::new();
@@ -389,6 +403,8 @@ fn is_connected((_, spoke): &(&SpokeId, &Spoke)) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::LazyLock;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -403,7 +419,10 @@ mod tests {
     };
 
     fn endpoint(n: u8) -> EndpointId {
-        iroh::SecretKey::from_bytes(&[n; 32]).public()
+        static KNOWN: LazyLock<[EndpointId; 8]> = LazyLock::new(|| {
+            [0, 1, 2, 3, 4, 5, 6, 7].map(|n| iroh::SecretKey::from_bytes(&[n; 32]).public())
+        });
+        KNOWN[usize::from(n)]
     }
 
     fn key(n: u8) -> Option<SessionId> {
@@ -496,6 +515,9 @@ mod tests {
             keep: Option<usize>,
             stale: bool,
         },
+        Revoke {
+            endpoint: u8,
+        },
         KeepMore {
             spoke: prop::sample::Index,
             bytes: usize,
@@ -512,6 +534,7 @@ mod tests {
                 .prop_map(|(spoke, endpoint, can_gossip)| Op::Back { spoke, endpoint, can_gossip }),
             4 => (index(), prop::option::weighted(0.8, 0..60usize), prop::bool::weighted(0.1))
                 .prop_map(|(spoke, keep, stale)| Op::Leave { spoke, keep, stale }),
+            1 => (1..4u8).prop_map(|endpoint| Op::Revoke { endpoint }),
             1 => (index(), 0..60usize).prop_map(|(spoke, bytes)| Op::KeepMore { spoke, bytes }),
             2 => (0..6u32).prop_map(Op::Pass),
         ]
@@ -543,8 +566,7 @@ mod tests {
         }
     }
 
-    proptest! {
-        #[test]
+    crate::fuzz::machine! {
         fn one_link_a_spoke_and_away_ones_within_their_bounds(
             ops in prop::collection::vec(op(), 1..120),
         ) {
@@ -604,6 +626,19 @@ mod tests {
                             model.away.push((id, now, bytes));
                         }
                         prop_assert_eq!(left.evicted, model.evict());
+                    }
+                    Op::Revoke { endpoint: n } => {
+                        let mut removed = sessions.remove_all_of(endpoint(n));
+                        prop_assert!(!sessions.knows(endpoint(n)));
+                        let known = model.all.iter().map(|(id, _)| *id);
+                        let mut expected: Vec<_> = known
+                            .filter(|id| id.endpoint == endpoint(n) && model.knows(*id))
+                            .collect();
+                        removed.sort();
+                        expected.sort();
+                        prop_assert_eq!(removed, expected);
+                        model.links.retain(|id, _| id.endpoint != endpoint(n));
+                        model.away.retain(|(id, ..)| id.endpoint != endpoint(n));
                     }
                     Op::KeepMore { spoke, bytes } => {
                         if model.all.is_empty() { continue }

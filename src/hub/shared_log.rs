@@ -742,9 +742,8 @@ mod tests {
         assert_eq!(log.append(event(5)).unwrap().offset, 15);
     }
 
-    proptest::proptest! {
+    crate::fuzz::machine! {
         /// The bounds of the log never cut off what nobody could read yet.
-        #[test]
         fn nothing_is_trimmed_before_it_is_synced(
             max_events in 0usize..8,
             max_bytes in 0usize..200,

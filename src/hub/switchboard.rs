@@ -5,7 +5,7 @@
 //! shares out the acknowledgements, and goes on serving directly whoever the topic does not reach.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     panic::AssertUnwindSafe,
     sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
@@ -23,7 +23,7 @@ use super::{
     Inner,
     ack_share::{AckShare, Acker, Share},
     desk::TopicOrder,
-    gossip_link::{Audience, GossipLink, HubGate, LinkEvent},
+    gossip_link::{Audience, GossipLink, LinkEvent},
     health::{self, TopicState},
     link::Link,
     repairs::{Answer, Payer, Repairs, piece_of},
@@ -32,12 +32,11 @@ use super::{
 };
 use crate::{
     fan_out::{Decision, FanOut, Path, Planner, PlannerConfig},
-    gossip::GossipNode,
     instant::after,
     metrics::events,
     protocol::Protocol,
     spoke_id::SpokeId,
-    wire::native::Topic,
+    wire::native::{Rekey, Topic},
 };
 
 /// Something happened that may change how spokes are served.
@@ -55,6 +54,12 @@ pub(super) enum Note {
         from: u64,
         to: u64,
     },
+    /// The spoke has, on the link with this number, the topic's keys of this generation.
+    Rekeyed {
+        id: SpokeId,
+        link: u64,
+        generation: u32,
+    },
     FanOut(FanOut),
     /// For tests: the switchboard panics.
     Panic,
@@ -64,6 +69,13 @@ pub(super) enum Note {
 pub(super) const NOTES: usize = 1024;
 /// How many are looked at before the rest of the work.
 const NOTES_AT_ONCE: usize = 64;
+
+/// With more members than this, only those that acknowledge fast are asked whether they have new keys.
+pub(crate) const CONFIRM_ALL: usize = 256;
+
+/// How often, at most, the topic's key is changed so that newcomers may have it who may not read everything
+/// that was sealed under it.
+const FOR_NEWCOMERS: Duration = Duration::from_secs(5);
 
 /// Outlives a switchboard that panics.
 type Notes = Arc<Mutex<mpsc::Receiver<Note>>>;
@@ -106,6 +118,8 @@ pub(super) struct Switchboard {
     bytes_before: u64,
     /// The last topic has failed, and no other one has begun.
     failed: bool,
+    /// When the key was last changed for newcomers.
+    changed_for_newcomers: Option<Instant>,
 }
 
 impl Switchboard {
@@ -128,6 +142,7 @@ impl Switchboard {
             leaving: VecDeque::new(),
             bytes_before,
             failed: false,
+            changed_for_newcomers: None,
         }
     }
 
@@ -145,6 +160,7 @@ impl Switchboard {
                 biased;
                 () = self.hub.cancel.cancelled() => break,
                 // Before the notes, of which one spoke can send many.
+                () = self.hub.revoked.notified() => self.let_go(),
                 _ = tick.tick() => self.tick(),
                 event = GossipLink::event(&mut self.topic) => match event {
                     LinkEvent::Neighbors(neighbors) => {
@@ -204,11 +220,28 @@ impl Switchboard {
                 if on_topic && self.link(id).is_some_and(|link| link.is_fast()) {
                     self.supervisor.wanted();
                 }
-                let head = self.hub.log.head();
+                // What the topic may not carry comes along the link, as what the log has lost does.
+                let floor = self
+                    .topic
+                    .as_ref()
+                    .map_or(0, |topic| topic.topic().keys.lock().floor());
+                let head = self.hub.log.head().max(floor);
                 if self.repairs.want(now, id, (from, to), on_topic, head) {
                     self.hub.metrics.repair.wants_held.inc();
                 }
             }
+            Note::Rekeyed {
+                id,
+                link,
+                generation,
+            } if self.is_current(id, link) => {
+                if let Some(topic) = &self.topic {
+                    let keys = &topic.topic().keys;
+                    keys.lock().confirmed(now, id, generation);
+                    keys.changed.notify_one();
+                }
+            }
+            Note::Rekeyed { .. } => {}
             Note::FanOut(fan_out) => self.planner.set_fan_out(now, fan_out),
             Note::Panic => panic!("a test wants this"),
         }
@@ -221,10 +254,15 @@ impl Switchboard {
                 self.planner.spoke_left(now, id);
                 self.repairs.left(id);
                 self.hub.budget().leave(Payer::Spoke(id));
+                if let Some(topic) = &self.topic {
+                    let keys = &topic.topic().keys;
+                    keys.lock().gone(now, id);
+                    keys.changed.notify_one();
+                }
             }
             return;
         };
-        let gossips = link.gossips();
+        let gossips = link.gossips() && self.may_have_keys(&link);
         let number = link.number;
         let before = self.links.insert(id, (link, gossips));
         if before.is_none_or(|(link, gossiped)| link.number != number || gossiped != gossips) {
@@ -233,8 +271,93 @@ impl Switchboard {
         }
     }
 
+    /// Whether a spoke may have the keys of the topic that there is. One that may not read all that was sealed
+    /// under them waits for others, and is served directly meanwhile.
+    fn may_have_keys(&self, link: &Link) -> bool {
+        self.topic.as_ref().is_none_or(|topic| {
+            let mut keys = topic.topic().keys.lock();
+            keys.admit(Instant::now(), link.key_floor, topic.sent())
+        })
+    }
+
+    /// Somebody was revoked: the planner is to forget those that are gone.
+    fn let_go(&mut self) {
+        let now = Instant::now();
+        let there: BTreeSet<_> = self.hub.roster.all().iter().map(|link| link.id).collect();
+        let gone = self.links.keys().filter(|id| !there.contains(id));
+        let gone: Vec<_> = gone.copied().collect();
+        for id in gone {
+            self.spoke(now, id);
+        }
+    }
+
+    /// Tells the members of the topic of new keys, if there are some.
+    fn tell_keys(&mut self) {
+        let Some(topic) = &self.topic else { return };
+        let topic = topic.topic();
+        let Some(rekey) = topic.keys.lock().tell() else {
+            return;
+        };
+        topic.node.rekey(&rekey.keys, &[]);
+        // As they are now: who is revoked from here on is told nothing, or loses what this told.
+        let mut members = self.hub.roster.all();
+        members.retain(|link| link.is_member());
+        let all = members.len() <= CONFIRM_ALL;
+        let mut asked = Vec::new();
+        for link in &members {
+            let confirm = link.path() == Path::Gossip && (all || link.is_fast());
+            if confirm {
+                asked.push(link.id);
+            }
+            link.rekey(Box::new(Rekey {
+                confirm,
+                ..rekey.clone()
+            }));
+        }
+        debug!(
+            generation = rekey.keys.generation,
+            members = members.len(),
+            asked = asked.len(),
+            "new keys"
+        );
+        let generation = rekey.keys.generation;
+        topic.keys.lock().asked(Instant::now(), generation, asked);
+        topic.keys.changed.notify_one();
+    }
+
+    /// Changes the topic's key when it is old, or when there are spokes that may not have the one there is.
+    fn renew_keys(&mut self, now: Instant) {
+        let waiting = |(link, gossips): &&(Arc<Link>, bool)| !gossips && link.gossips();
+        let waiting = self.links.values().filter(waiting);
+        let waiting: Vec<_> = waiting.map(|(link, _)| link.clone()).collect();
+        for link in &waiting {
+            self.spoke(now, link.id);
+        }
+        let still = |link: &&Arc<Link>| matches!(self.links.get(&link.id), Some((_, false)));
+        let floor = waiting
+            .iter()
+            .filter(still)
+            .map(|link| link.key_floor)
+            .max();
+        let Some(topic) = &self.topic else { return };
+        let mut keys = topic.topic().keys.lock();
+        // A topic to which nothing is said goes over to new keys as well.
+        keys.look(now, topic.sent());
+        let lately = |at: Instant| now.saturating_duration_since(at) < FOR_NEWCOMERS;
+        let rng = &mut rand::rng();
+        if let Some(floor) = floor
+            && !self.changed_for_newcomers.is_some_and(lately)
+            && keys.rotate(now, floor, rng)
+        {
+            self.changed_for_newcomers = Some(now);
+        } else if keys.age(now) >= self.hub.config.gossip.key_lifetime {
+            keys.rotate(now, 0, rng);
+        }
+    }
+
     fn is_topic(&self, topic: [u8; 32]) -> bool {
-        self.topic.as_ref().is_some_and(|now| now.topic() == topic)
+        let now = self.topic.as_ref();
+        now.is_some_and(|now| now.topic().id == topic)
     }
 
     fn is_current(&self, id: SpokeId, number: u64) -> bool {
@@ -249,6 +372,7 @@ impl Switchboard {
     fn carry_out(&mut self) {
         let now = Instant::now();
         self.serve_who_left(now);
+        self.tell_keys();
         while let Some(decision) = self.planner.poll(now) {
             debug!(?decision, "fan-out");
             match decision {
@@ -384,8 +508,7 @@ impl Switchboard {
         }
         self.supervisor.topic_changed(false);
         let topic = GossipLink::start(&self.hub);
-        self.hub
-            .set_topic(Some((topic.topic(), topic.node().clone())));
+        self.hub.set_topic(Some(topic.topic().clone()));
         self.hub.board().probe = Some(topic.probe());
         self.topic = Some(topic);
     }
@@ -404,6 +527,10 @@ impl Switchboard {
 
     /// Ends the topic in the background: leaving it in order takes a while.
     fn stop_topic(&mut self) {
+        // First: who is revoked while there is no topic is not looked for on this one.
+        if let Some(topic) = &self.topic {
+            topic.close();
+        }
         self.hub.set_topic(None);
         self.hub.board().probe = None;
         if let Some(topic) = self.topic.take() {
@@ -417,9 +544,20 @@ impl Switchboard {
         links.map(|link| link.remote_addr()).collect()
     }
 
-    fn tell_join(&self, id: SpokeId, peers: &[SpokeId], via_hub: bool) {
+    fn tell_join(&mut self, id: SpokeId, peers: &[SpokeId], via_hub: bool) {
         let (Some(topic), Some(link)) = (&self.topic, self.link(id)) else {
             return;
+        };
+        let given = {
+            let mut keys = topic.topic().keys.lock();
+            let admits = keys.admit(Instant::now(), link.key_floor, topic.sent());
+            admits.then(|| keys.give())
+        };
+        let Some((keys, next)) = given else {
+            // The topic has begun since it was looked at. It waits for keys that it may have.
+            let link = link.clone();
+            self.links.insert(id, (link, false));
+            return self.planner.spoke_joined(Instant::now(), id, false);
         };
         let mut addrs = self.addrs(peers);
         if via_hub || addrs.is_empty() {
@@ -427,12 +565,15 @@ impl Switchboard {
         }
         let counts = self.planner.counts();
         link.order_topic(TopicOrder::Join(Box::new(Topic {
-            topic: topic.topic(),
-            keys: topic.keys(),
+            topic: topic.topic().id,
+            keys,
             peers: addrs,
             max_frame_bytes: topic.max_frame_bytes(),
             members: u32::try_from(counts.gossip + counts.joining).unwrap_or(u32::MAX),
         })));
+        if let Some(next) = next {
+            link.rekey(Box::new(next));
+        }
         self.moved(id);
     }
 
@@ -444,6 +585,7 @@ impl Switchboard {
         self.bytes_before = bytes;
         self.planner.traffic(now, per_s);
         let links = self.hub.roster.all();
+        self.renew_keys(now);
         self.share_out_acks(now, &links);
         self.supervise(now, &links);
         if self.hub.roster.expire(now, || self.hub.log.tip()) {
@@ -538,6 +680,3 @@ async fn wait_until(deadline: Option<Instant>) {
         None => std::future::pending().await,
     }
 }
-
-/// The running topic, and our node on it for connections that others make.
-pub(super) type CurrentTopic = Option<([u8; 32], GossipNode<HubGate>)>;

@@ -551,8 +551,7 @@ impl Model {
     }
 }
 
-proptest! {
-    #[test]
+crate::fuzz::machine! {
     fn every_event_is_released_once_in_order_or_missed(
         next in 0u64..3,
         ops in prop::collection::vec(op(0..40), 0..150),
@@ -566,7 +565,6 @@ proptest! {
         model.settle(|_| losses.next().unwrap_or(false));
     }
 
-    #[test]
     fn the_end_of_the_numbers_is_no_special_place(
         ops in prop::collection::vec(op(u64::MAX - 20..u64::MAX), 0..100),
     ) {
@@ -577,7 +575,6 @@ proptest! {
         model.settle(|_| false);
     }
 
-    #[test]
     fn nothing_that_comes_in_can_break_it(
         next in prop_oneof![Just(0u64), any::<u64>()],
         tip in any::<u64>(),
@@ -624,7 +621,6 @@ proptest! {
     }
 
     /// An endless tail of tips with nothing behind them.
-    #[test]
     fn gaps_do_not_pile_up(steps in prop::collection::vec((1u64..4, 0u64..60), 1..400)) {
         let (mut inbox, mut now) = inbox(small(), 0);
         let mut tip = 0;

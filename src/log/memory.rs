@@ -201,9 +201,8 @@ mod tests {
         ]
     }
 
-    proptest! {
+    crate::fuzz::machine! {
         /// The model keeps everything and works out the bounds from scratch.
-        #[test]
         fn a_log_is_the_tail_of_all_that_was_appended(
             max_events in 0usize..12,
             max_bytes in 0usize..150,

@@ -226,12 +226,11 @@ mod tests {
         }
     }
 
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(2000))]
+    crate::fuzz::machine! {
+        #![cases(2000)]
 
         /// Whoever is told that it continues has exactly the events below its start; whoever has is
         /// told so.
-        #[test]
         fn continuing_means_having_what_is_below(ops in prop::collection::vec(op(), 1..60)) {
             let mut model = Model {
                 epoch: Epoch::from_u64(0x1000),

@@ -20,6 +20,8 @@ macro_rules! events {
 events! {
     /// A hub refused a connection.
     REFUSED = "admission::refused" ["remote" "protocol" "reason"];
+    /// An endpoint was revoked at a hub, which has closed its links.
+    REVOKED = "admission::revoked" ["remote"];
     /// A hub welcomed a spoke.
     JOINED = "spoke::joined" ["spoke" "protocol"];
     /// A direct link, or a stream that did not become one, ended: the number of the close code, if it has
@@ -43,6 +45,8 @@ events! {
     TOPIC_FAILED = "topic::failed" ["spokes"];
     /// A topic began in place of one that failed, at a hub that has so many spokes.
     TOPIC_REBUILT = "topic::rebuilt" ["spokes"];
+    /// The frames of a topic are sealed under the keys of this generation from now on.
+    REKEYED = "topic::rekeyed" ["generation"];
     /// A topic ended, because it failed or was no longer of use.
     TOPIC_ENDED = "topic::ended" ["spokes"];
     /// A durable log began an epoch, which shares with the one before what is below the fork.

@@ -17,6 +17,8 @@ pub struct HubMetrics {
     pub log: Arc<LogMetrics>,
     /// Which spokes there are.
     pub spokes: Arc<RosterMetrics>,
+    /// Connections of the direct protocols, and the handshakes before them.
+    pub connections: Arc<ConnectionMetrics>,
     /// Who was turned away.
     pub admission: Arc<AdmissionMetrics>,
     /// The direct links.
@@ -42,6 +44,8 @@ pub struct EventMetrics {
     pub broadcast_bytes: Counter,
     /// Targeted events that were queued for a spoke.
     pub events_targeted: Counter,
+    /// Targeted events for which there was no room, since too much waits for all spokes together; each time it was looked.
+    pub targeted_crowded: Counter,
     /// Targeted events that a spoke did not take, since they were over its own limit.
     pub targeted_refused: Counter,
     /// Targeted events that were not delivered when their spoke was gone for good.
@@ -117,14 +121,43 @@ pub struct RosterMetrics {
     pub evicted: Counter,
 }
 
+/// The connections of a hub, and the handshakes that lead to them.
+#[derive(Debug, Default, MetricsGroup)]
+#[metrics(name = "iroh_hub_connections")]
+#[non_exhaustive]
+pub struct ConnectionMetrics {
+    /// Handshakes in flight. Zero for a hub on a router that is not its own.
+    pub handshakes: Gauge,
+    /// Handshakes that were begun.
+    pub handshakes_begun: Counter,
+    /// Attempts that were asked to show first that their address can be answered.
+    pub handshakes_retried: Counter,
+    /// Attempts left without an answer because their address began too many.
+    pub handshakes_over_rate: Counter,
+    /// Attempts left without an answer because too many handshakes were in flight.
+    pub handshakes_crowded: Counter,
+    /// Handshakes that failed or took too long. Zero for a hub on a router that is not its own.
+    pub handshakes_failed: Counter,
+    /// Connections of the direct protocols that are open.
+    pub open: Gauge,
+    /// Of the open connections, those that have had no spoke yet.
+    pub waiting: Gauge,
+    /// Connections that were turned away because too many were open.
+    pub refused_full: Counter,
+    /// Connections that were turned away because too many had no spoke yet, of all or of one endpoint.
+    pub refused_waiting: Counter,
+}
+
 /// Whom a hub turned away.
 #[derive(Debug, Default, MetricsGroup)]
 #[metrics(name = "iroh_hub_admission")]
 #[non_exhaustive]
 pub struct AdmissionMetrics {
-    /// Connections that were refused.
+    /// Connections that were refused, on any of the three protocols.
     pub refused: Counter,
-    /// Streams refused because their connection had too many.
+    /// Endpoints that were revoked.
+    pub revoked: Counter,
+    /// Streams refused because their connection had too many, or too many were no spokes yet.
     pub streams_refused: Counter,
 }
 
@@ -141,6 +174,10 @@ pub struct DirectMetrics {
     pub frames_unknown: Counter,
     /// Acknowledgements that came.
     pub acks_received: Counter,
+    /// Times that a spoke was not read from for a moment, because it sent more than it may in a second.
+    pub reads_throttled: Counter,
+    /// Times that a spoke was not read from because too much of what spokes sent had not been taken yet.
+    pub reads_held: Counter,
 }
 
 /// The topic of a hub, whichever node of it runs now.
@@ -158,6 +195,8 @@ pub struct TopicMetrics {
     pub rebuilt: Counter,
     /// Times that the hub had lost all its neighbours on the topic, and joined it again through spokes.
     pub rejoined: Counter,
+    /// Times that the topic went over to new keys.
+    pub rekeyed: Counter,
 }
 
 /// What a hub sent again, and whom it served around the topic.

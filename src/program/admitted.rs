@@ -155,22 +155,13 @@ impl Admitted {
 fn apply(old: &Rule, new: &Rule, hub: &Hub) {
     let revoked: Vec<_> = new.turned_away_by(old).collect();
     let allowed: Vec<_> = old.turned_away_by(new).collect();
-    revoke(hub, &revoked);
-    for id in &allowed {
-        hub.admission().allow(*id);
-    }
+    hub.admission().revoke_all(revoked.iter().copied());
+    hub.admission().allow_all(allowed.iter().copied());
     say(format_args!(
         "let in from now on: {}; cut off: {}",
         allowed.len(),
         revoked.len()
     ));
-}
-
-/// Turns away spokes that were let in, and cuts off those that are there.
-fn revoke(hub: &Hub, ids: &[EndpointId]) {
-    for id in ids {
-        hub.admission().deny(*id);
-    }
 }
 
 #[cfg(test)]

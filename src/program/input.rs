@@ -97,6 +97,8 @@ impl<R: AsyncBufRead + Unpin> Lines<R> {
 
 #[cfg(test)]
 mod tests {
+    use n0_future::future::now_or_never;
+
     use super::*;
 
     /// Reads with a small buffer, so that lines span several.
@@ -140,4 +142,35 @@ mod tests {
         assert_eq!(lines.next().await.unwrap(), Some(Line::TooLong));
         assert_eq!(lines.line.capacity(), 0);
     }
+    fn real() -> Vec<(&'static str, Vec<u8>)> {
+        // How much is read at once, and how long a line may be, come first.
+        vec![
+            ("lines", b"\x03\x20one\n\n three \r\nfour".to_vec()),
+            ("bad-long", b"\x02\x04abcd\nabcde\nb\xffd\nlast".to_vec()),
+        ]
+    }
+
+    crate::fuzz::decoder!(stdin_lines, real(), |bytes| {
+        let Some(([at_once, limit], bytes)) = bytes.split_first_chunk() else {
+            return;
+        };
+        let limit = usize::from(*limit);
+        let reader = BufReader::with_capacity(1 + usize::from(*at_once), bytes);
+        let mut lines = Lines::new(reader, limit);
+        let mut expected = bytes.split(|byte| *byte == b'\n').collect::<Vec<_>>();
+        if expected.last().is_some_and(|last| last.is_empty()) {
+            expected.pop();
+        }
+        for expected in expected {
+            // The bytes are all there, so it never waits.
+            let line = now_or_never(lines.next()).unwrap().unwrap().unwrap();
+            match line {
+                Line::Text(text) => assert_eq!(text.as_bytes(), expected),
+                Line::TooLong => assert!(expected.len() > limit),
+                Line::NotUtf8 => assert!(std::str::from_utf8(expected).is_err()),
+            }
+            assert!(expected.len() <= limit || lines.line.capacity() == 0);
+        }
+        assert_eq!(now_or_never(lines.next()).unwrap().unwrap(), None);
+    });
 }

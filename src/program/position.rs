@@ -242,6 +242,8 @@ fn read_line(line: &str, hub: EndpointId) -> Option<Position> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::LazyLock;
+
     use iroh::SecretKey;
     use iroh_hub::Epoch;
     use proptest::prelude::*;
@@ -369,4 +371,21 @@ mod tests {
             }
         }
     }
+    fn real() -> Vec<(&'static str, Vec<u8>)> {
+        let head = format!("{HEAD}\nhub {}\n", hub(1)).into_bytes();
+        let mut file = head.clone();
+        put_line(&mut file, hub(1), at(5));
+        put_line(&mut file, hub(1), at(6));
+        let half = file[..file.len() - 7].to_vec();
+        vec![("two", file), ("half", half), ("bad-none", head)]
+    }
+
+    crate::fuzz::decoder!(position_file, real(), |bytes| {
+        // The checksum tells what was saved from everything else that an input this short can be.
+        static HUB: LazyLock<EndpointId> = LazyLock::new(|| hub(1));
+        if let Ok((position, len)) = read(bytes, *HUB) {
+            assert!(position == at(5) || position == at(6));
+            assert!(len <= bytes.len() as u64 && bytes[len as usize - 1] == b'\n');
+        }
+    });
 }

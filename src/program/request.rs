@@ -164,4 +164,38 @@ mod tests {
             Request::read(&line, InputFormat::Lines).unwrap_err();
         }
     }
+    fn real() -> Vec<(&'static str, Vec<u8>)> {
+        let to = iroh::SecretKey::from_bytes(&[7; 32]).public();
+        [
+            ("event", r#"{"type":"a\u0062","payload":{"x": 1.0}}"#.to_owned()),
+            ("to", format!(r#" {{"to":"{to}","id":"7","payload":null,"type":"t","overtake":true}} "#)),
+            (
+                "printed",
+                r#"{"position":{"epoch":"00","offset":7},"type":"t","id":"","payload":1,"via":"gossip"}"#.to_owned(),
+            ),
+            ("bad-array", "[\"t\",1]".to_owned()),
+            ("bad-twice", r#"{"type":"t","type":"t","payload":1}"#.to_owned()),
+        ]
+        .map(|(name, text)| (name, text.into_bytes()))
+        .into()
+    }
+
+    crate::fuzz::decoder!(request, real(), |bytes| {
+        let Ok(text) = std::str::from_utf8(bytes) else {
+            return;
+        };
+        let line = Line::Text(text);
+        let request = Request::read(&line, InputFormat::Lines).unwrap();
+        assert_eq!(request.event.payload::<String>().unwrap(), text);
+        match Request::read(&line, InputFormat::Json) {
+            Ok(request) => {
+                assert!(request.to.is_some() || !request.overtake);
+                // Serialised, the event is a line that says the same.
+                let again = serde_json::to_string(&request.event).unwrap();
+                let again = Request::read(&Line::Text(&again), InputFormat::Json).unwrap();
+                assert_eq!(again.event, request.event);
+            }
+            Err(error) => assert!(!format!("{error:#}").is_empty()),
+        }
+    });
 }

@@ -223,8 +223,6 @@ fn response(status: &str, content_type: &str, body: &str, with_body: bool) -> St
 
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
-
     use super::*;
 
     fn status(head: &[u8]) -> Option<String> {
@@ -267,13 +265,30 @@ mod tests {
         assert_eq!(status(many.as_bytes()).as_deref(), Some("431"));
     }
 
-    proptest! {
-        #[test]
-        fn no_bytes_are_read_for_ever(bytes in proptest::collection::vec(any::<u8>(), 0..64), fill: u8) {
-            let mut head = bytes;
-            let _ = asked(&head);
-            head.resize(MAX_HEAD, fill);
-            prop_assert!(asked(&head).is_some());
-        }
+    fn real() -> Vec<(&'static str, Vec<u8>)> {
+        let ask = |text: &str| text.as_bytes().to_vec();
+        vec![
+            (
+                "get",
+                ask("GET /metrics?x=1 HTTP/1.1\r\nHost: a\r\nAccept: */*\r\n\r\n"),
+            ),
+            ("head", ask("HEAD /metrics HTTP/1.0\r\n\r\n")),
+            (
+                "other",
+                ask("POST / HTTP/1.1\r\nContent-Length: 5\r\n\r\nhello"),
+            ),
+            ("bad-http2", ask("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")),
+        ]
     }
+
+    crate::fuzz::decoder!(scrape_request, real(), |bytes| {
+        let answer = asked(bytes);
+        let mut head = bytes.to_vec();
+        head.resize(MAX_HEAD, b'a');
+        let full = asked(&head);
+        assert!(full.is_some(), "nothing is read for ever");
+        if answer.is_some() {
+            assert_eq!(answer, full, "what comes behind changes nothing");
+        }
+    });
 }

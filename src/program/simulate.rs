@@ -11,11 +11,11 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use iroh_hub::{
     FanOut,
-    sim::{self, Breakage, Churn, Links, Options, Partition, Progress, Restart, Stall},
+    sim::{self, Breakage, Churn, Links, Options, Partition, Progress, Restart, Revocation, Stall},
 };
 use serde::Serialize;
 
-use self::faults::{millis, partition, restart, seconds, share, stall};
+use self::faults::{millis, partition, restart, revocation, seconds, share, stall};
 use super::{
     compare::usage::Usage,
     exit::{self, Exit, Failure},
@@ -95,6 +95,10 @@ pub(super) struct SimulateArgs {
     /// several times
     #[arg(long, value_name = "AT:FOR[:durable]", value_parser = restart)]
     hub_restart: Vec<Restart>,
+    /// Revokes so many spokes that the topic serves, after so many seconds; they stay on the topic as far as the
+    /// others let them, with every key that they had. May be given several times
+    #[arg(long, value_name = "AT:SPOKES", value_parser = revocation)]
+    revoke: Vec<Revocation>,
     /// The how-manieth frame with events never leaves the hub
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     lose_root_frame: Option<u64>,
@@ -148,6 +152,7 @@ impl SimulateArgs {
             partitions: self.partition.clone(),
             stalls: self.stall.clone(),
             restarts: self.hub_restart.clone(),
+            revocations: self.revoke.clone(),
             lose_root_frame: self.lose_root_frame,
             log_events: self.log_events,
             settle: self.settle,

@@ -21,6 +21,8 @@ pub(super) fn write(path: &Path, ticket: &str) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use iroh_tickets::endpoint::EndpointTicket;
+
     use super::*;
 
     #[test]
@@ -34,4 +36,29 @@ mod tests {
         assert!(write(dir.path(), "ticket").is_err());
         assert!(write(Path::new("/"), "ticket").is_err());
     }
+    fn real() -> Vec<(&'static str, Vec<u8>)> {
+        let hub = iroh::SecretKey::from_bytes(&[1; 32]).public();
+        let addr = iroh::EndpointAddr::new(hub);
+        let reachable = addr
+            .clone()
+            .with_ip_addr(([127, 0, 0, 1], 4433).into())
+            .with_relay_url("https://relay.example.com".parse().unwrap());
+        let text = |addr| EndpointTicket::new(addr).to_string().into_bytes();
+        vec![("id", text(addr)), ("addresses", text(reachable))]
+    }
+
+    // Encoded as text: few changes of it come through, so what it encodes is tried too.
+    crate::fuzz::decoder!(ticket, real(), |bytes| {
+        let encoded = data_encoding::BASE32_NOPAD
+            .encode(bytes)
+            .to_ascii_lowercase();
+        let made = format!("endpoint{encoded}");
+        for text in [std::str::from_utf8(bytes).unwrap_or_default(), &made] {
+            let Ok(ticket) = text.trim().parse::<EndpointTicket>() else {
+                continue;
+            };
+            let again = ticket.to_string().parse::<EndpointTicket>().unwrap();
+            assert_eq!(again.endpoint_addr(), ticket.endpoint_addr());
+        }
+    });
 }

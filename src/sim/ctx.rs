@@ -119,6 +119,13 @@ pub(super) enum Event {
     Continue {
         spoke: NodeId,
     },
+    Revoke {
+        spokes: u32,
+    },
+    /// It is time to look who has the keys that a revocation began.
+    Rekeyed {
+        generation: u32,
+    },
     HubDies(Restart),
     HubRises {
         log: Option<KeptLog>,

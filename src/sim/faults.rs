@@ -1,6 +1,6 @@
 //! What befalls a run: spokes go and come, parts are cut off, nodes stop, the hub dies and rises.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
 use rand::{RngExt, seq::IteratorRandom};
 
@@ -10,8 +10,12 @@ use super::{
     hub::Hub,
     net::{HUB, IDLE, NodeId},
     options::Restart,
+    spoke::Spoke,
     world::World,
 };
+
+/// When it is counted who has new keys.
+pub(super) const REKEYED_BY: Duration = Duration::from_secs(1);
 
 /// How often spokes are replaced.
 const REPLACE: Nanos = SECOND / 20;
@@ -226,6 +230,52 @@ impl World {
         self.ctx
             .events
             .push(now + nanos(restart.lasts), Event::HubRises { log });
+    }
+
+    /// Revokes some of those that the topic serves.
+    pub(super) fn revoke(&mut self, spokes: u32) {
+        let served: Vec<_> = self.live.iter().copied().collect();
+        let served = served.into_iter().filter(|id| {
+            let spoke = self.spokes.get(*id as usize).and_then(Option::as_deref);
+            spoke.is_some_and(Spoke::is_served)
+        });
+        let served: Vec<_> = served.collect();
+        let chosen = served
+            .into_iter()
+            .sample(&mut self.ctx.rng, spokes as usize);
+        let Some(tip) = self.hub.as_ref().map(|hub| hub.tip().offset) else {
+            return;
+        };
+        for id in &chosen {
+            self.live.remove(id);
+            self.ctx.oracle.ends(*id);
+            if let Some(spoke) = self.spoke(*id) {
+                spoke.revoked(tip);
+            }
+        }
+        self.ctx.tally.revoked += chosen.len() as u64;
+        let mut generation = None;
+        self.on_hub(|hub, ctx| generation = hub.revoke(ctx, &chosen));
+        if let Some(generation) = generation {
+            let at = self.ctx.clock.nanos() + nanos(REKEYED_BY);
+            self.ctx.events.push(at, Event::Rekeyed { generation });
+        }
+    }
+
+    /// Counts who has the keys that a revocation began.
+    pub(super) fn count_rekeyed(&mut self, generation: u32) {
+        let spokes = self.live.iter().filter_map(|id| {
+            let spoke = self.spokes.get(*id as usize)?.as_deref()?;
+            spoke.is_served().then(|| spoke.generation())?
+        });
+        let (mut all, mut have) = (0u32, 0u32);
+        for known in spokes {
+            all += 1;
+            have += u32::from(known >= generation);
+        }
+        let share = f64::from(have) / f64::from(all.max(1));
+        let least = &mut self.ctx.tally.rekeyed_within_1s;
+        *least = Some(least.map_or(share, |least| least.min(share)));
     }
 
     /// Another life of the hub begins.

@@ -30,18 +30,19 @@ use crate::{
         desk::{Batch, Desk, TopicOrder},
         framer::{Content, Framer},
         gossip_link::HubGate,
+        keys::Keys,
         mailbox::{Mailbox, MailboxLimits},
         pace::{Has, Pace},
         repairs::{Answer, Payer, Repairs, piece_of},
         shared_log::{Entry, SharedLog},
         supervisor::{self, Action, REJOIN_THROUGH, Standing, Supervisor, TopicStanding},
-        switchboard::LEAVES_WITHIN,
+        switchboard::{CONFIRM_ALL, LEAVES_WITHIN},
     },
     instant::after,
     log::{LogConfig, resume::Ask},
     position::{Epoch, Position},
     protocol::Protocol,
-    seal::{Context, Opener, Sealer},
+    seal::{Context, Opener},
     spoke_id::SpokeId,
     wire::{
         broadcast::OVERHEAD,
@@ -82,7 +83,7 @@ struct Link {
 
 struct Topic {
     id: [u8; 32],
-    sealer: Sealer,
+    keys: Keys<NodeId>,
     framer: Framer<NodeId>,
     mesh: Mesh<HubGate<SharedCheck>>,
     max_frame_bytes: usize,
@@ -329,6 +330,11 @@ impl Hub {
                 }
             }
             ToHub::Hello(_) => ctx.tally.misbehaved += 1,
+            ToHub::Rekeyed { generation } => {
+                if let Some(topic) = &mut self.topic {
+                    topic.keys.confirmed(now, spoke, generation);
+                }
+            }
             ToHub::Missed { .. } | ToHub::Refused { .. } | ToHub::Publish { .. } => {}
         }
         self.pump(ctx, spoke);
@@ -374,6 +380,55 @@ impl Hub {
             self.planner.spoke_left(ctx.clock.now(), spoke);
             self.repairs.left(spoke);
             self.budget.leave(Payer::Spoke(spoke));
+            if let Some(topic) = &mut self.topic {
+                topic.keys.gone(ctx.clock.now(), spoke);
+            }
+        }
+    }
+
+    /// Revokes spokes, as the hub does. Says which generation of keys begins.
+    pub(super) fn revoke(&mut self, ctx: &mut Ctx, spokes: &[NodeId]) -> Option<u32> {
+        for spoke in spokes {
+            self.leaves(ctx, *spoke);
+        }
+        let topic = self.topic.as_mut()?;
+        let ids: Vec<_> = spokes.iter().map(|spoke| ctx.endpoint_id(*spoke)).collect();
+        topic.keys.revoke(ctx.clock.now(), &ids, &mut ctx.rng);
+        let keys = topic.keys.current();
+        topic
+            .mesh
+            .rekey(ctx, keys.generation, spokes, |gate| gate.learn(&keys));
+        Some(keys.generation)
+    }
+
+    /// Tells the members of the topic of new keys, as the switchboard does.
+    fn tell_keys(&mut self, ctx: &mut Ctx) {
+        let now = ctx.clock.now();
+        let Some(topic) = &mut self.topic else {
+            return;
+        };
+        let Some(rekey) = topic.keys.tell() else {
+            return;
+        };
+        let members = self.links.iter_mut();
+        let members = members.filter(|(_, link)| link.desk.is_member());
+        let mut members: Vec<_> = members.collect();
+        let all = members.len() <= CONFIRM_ALL;
+        let mut asked = Vec::new();
+        for (id, link) in &mut members {
+            let confirm = link.path == Path::Gossip && (all || link.fast);
+            if confirm {
+                asked.push(**id);
+            }
+            link.desk.rekey(Box::new(native::Rekey {
+                confirm,
+                ..rekey.clone()
+            }));
+        }
+        let members: Vec<_> = members.into_iter().map(|(id, _)| *id).collect();
+        topic.keys.asked(now, rekey.keys.generation, asked);
+        for id in members {
+            self.pump(ctx, id);
         }
     }
 
@@ -528,8 +583,10 @@ impl Hub {
     pub(super) fn deadline(&self, ctx: &Ctx) -> Option<Nanos> {
         let planner = self.planner.deadline().map(|at| ctx.clock.when(at));
         let topic = self.topic.as_ref().map(|topic| {
-            let framer = topic.framer.deadline().map(|at| ctx.clock.when(at));
-            [topic.mesh.deadline(ctx), framer]
+            let keys = topic.keys.deadline().map(|at| ctx.clock.when(at));
+            let framer = topic.framer.deadline().filter(|_| !topic.keys.is_held());
+            let framer = framer.map(|at| ctx.clock.when(at));
+            [topic.mesh.deadline(ctx), framer, keys]
                 .into_iter()
                 .flatten()
                 .min()
@@ -548,6 +605,7 @@ impl Hub {
     pub(super) fn settle(&mut self, ctx: &mut Ctx) {
         let now = ctx.clock.now();
         self.serve_who_left(ctx);
+        self.tell_keys(ctx);
         while let Some(decision) = self.planner.poll(now) {
             self.carry_out(ctx, decision);
         }
@@ -573,7 +631,10 @@ impl Hub {
             let fast = links.iter().filter(move |(_, link)| on_topic(link));
             fast.map(|(id, link)| (*id, link.has)).collect::<Vec<_>>()
         };
-        while let Some(content) = topic.framer.poll(now, log, acks) {
+        topic.keys.look(now, topic.framer.next());
+        while !topic.keys.is_held()
+            && let Some(content) = topic.framer.poll(now, log, acks)
+        {
             topic.send(ctx, &content, self.lose_root_frame);
         }
         topic.mesh.work_off(ctx, |_, _| {});
@@ -675,7 +736,7 @@ impl Hub {
     }
 
     fn tell_join(&mut self, ctx: &mut Ctx, id: NodeId, peers: &[NodeId], via_hub: bool) {
-        let Some(topic) = &self.topic else {
+        let Some(topic) = &mut self.topic else {
             return;
         };
         let mut addrs: Vec<EndpointAddr> = peers
@@ -687,14 +748,20 @@ impl Hub {
             addrs.push(EndpointAddr::new(ctx.hub_id));
         }
         let counts = self.planner.counts();
+        let (keys, next) = topic.keys.give();
         let order = TopicOrder::Join(Box::new(native::Topic {
             topic: topic.id,
-            keys: topic.sealer.keys(),
+            keys,
             peers: addrs,
             max_frame_bytes: topic.max_frame_bytes as u32,
             members: u32::try_from(counts.gossip + counts.joining).unwrap_or(u32::MAX),
         }));
-        self.desk(id, |desk| desk.order_topic(order));
+        self.desk(id, |desk| {
+            desk.order_topic(order);
+            if let Some(next) = next {
+                desk.rekey(Box::new(next));
+            }
+        });
     }
 }
 
@@ -702,20 +769,20 @@ impl Topic {
     fn start(ctx: &mut Ctx, log: &SharedLog, limits: &HubLimits) -> Self {
         let (id, number, check) = ctx.new_topic();
         let context = Context::new(ctx.hub_id, id);
-        let sealer = Sealer::with_rng(context.clone(), log.epoch(), 0, &mut ctx.rng);
+        let now = ctx.clock.now();
+        let keys = Keys::new(now, context.clone(), log.epoch(), &mut ctx.rng);
         let mut opener = Opener::new(context, log.epoch());
-        if opener.add(&sealer.keys()).is_err() {
+        if opener.add(&keys.current()).is_err() {
             ctx.tally.misbehaved += 1;
         }
         let config = GossipConfig::default();
         let max_frame_bytes = config.max_frame_size;
         let pace = Pace::new(limits.stall_after, limits.patience);
-        let now = ctx.clock.now();
         Self {
             id,
-            sealer,
+            keys,
             framer: Framer::new(now, log.tip(), max_frame_bytes - OVERHEAD, pace),
-            mesh: Mesh::new(ctx, HUB, number, config, HubGate::new(opener, check)),
+            mesh: Mesh::new(ctx, HUB, number, config, (0, HubGate::new(opener, check))),
             max_frame_bytes,
         }
     }
@@ -728,7 +795,11 @@ impl Topic {
             again,
             ..
         } = *content;
-        let Ok(frame) = self.sealer.seal(first, count, of, &content.body) else {
+        let now = ctx.clock.now();
+        let sealed = self
+            .keys
+            .seal(now, (first, count, of), &content.body, again);
+        let Ok(frame) = sealed else {
             return;
         };
         let class = match (count, again) {

@@ -6,6 +6,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use bytes::Bytes;
+use n0_future::time::Instant;
 
 use super::{
     clock::Nanos,
@@ -14,7 +15,7 @@ use super::{
 };
 use crate::gossip::{
     FrameGate, GossipConfig, GossipMetrics,
-    core::{CloseWhy, Core, Output, SendKind},
+    core::{AFTER_EVICTION, CloseWhy, Core, Output, SendKind},
     dialled::Dialled,
     queue::Queue,
 };
@@ -39,6 +40,8 @@ struct Peer {
 pub(super) trait Ends {
     /// Which topic of the run this is.
     fn topic(&self) -> u32;
+    /// The generations whose keys the node has, to prove that it is a member or to be proved.
+    fn offers(&self, ctx: &Ctx) -> [u32; 2];
     /// A message has come.
     fn message(&mut self, ctx: &mut Ctx, from: NodeId, message: Bytes);
     /// A connection is up here. False: it is not taken.
@@ -77,6 +80,9 @@ pub(super) struct Mesh<G: FrameGate> {
     core: Core<NodeId, G>,
     config: GossipConfig,
     metrics: Arc<GossipMetrics>,
+    /// The newest keys that it has, and those before, which still open connections for a while.
+    generation: u32,
+    previous: Option<(u32, Instant)>,
     peers: BTreeMap<NodeId, Peer>,
 }
 
@@ -86,7 +92,7 @@ impl<G: FrameGate> Mesh<G> {
         me: NodeId,
         topic: u32,
         config: GossipConfig,
-        gate: G,
+        (generation, gate): (u32, G),
     ) -> Self {
         let metrics = ctx.gossip_metrics(me);
         // What others need to connect to us; the sizes are those of two addresses.
@@ -108,12 +114,38 @@ impl<G: FrameGate> Mesh<G> {
             core,
             config,
             metrics,
+            generation,
+            previous: None,
             peers: BTreeMap::new(),
         }
     }
 
-    pub(super) fn gate_mut(&mut self) -> &mut G {
-        self.core.gate_mut()
+    /// Learns newer keys, and who is on the topic no more.
+    pub(super) fn rekey(
+        &mut self,
+        ctx: &Ctx,
+        generation: u32,
+        evict: &[NodeId],
+        learn: impl FnOnce(&mut G),
+    ) {
+        let now = ctx.clock.tokio();
+        self.core.with_gate(learn, now);
+        if generation > self.generation {
+            let lifetime = match evict {
+                [] => self.config.previous_key_lifetime,
+                _ => AFTER_EVICTION,
+            };
+            self.previous = Some((self.generation, now + lifetime));
+            self.generation = generation;
+        }
+        for peer in evict {
+            self.core.evict(*peer, now);
+        }
+    }
+
+    /// The generation of the newest keys that it has.
+    pub(super) fn generation(&self) -> u32 {
+        self.generation
     }
 
     /// How many neighbours there are.
@@ -265,6 +297,15 @@ impl<G: FrameGate> Mesh<G> {
 impl<G: FrameGate> Ends for Mesh<G> {
     fn topic(&self) -> u32 {
         self.topic
+    }
+
+    fn offers(&self, ctx: &Ctx) -> [u32; 2] {
+        let now = ctx.clock.tokio();
+        let previous = self.previous.filter(|(_, until)| *until > now);
+        [
+            self.generation,
+            previous.map_or(self.generation, |(generation, _)| generation),
+        ]
     }
 
     fn message(&mut self, ctx: &mut Ctx, from: NodeId, message: Bytes) {

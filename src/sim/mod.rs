@@ -30,7 +30,7 @@ mod wires;
 mod world;
 
 pub use self::{
-    options::{Breakage, Churn, Links, Options, Partition, Restart, Stall},
+    options::{Breakage, Churn, Links, Options, Partition, Restart, Revocation, Stall},
     oracle::Verdict,
     report::{Report, Spread},
     resume::{Counts, ResumeReport, resume_cases},

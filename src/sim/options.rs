@@ -35,6 +35,8 @@ pub struct Options {
     pub stalls: Vec<Stall>,
     /// Ends and new beginnings of the hub.
     pub restarts: Vec<Restart>,
+    /// Spokes that are revoked.
+    pub revocations: Vec<Revocation>,
     /// The how-manieth frame with events (from 1) never leaves the hub.
     pub lose_root_frame: Option<u64>,
     /// The bounds of the hub's log: events.
@@ -61,6 +63,7 @@ impl Default for Options {
             partitions: Vec::new(),
             stalls: Vec::new(),
             restarts: Vec::new(),
+            revocations: Vec::new(),
             lose_root_frame: None,
             log_events: 131_072,
             settle: Duration::from_secs(180),
@@ -128,6 +131,16 @@ pub struct Stall {
     /// How long it lasts.
     pub lasts: Duration,
     /// How many spokes.
+    pub spokes: u32,
+}
+
+/// Spokes are revoked, all in one step. They keep every key that they ever had and stay on the topic, as far as
+/// the others let them.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Revocation {
+    /// When, counted from the first event.
+    pub at: Duration,
+    /// How many spokes, of those that the topic serves.
     pub spokes: u32,
 }
 

@@ -115,6 +115,14 @@ pub struct Report {
     pub topics_rejoined: u64,
     /// Times that a spoke was served directly because the topic did not reach it.
     pub served_around: u64,
+    /// Spokes that were revoked.
+    pub revoked: u64,
+    /// Frames that were dispatched after a revocation and that the one who was revoked could open.
+    pub read_after_revoked: u64,
+    /// Messages of the topic that reached those who were revoked, afterwards.
+    pub messages_to_revoked: u64,
+    /// Of the spokes that the topic served, the least share that had the new keys a second after a revocation.
+    pub rekeyed_within_1s: Option<f64>,
     /// How many hops the last copy of an event had crossed.
     pub last_hop: Spread,
     /// Milliseconds from broadcast to the last spoke, by event.
@@ -126,6 +134,6 @@ pub struct Report {
 impl Report {
     /// Whether the contract was kept.
     pub fn is_kept(&self) -> bool {
-        self.verdict.is_kept() && self.misbehaved == 0
+        self.verdict.is_kept() && self.misbehaved == 0 && self.read_after_revoked == 0
     }
 }

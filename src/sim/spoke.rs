@@ -58,6 +58,8 @@ pub(super) struct Spoke {
     pub(super) held: VecDeque<Event>,
     let_out: u64,
     swapped: Option<Incoming>,
+    /// The tip when it was revoked. Since then it only listens to the topic, with all that it has.
+    revoked_at: Option<u64>,
 }
 
 impl Spoke {
@@ -87,11 +89,45 @@ impl Spoke {
             held: VecDeque::new(),
             let_out: 0,
             swapped: None,
+            revoked_at: None,
         }
+    }
+
+    /// The hub has revoked it when its log stood at `tip`.
+    pub(super) fn revoked(&mut self, tip: u64) {
+        self.link = None;
+        self.revoked_at = Some(tip);
+    }
+
+    pub(super) fn is_revoked(&self) -> bool {
+        self.revoked_at.is_some()
+    }
+
+    /// Looks what the topic still gives to one who was revoked.
+    fn eavesdrop(&mut self, ctx: &mut Ctx, tip: u64) {
+        if let Some(mesh) = &mut self.mesh {
+            mesh.work_off(ctx, |ctx, frame| {
+                let is_new = frame.events().is_some_and(|(_, to)| to > tip);
+                ctx.tally.read_after_revoked += u64::from(is_new);
+            });
+        }
+    }
+
+    /// The generation of the newest keys of its topic that it has.
+    pub(super) fn generation(&self) -> Option<u32> {
+        self.mesh.as_ref().map(Mesh::generation)
+    }
+
+    /// Whether the topic serves it.
+    pub(super) fn is_served(&self) -> bool {
+        self.reception.is_served()
     }
 
     /// Tries to reach the hub.
     pub(super) fn connect(&mut self, ctx: &mut Ctx) {
+        if self.revoked_at.is_some() {
+            return;
+        }
         let number = ctx.number();
         self.link = Some(Link {
             number,
@@ -224,7 +260,9 @@ impl Spoke {
     }
 
     pub(super) fn tick(&mut self, ctx: &mut Ctx) {
-        self.reception.tick(ctx.clock.now());
+        if self.revoked_at.is_none() {
+            self.reception.tick(ctx.clock.now());
+        }
         if let Some(mesh) = &mut self.mesh {
             mesh.tick(ctx);
         }
@@ -232,7 +270,9 @@ impl Spoke {
 
     /// When to [`tick`](Self::tick).
     pub(super) fn deadline(&self, ctx: &Ctx) -> Option<Nanos> {
-        let reception = self.reception.deadline(false).map(|at| ctx.clock.when(at));
+        let reception = self.reception.deadline(false);
+        let reception = reception.filter(|_| self.revoked_at.is_none());
+        let reception = reception.map(|at| ctx.clock.when(at));
         let mesh = self.mesh.as_ref().and_then(|mesh| mesh.deadline(ctx));
         [reception, mesh].into_iter().flatten().min()
     }
@@ -240,6 +280,9 @@ impl Spoke {
     /// Does all that is to be done now.
     pub(super) fn settle(&mut self, ctx: &mut Ctx) {
         let now = ctx.clock.now();
+        if let Some(tip) = self.revoked_at {
+            return self.eavesdrop(ctx, tip);
+        }
         loop {
             let mut idle = true;
             if let Some(mesh) = &mut self.mesh {
@@ -279,12 +322,16 @@ impl Spoke {
                     mesh.join(ctx, peers);
                 }
             }
-            Order::Rekey(keys) => {
-                if let Some(mesh) = &mut self.mesh
-                    && mesh.gate_mut().opener().add(&keys).is_err()
-                {
-                    ctx.tally.misbehaved += 1;
+            Order::Rekey(rekey) => {
+                let ids = rekey.evict.iter();
+                let evict: Vec<_> = ids.filter_map(|id| ctx.node(id)).collect();
+                let mut fits = true;
+                if let Some(mesh) = &mut self.mesh {
+                    mesh.rekey(ctx, rekey.keys.generation, &evict, |gate| {
+                        fits = gate.opener().add(&rekey.keys).is_ok();
+                    });
                 }
+                ctx.tally.misbehaved += u64::from(!fits);
             }
             Order::Leave => {
                 if let Some(mut mesh) = self.mesh.take() {
@@ -356,7 +403,8 @@ impl Spoke {
             ..GossipConfig::default()
         };
         let gate = SpokeGate::new(opener, check);
-        let mut mesh = Mesh::new(ctx, self.id, number, config, gate);
+        let generation = topic.keys.generation;
+        let mut mesh = Mesh::new(ctx, self.id, number, config, (generation, gate));
         mesh.join(ctx, nodes(ctx, &topic.peers));
         self.mesh = Some(mesh);
     }

@@ -65,6 +65,10 @@ pub(super) struct Tally {
     pub(super) topics: u64,
     pub(super) topics_failed: u64,
     pub(super) topics_rejoined: u64,
+    pub(super) revoked: u64,
+    pub(super) read_after_revoked: u64,
+    pub(super) messages_to_revoked: u64,
+    pub(super) rekeyed_within_1s: Option<f64>,
     pub(super) served_around: u64,
     /// Events that cursors of links went over.
     pub(super) direct_events: u64,

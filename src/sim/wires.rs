@@ -28,6 +28,9 @@ impl World {
 
     pub(super) fn message(&mut self, to: NodeId, from: NodeId, conn: u64, message: Bytes) {
         let len = message.len();
+        if self.spoke(to).is_some_and(|spoke| spoke.is_revoked()) {
+            self.ctx.tally.messages_to_revoked += 1;
+        }
         let taken = self.on_mesh(to, |mesh, ctx| mesh.message(ctx, from, message));
         if taken.is_some() {
             self.settle(to);
@@ -57,8 +60,11 @@ impl World {
         if cut || stopped || !there || now >= limit {
             return self.ctx.events.push(limit, answer(false));
         }
+        let offered = self.on_mesh(from, |mesh, ctx| mesh.offers(ctx));
         let up = self.on_mesh(to, |mesh, ctx| {
-            mesh.topic() == topic && mesh.up(ctx, from, conn, false)
+            let known = mesh.offers(ctx);
+            let proved = offered.is_some_and(|o| o.iter().any(|o| known.contains(o)));
+            proved && mesh.topic() == topic && mesh.up(ctx, from, conn, false)
         });
         self.settle(to);
         let at = now + self.ctx.net.flight();

@@ -8,6 +8,7 @@ use rand::{Rng, SeedableRng, rngs::StdRng};
 use super::{
     clock::{Nanos, SECOND, nanos},
     ctx::{Ctx, Event},
+    faults::REKEYED_BY,
     hub::{HELD, Hub},
     net::{HUB, NodeId},
     options::Options,
@@ -202,6 +203,10 @@ impl World {
         for restart in &self.options.restarts {
             events.push(now + nanos(restart.at), Event::HubDies(*restart));
         }
+        for revocation in &self.options.revocations {
+            let spokes = revocation.spokes;
+            events.push(now + nanos(revocation.at), Event::Revoke { spokes });
+        }
         if self.options.churn.per_s > 0.0 {
             events.push(now, Event::Replace);
         }
@@ -218,6 +223,7 @@ impl World {
         }
         let faults = self.options.partitions.iter().map(|f| f.at + f.lasts);
         let faults = faults.chain(self.options.stalls.iter().map(|f| f.at + f.lasts));
+        let faults = faults.chain(self.options.revocations.iter().map(|f| f.at + REKEYED_BY));
         let faults = faults.chain(self.options.restarts.iter().map(|f| f.at + f.lasts));
         let begin = self.first_event.unwrap_or(0);
         if faults.max().is_some_and(|at| now <= begin + nanos(at)) {
@@ -324,6 +330,8 @@ impl World {
             Event::Heal => self.ctx.net.heal(self.ctx.clock.nanos()),
             Event::Stall { spokes, lasts } => self.stall(spokes, lasts),
             Event::Continue { spoke } => self.go_on(spoke),
+            Event::Revoke { spokes } => self.revoke(spokes),
+            Event::Rekeyed { generation } => self.count_rekeyed(generation),
             Event::HubDies(restart) => self.hub_dies(restart),
             Event::HubRises { log } => self.hub_rises(log),
         }
@@ -514,6 +522,10 @@ impl World {
             topics: tally.topics,
             topics_failed: tally.topics_failed,
             topics_rejoined: tally.topics_rejoined,
+            revoked: tally.revoked,
+            read_after_revoked: tally.read_after_revoked,
+            messages_to_revoked: tally.messages_to_revoked,
+            rekeyed_within_1s: tally.rekeyed_within_1s,
             served_around: tally.served_around,
             last_hop: Spread::of(&hops, f64::from),
             last_spoke_ms: Spread::of(&times, |nanos| nanos as f64 / 1e6),

@@ -25,7 +25,7 @@ use crate::{
     seal::{Check, Context, OpenError, Opened, Opener, Really},
     wire::{
         broadcast::MAX_FRAME_SIZE,
-        native::{GenerationKeys, Topic},
+        native::{Rekey, Topic},
     },
 };
 
@@ -128,6 +128,8 @@ impl Seat {
             topic.keys.generation,
             topic.keys.key,
             SpokeGate::new(opener, Really),
+            // Who proves to have the key of the hub's generation is a spoke of the hub's.
+            Arc::new(|_| true),
             self.shared.metrics.gossip.clone(),
         );
         self.acceptor.set(Some(node.clone()));
@@ -153,19 +155,21 @@ impl Seat {
         peers.into_iter().map(allowed).collect()
     }
 
-    /// Learns keys of the topic.
-    pub(super) async fn rekey(&self, keys: GenerationKeys) {
+    /// Learns keys of the topic, and who is on it no more.
+    pub(super) async fn rekey(&self, rekey: Rekey) {
         let Some(member) = &self.member else { return };
-        let (generation, key) = (keys.generation, keys.key);
+        let Rekey { keys, evict, .. } = rekey;
+        // The gate first: who proves to have the new keys may send frames under them.
+        let learned = keys.clone();
         let added = member.node.with_gate(move |gate: &mut SpokeGate| {
-            if let Err(error) = gate.opener().add(&keys) {
+            if let Err(error) = gate.opener().add(&learned) {
                 warn!(%error, "the hub's new keys do not fit");
             }
         });
         if added.await.is_err() {
             debug!("the node on the topic has ended");
         }
-        member.node.rekey(generation, key);
+        member.node.rekey(&keys, &evict);
     }
 
     /// Leaves the topic in the background: doing so in order takes a while, and the hub's stream is

@@ -93,6 +93,8 @@ struct Orders {
     /// What this spoke itself gave up: always said, and before the acknowledgement that covers it.
     missed: VecDeque<(u64, u64)>,
     refused: VecDeque<u64>,
+    /// The newest keys that this spoke is to say it has.
+    rekeyed: Option<u32>,
     /// The path that this spoke wants, as it stands; never dropped.
     path: Option<ToHub>,
 }
@@ -311,6 +313,7 @@ impl Outbox {
                     }
                     orders.refused.push_back(seq);
                 }
+                ToHub::Rekeyed { generation } => orders.rekeyed = Some(generation),
                 ToHub::Hello(_) | ToHub::Publish { .. } => debug_assert!(false, "{frame:?}"),
             }
         }
@@ -409,6 +412,9 @@ impl Orders {
         }
         for seq in self.refused.drain(..) {
             ToHub::Refused { seq }.encode(chunks);
+        }
+        if let Some(generation) = self.rekeyed.take() {
+            ToHub::Rekeyed { generation }.encode(chunks);
         }
         if let Some((offset, seq)) = self.ack.take() {
             ToHub::Ack { offset, seq }.encode(chunks);
@@ -661,8 +667,7 @@ mod tests {
         ]
     }
 
-    proptest! {
-        #[test]
+    crate::fuzz::machine! {
         fn the_hub_gets_each_event_once_in_order_and_every_receipt_tells_the_truth(
             ops in prop::collection::vec(op(), 1..200),
         ) {

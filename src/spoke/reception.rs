@@ -48,8 +48,8 @@ use crate::{
         assembly::{Assembly, BadPart},
         broadcast::{WANT_JITTER, arrives_within},
         native::{
-            FEATURE_GOSSIP, GenerationKeys, Hello, PartOf, SessionId, Start, ToHub, ToSpoke, Topic,
-            VERSION, Welcome,
+            FEATURE_GOSSIP, Hello, PartOf, Rekey, SessionId, Start, ToHub, ToSpoke, Topic, VERSION,
+            Welcome,
         },
     },
 };
@@ -86,8 +86,8 @@ pub(crate) enum Order {
     Join { topic: Box<Topic>, epoch: Epoch },
     /// Join the topic through these peers too.
     Meet { peers: Vec<EndpointAddr> },
-    /// Learn these keys of the topic.
-    Rekey(GenerationKeys),
+    /// Learn these keys of the topic, and who is on it no more.
+    Rekey(Box<Rekey>),
     /// Leave the topic.
     Leave,
     /// Tell who watches.
@@ -429,9 +429,15 @@ impl Reception {
             ToSpoke::AckEvery { millis } => {
                 self.acks.pace(now, Duration::from_millis(millis.into()));
             }
-            ToSpoke::Rekey(keys) => {
+            ToSpoke::Rekey(rekey) => {
+                let generation = rekey.keys.generation;
+                let confirm = rekey.confirm;
                 if self.topic.is_some() {
-                    self.orders.push_back(Order::Rekey(keys));
+                    self.orders.push_back(Order::Rekey(rekey));
+                }
+                if confirm {
+                    let rekeyed = ToHub::Rekeyed { generation };
+                    self.orders.push_back(Order::Write(rekeyed));
                 }
             }
         }
@@ -568,7 +574,11 @@ impl Reception {
                 // The hub serves us directly, since the topic does not reach us as far as it sees.
                 member.reach.relapse();
             }
-            self.orders.push_back(Order::Rekey(topic.keys));
+            self.orders.push_back(Order::Rekey(Box::new(Rekey {
+                keys: topic.keys,
+                evict: Vec::new(),
+                confirm: false,
+            })));
             self.orders.push_back(Order::Meet { peers: topic.peers });
             if served && was_told {
                 // A word of ours that the topic serves us may be under way. This one comes behind it.

@@ -365,7 +365,7 @@ impl Session {
                 }
             }
             Order::Meet { peers } => self.seat.meet(peers),
-            Order::Rekey(keys) => self.seat.rekey(keys).await,
+            Order::Rekey(rekey) => self.seat.rekey(*rekey).await,
             Order::Leave => self.seat.leave(),
             Order::Tell(status) => {
                 if let SpokeStatus::Recovered { .. } = status {

@@ -27,6 +27,11 @@ pub(crate) enum BadPart {
 }
 
 impl Assembly {
+    /// Whether an event has begun and is not whole.
+    pub(crate) fn is_partial(&self) -> bool {
+        self.0.is_some()
+    }
+
     /// Takes a part, and gives the event once it is whole. An event of one part is passed through as it
     /// is: its size is for the caller to check.
     pub(crate) fn push(
@@ -62,6 +67,8 @@ impl Assembly {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn push(
@@ -95,5 +102,42 @@ mod tests {
         assert_eq!(push(&mut assembly, 1, 1, 3), Ok(None));
         let refused = push(&mut assembly, 1, 2, 3);
         assert_eq!(refused, Err(BadPart::TooLarge { len: 6 }));
+    }
+    crate::fuzz::machine! {
+        /// As if every part had been kept.
+        fn an_event_is_given_whole_or_the_first_wrong_part_is_refused(
+            pushes in prop::collection::vec((0u64..3, 0u16..4, 1u16..4, 0usize..4), 1..60)
+        ) {
+            let mut assembly = Assembly::default();
+            let mut begun: Vec<(u64, PartOf, usize)> = Vec::new();
+            for (seq, part, parts, len) in pushes {
+                let of = PartOf { part: part % parts, parts };
+                let given = assembly.push(seq, of, Bytes::from(vec![0; len]), 5);
+                if begun.is_empty() && parts == 1 {
+                    prop_assert_eq!(given.unwrap().unwrap().len(), len);
+                    continue;
+                }
+                let fits = begun.iter().all(|(s, o, _)| *s == seq && o.parts == parts)
+                    && usize::from(of.part) == begun.len();
+                begun.push((seq, of, len));
+                let sum: usize = begun.iter().map(|(_, _, len)| len).sum();
+                let expected = if !fits {
+                    Err(BadPart::OutOfOrder)
+                } else if sum > 5 {
+                    Err(BadPart::TooLarge { len: sum })
+                } else if begun.len() == usize::from(parts) {
+                    begun.clear();
+                    Ok(Some(sum))
+                } else {
+                    Ok(None)
+                };
+                let given = given.map(|whole| whole.map(|whole| whole.len()));
+                prop_assert_eq!(&given, &expected);
+                if given.is_err() {
+                    // The link ends.
+                    return Ok(());
+                }
+            }
+        }
     }
 }

@@ -104,14 +104,36 @@ mod tests {
             prop_assert_eq!(u32::from_be_bytes(prefix.try_into().unwrap()) as usize, json.len());
             prop_assert_eq!(decode(json).unwrap(), envelope);
         }
-
-        #[test]
-        fn any_bytes_are_an_error_or_an_envelope(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
-            if let Ok(envelope) = decode(&bytes) {
-                prop_assert!(!envelope.event_type().is_empty());
-            }
-        }
     }
+
+    fn real() -> Vec<(&'static str, Vec<u8>)> {
+        [
+            (
+                "ours",
+                r#"{"type":"price.tea","id":"7","payload":{"pence":[1.50,null]}}"#,
+            ),
+            (
+                "escaped",
+                r#"{"type":"a\u0062\n","id":"\"","payload":"\ud83d\ude00"}"#,
+            ),
+            ("short", r#" {"payload":-0.1e+9,"type":"ping"}"#),
+            ("more", r#"{"type":"ping","seen":[{}],"payload":null}"#),
+            ("bad-list", r#"["ping","",1]"#),
+            ("bad-deep", "{\"type\":\"t\",\"payload\":[[[[[[[[[[[["),
+            ("bad-twice", r#"{"type":"t","type":"u","payload":1}"#),
+        ]
+        .map(|(name, text)| (name, text.as_bytes().to_vec()))
+        .into()
+    }
+
+    crate::fuzz::decoder!(compat, real(), |bytes| {
+        let Ok(envelope) = decode(bytes) else { return };
+        assert!(!envelope.event_type().is_empty());
+        let frame = encode(&envelope);
+        assert_eq!(decode(&frame[PREFIX..]).unwrap(), envelope);
+        let body = envelope.body().clone();
+        assert_eq!(Envelope::from_body(body).unwrap(), envelope);
+    });
 
     #[test]
     fn a_plain_client_may_leave_out_id_and_payload() {

@@ -101,6 +101,11 @@ impl Deframer {
         Ok(Some(len as usize))
     }
 
+    /// The length of the frame that has begun and is not complete, if that much of it has come.
+    pub(crate) fn expects(&self) -> Option<usize> {
+        self.frame_len(&self.partial).ok().flatten()
+    }
+
     /// Whether a frame has begun and is not complete.
     pub(crate) fn is_mid_frame(&self) -> bool {
         !self.partial.is_empty()
@@ -148,26 +153,74 @@ mod tests {
             prop_assert!(deframer.finish().is_ok());
             prop_assert_eq!(out, frames);
         }
+    }
 
-        #[test]
-        fn any_bytes_end_in_frames_or_an_error_and_hold_no_more_than_arrived(
-            bytes in prop::collection::vec(any::<u8>(), 0..200),
-            cut in 1usize..50,
-        ) {
-            let mut deframer = Deframer::new(64);
-            'stream: for chunk in bytes.chunks(cut) {
-                deframer.push(Bytes::copy_from_slice(chunk));
-                loop {
-                    match deframer.next() {
-                        Ok(Some(frame)) => prop_assert!(frame.len() <= 64),
-                        Ok(None) => break,
-                        Err(_) => break 'stream,
+    const LIMIT: usize = 64;
+
+    /// The frames of a stream and whether it may end there, found without a deframer.
+    fn all(mut stream: &[u8]) -> (Vec<&[u8]>, Option<bool>) {
+        let mut frames = Vec::new();
+        while let Some((prefix, rest)) = stream.split_first_chunk::<PREFIX>() {
+            let len = u32::from_be_bytes(*prefix) as usize;
+            if len > LIMIT {
+                return (frames, None);
+            }
+            let Some((frame, rest)) = rest.split_at_checked(len) else {
+                break;
+            };
+            frames.push(frame);
+            stream = rest;
+        }
+        (frames, Some(stream.is_empty()))
+    }
+
+    fn real() -> Vec<(&'static str, Vec<u8>)> {
+        let stream = framed(&[vec![1; 40], vec![], vec![2; 64], vec![3]]);
+        let half = &stream[..stream.len() - 1];
+        // How it is cut comes first.
+        let cut = |cut: [u8; 2], stream: &[u8]| [&cut[..], stream].concat();
+        vec![
+            ("whole", cut([255, 255], &stream)),
+            ("bytes", cut([0, 0], &stream)),
+            ("pieces", cut([3, 40], &stream)),
+            ("bad-half", cut([7, 1], half)),
+            ("bad-large", cut([2, 5], &[0, 0, 0, 65, 1, 2, 3, 4])),
+        ]
+    }
+
+    crate::fuzz::decoder!(framing, real(), |bytes| {
+        let Some(([one, other], stream)) = bytes.split_first_chunk() else {
+            return;
+        };
+        let (expected, ends) = all(stream);
+        let mut deframer = Deframer::new(LIMIT);
+        let mut frames = Vec::new();
+        let mut sizes = [*one, *other].into_iter().cycle();
+        let mut rest = stream;
+        let mut broken = false;
+        while !rest.is_empty() && !broken {
+            let size = (1 + usize::from(sizes.next().unwrap())).min(rest.len());
+            let (chunk, behind) = rest.split_at(size);
+            rest = behind;
+            deframer.push(Bytes::copy_from_slice(chunk));
+            loop {
+                match deframer.next() {
+                    Ok(Some(frame)) => frames.push(frame),
+                    Ok(None) => break,
+                    Err(_) => {
+                        broken = true;
+                        break;
                     }
                 }
-                prop_assert!(deframer.partial.capacity() <= 256);
             }
+            assert!(deframer.partial.capacity() <= 4 * LIMIT);
         }
-    }
+        assert_eq!(frames, expected);
+        assert_eq!(broken, ends.is_none());
+        if let Some(ends) = ends {
+            assert_eq!(deframer.finish().is_ok(), ends);
+        }
+    });
 
     #[test]
     fn a_prefix_of_four_gigabytes_is_refused_before_anything_is_kept() {

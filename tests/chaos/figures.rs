@@ -12,6 +12,10 @@ impl Latencies {
             .push(u32::try_from(took.as_micros()).unwrap_or(u32::MAX));
     }
 
+    pub fn append(&mut self, mut other: Self) {
+        self.0.append(&mut other.0);
+    }
+
     /// The latency that this share of the deliveries does not exceed.
     pub fn quantile(&mut self, q: f64) -> Duration {
         let last = self.0.len().saturating_sub(1);

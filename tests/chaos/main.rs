@@ -1,5 +1,5 @@
 //! The contract while everything goes wrong: processes that are stopped and killed, packets that are lost, a hub that
-//! is cut off. What spokes printed is read by the checker, which knows nothing of the implementation.
+//! is cut off, strangers that flood a hub or take their time. What spokes printed is read by the checker, which knows nothing of the implementation.
 //!
 //! A quick version of each runs with all tests. The long ones take most of an hour, print their figures, and want a machine of
 //! their own. One command runs them, and the large runs of the simulator:
@@ -16,13 +16,17 @@ mod checker;
 #[path = "../common/mod.rs"]
 mod common;
 
+mod attacked;
+mod ceiling;
 mod cut;
 mod figures;
+mod flood;
 mod heard;
 mod hub_kills;
 mod leaks;
 mod lives;
 mod load;
+mod loris;
 mod loss;
 mod net;
 mod refused;

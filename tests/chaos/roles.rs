@@ -28,7 +28,7 @@ use tokio::{
     time::{interval, sleep, timeout},
 };
 
-use crate::{heard::number, load};
+use crate::{attacked, heard::number, load};
 
 const ROLE: &str = "CHAOS_ROLE";
 const KIND: &str = "CHAOS_KIND";
@@ -66,7 +66,7 @@ pub struct Usage {
 }
 
 #[derive(Debug, Serialize, Deserialize)]
-struct Ticket(String);
+pub struct Ticket(pub String);
 
 /// What a crowd can be asked for. Each is answered when it is done.
 #[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
@@ -100,11 +100,12 @@ impl Drop for Process {
 }
 
 impl Process {
-    fn start(role: &str, kind: Kind, ticket: &str) -> Self {
+    /// Starts it; what `kind` and `ticket` say depends on the role.
+    pub fn start(role: &str, kind: &str, ticket: &str) -> Self {
         let mut child = Command::new(env::current_exe().expect("this program"))
             .args(["--exact", "roles::this_program_in_a_role", "--nocapture"])
             .env(ROLE, role)
-            .env(KIND, format!("{kind:?}"))
+            .env(KIND, kind)
             .env(TICKET, ticket)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -117,7 +118,7 @@ impl Process {
         }
     }
 
-    fn answer<A: DeserializeOwned>(&mut self) -> A {
+    pub fn answer<A: DeserializeOwned>(&mut self) -> A {
         let mut line = String::new();
         loop {
             line.clear();
@@ -131,7 +132,7 @@ impl Process {
         }
     }
 
-    fn ask<A: DeserializeOwned>(&mut self, request: &impl Serialize) -> A {
+    pub fn ask<A: DeserializeOwned>(&mut self, request: &impl Serialize) -> A {
         let line = serde_json::to_string(request).expect("JSON");
         writeln!(self.stdin, "{line}").expect("it reads");
         self.answer()
@@ -144,7 +145,7 @@ pub struct Host(Process);
 impl Host {
     /// Starts it, and gives back its ticket too.
     pub fn start(kind: Kind) -> (Self, String) {
-        let mut process = Process::start("host", kind, "");
+        let mut process = Process::start("host", &format!("{kind:?}"), "");
         let Ticket(ticket) = process.answer();
         (Self(process), ticket)
     }
@@ -159,7 +160,7 @@ pub struct Crowd(Process);
 
 impl Crowd {
     pub fn start(kind: Kind, ticket: &str) -> Self {
-        Self(Process::start("crowd", kind, ticket))
+        Self(Process::start("crowd", &format!("{kind:?}"), ticket))
     }
 
     /// Returns when it is done, with what the crowd uses then.
@@ -174,9 +175,10 @@ fn this_program_in_a_role() {
     let Ok(role) = env::var(ROLE) else {
         return;
     };
-    let kind = match env::var(KIND).as_deref() {
-        Ok("Hub") => Kind::Hub,
-        Ok("Bare") => Kind::Bare,
+    let what = env::var(KIND).expect("what to be");
+    let kind = || match what.as_str() {
+        "Hub" => Kind::Hub,
+        "Bare" => Kind::Bare,
         other => panic!("{other:?}"),
     };
     let ticket = env::var(TICKET).expect("a ticket, or none");
@@ -187,18 +189,20 @@ fn this_program_in_a_role() {
         .expect("a runtime");
     runtime.block_on(async {
         match role.as_str() {
-            "host" => host(kind).await,
-            _ => crowd(kind, &ticket).await,
+            "host" => host(kind()).await,
+            "attacked" => attacked::hub(&what).await,
+            "attacker" => attacked::attacker(&ticket).await,
+            _ => crowd(kind(), &ticket).await,
         }
     });
 }
 
-fn say(answer: &impl Serialize) {
+pub fn say(answer: &impl Serialize) {
     let answer = serde_json::to_string(answer).expect("JSON");
     println!(">{answer}");
 }
 
-async fn requests<R: DeserializeOwned>(mut handle: impl AsyncFnMut(R)) {
+pub async fn requests<R: DeserializeOwned>(mut handle: impl AsyncFnMut(R)) {
     let mut lines = tokio::io::BufReader::new(tokio::io::stdin()).lines();
     while let Ok(Some(line)) = lines.next_line().await {
         handle(serde_json::from_str(&line).expect("a request")).await;
@@ -262,9 +266,18 @@ fn usage(peers: u64) -> Usage {
 }
 
 /// What of this process is in memory.
-fn memory_kib() -> u64 {
+pub fn memory_kib() -> u64 {
+    in_status("VmRSS:")
+}
+
+/// The most of it that ever was.
+pub fn peak_kib() -> u64 {
+    in_status("VmHWM:")
+}
+
+fn in_status(name: &str) -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let line = status.lines().find_map(|line| line.strip_prefix(name));
     let number = line.and_then(|line| line.split_whitespace().next());
     number.and_then(|n| n.parse().ok()).unwrap_or_default()
 }

@@ -44,6 +44,16 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
         self.settle(now);
     }
 
+    /// A frame that came before the keys that open it.
+    pub(super) fn again(&mut self, from: P, message: &Bytes, now: Instant) {
+        if self.left || !self.links.contains_key(&from) {
+            return;
+        }
+        if let Some(Message::Gossip(Gossip::Data(data))) = Message::<P>::decode(message) {
+            self.frame(from, message, data, now);
+        }
+    }
+
     /// A peer sent, or was about to send, more than a message may be.
     pub(crate) fn oversize(&mut self, from: P, now: Instant) {
         self.metrics.refused_oversize.inc();
@@ -107,6 +117,9 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
                 }
                 Err(FrameRefused::UnknownGeneration) => {
                     self.metrics.refused_unknown_generation.inc();
+                    if self.control_token(from, now) {
+                        self.early.keep(from, message, now);
+                    }
                     return;
                 }
             }
@@ -120,7 +133,8 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
         let Some(known) = known else {
             return self.malformed(from, now);
         };
-        if opened.is_some() {
+        let new = opened.is_some();
+        if new {
             self.metrics.frames_received.inc();
             self.note_seen(data.id, now);
             self.heal.heard(now);
@@ -131,6 +145,9 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
             goodbye: false,
         };
         self.feed(topic::InEvent::RecvMessage(from, known), cause, now);
+        if new {
+            self.cached(data.content.len(), now);
+        }
     }
 
     /// A message that runs the broadcast tree. The protocol would take these from anyone.

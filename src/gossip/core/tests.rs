@@ -65,7 +65,11 @@ fn data(content: &[u8], round: u16) -> Bytes {
 
 /// A core with these neighbours.
 fn with_neighbors(peers: &[u32], now: Instant) -> TestCore {
-    let mut core = core(0, now);
+    with_neighbors_and(peers, GossipConfig::default(), now)
+}
+
+fn with_neighbors_and(peers: &[u32], config: GossipConfig, now: Instant) -> TestCore {
+    let mut core = core_with(0, config, now);
     for peer in peers {
         assert!(core.peer_connected(*peer, false, now));
         core.message(*peer, join(), now);
@@ -98,6 +102,79 @@ fn frames_to(outputs: &[Output<u32, Bytes>]) -> BTreeSet<u32> {
 fn delivered(outputs: &[Output<u32, Bytes>]) -> usize {
     let is = |output: &&Output<_, _>| matches!(output, Output::Deliver { .. });
     outputs.iter().filter(is).count()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(40))]
+
+    #[test]
+    fn frames_are_kept_for_grafts_within_the_bytes_there_are_for_them_the_newest_first(
+        frames in prop::collection::vec((any::<bool>(), 1usize..3000, 0u64..300), 1..100),
+        cache_bytes in 1usize..60_000,
+    ) {
+        let mut now = Instant::now();
+        let config = GossipConfig { cache_bytes, ..Default::default() };
+        let mut core = with_neighbors_and(&[1, 2], config.clone(), now);
+        let mut sent: Vec<(Bytes, Instant)> = Vec::new();
+        for (n, (ours, len, ms)) in frames.into_iter().enumerate() {
+            now += Duration::from_millis(ms);
+            core.tick(now);
+            let content = Bytes::from([&(n as u32).to_be_bytes()[..], &vec![7; len]].concat());
+            if ours {
+                core.broadcast(content.clone(), now).unwrap();
+            } else {
+                core.message(1, data(&content, 1), now);
+            }
+            sent.push((content, now));
+        }
+        outputs(&mut core);
+        let mut kept = Vec::new();
+        for (content, came) in &sent {
+            let id = Some(*blake3::hash(content).as_bytes());
+            core.message(2, bytes(&Message::Gossip(Gossip::Graft { id, round: 0 })), now);
+            kept.push((frames_to(&outputs(&mut core)).contains(&2), content.len(), *came));
+        }
+        let held: usize = kept.iter().filter(|kept| kept.0).map(|kept| kept.1).sum();
+        prop_assert!(held <= cache_bytes, "{} of {}", held, cache_bytes);
+        // What is not kept is older than what is; and what has room, and its time, is kept.
+        let first = kept.iter().position(|kept| kept.0).unwrap_or(kept.len());
+        prop_assert!(kept[first..].iter().all(|kept| kept.0));
+        let mut room = cache_bytes / 8 * 7;
+        for (is_kept, len, came) in kept.iter().rev() {
+            let cost = len + 256;
+            if cost > room || *came + config.frame_retention <= now {
+                break;
+            }
+            room -= cost;
+            prop_assert!(is_kept);
+        }
+    }
+}
+
+#[test]
+fn a_frame_that_was_kept_for_less_is_still_known_for_a_repeat() {
+    let now = Instant::now();
+    let config = GossipConfig {
+        cache_bytes: 2000,
+        ..Default::default()
+    };
+    let mut core = with_neighbors_and(&[1, 2], config, now);
+    for n in 0..20u8 {
+        let now = now + Duration::from_millis(n.into());
+        core.message(1, data(&[n; 1000], 1), now);
+    }
+    assert_eq!(delivered(&outputs(&mut core)), 20);
+    assert_eq!(core.metrics.frames_uncached.get(), 19);
+    for n in 0..20u8 {
+        core.message(2, data(&[n; 1000], 1), now);
+    }
+    assert_eq!(delivered(&outputs(&mut core)), 0);
+    assert_eq!(core.metrics.frames_repeated.get(), 20);
+    // The protocol's timer was not set a second time.
+    let gossip = |timer: &&Reverse<Timer<u32>>| matches!(timer.0.timer, topic::Timer::Gossip(_));
+    let pending = core.timers.iter().filter(gossip);
+    let evict = pending.filter(|timer| core.cache.timer().as_ref() == Some(&timer.0.timer));
+    assert_eq!(evict.count(), 1);
 }
 
 #[test]
@@ -742,16 +819,95 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
-proptest! {
-    #[test]
-    fn any_bytes_as_a_message_are_survived(raw in proptest::collection::vec(any::<u8>(), 0..400)) {
-        let now = Instant::now();
-        let mut core = with_neighbors(&[1, 2], now);
-        core.message(1, raw.into(), now);
-        core.tick(now + Duration::from_secs(1));
-    }
+fn real() -> Vec<(&'static str, Vec<u8>)> {
+    let info = |id| PeerInfo {
+        id,
+        data: Some(Bytes::from(vec![1; 20])),
+    };
+    let id = *blake3::hash(b"a frame").as_bytes();
+    let round = 3;
+    let swarm = |swarm| bytes(&Message::Swarm(swarm)).to_vec();
+    let gossip = |gossip| bytes(&Message::Gossip(gossip)).to_vec();
+    let nodes = || List((3..9).map(info).collect());
+    vec![
+        ("join", join().to_vec()),
+        (
+            "forward-join",
+            swarm(Swarm::ForwardJoin {
+                peer: info(3),
+                ttl: 5,
+            }),
+        ),
+        (
+            "shuffle",
+            swarm(Swarm::Shuffle {
+                origin: 3,
+                nodes: nodes(),
+                ttl: 6,
+            }),
+        ),
+        (
+            "shuffle-reply",
+            swarm(Swarm::ShuffleReply { nodes: nodes() }),
+        ),
+        (
+            "neighbor",
+            swarm(Swarm::Neighbor {
+                priority: Priority::High,
+                data: None,
+            }),
+        ),
+        (
+            "disconnect",
+            swarm(Swarm::Disconnect {
+                alive: true,
+                respond: false,
+            }),
+        ),
+        ("frame", data(b"a frame", 2).to_vec()),
+        ("frame-far", data(b"a frame", u16::MAX).to_vec()),
+        ("bad-forged", data(b"Forged", 2).to_vec()),
+        ("bad-stale", data(b"Stale", 2).to_vec()),
+        ("prune", gossip(Gossip::Prune)),
+        (
+            "graft",
+            gossip(Gossip::Graft {
+                id: Some(id),
+                round,
+            }),
+        ),
+        (
+            "ihave",
+            gossip(Gossip::IHave(List(vec![IHave { id, round }; 5]))),
+        ),
+    ]
+}
 
-    #[test]
+crate::fuzz::decoder!(gossip_core, real(), |raw| {
+    let now = Instant::now();
+    let mut core = with_neighbors(&[1, 2], now);
+    core.message(1, Bytes::copy_from_slice(raw), now);
+    core.tick(now + Duration::from_secs(1));
+    let mut links = BTreeSet::from([1, 2]);
+    for output in outputs(&mut core) {
+        match output {
+            Output::Send { peer, message, .. } => {
+                assert!(links.contains(&peer));
+                assert!(message.len() <= core.config.max_message_size());
+            }
+            Output::Close { peer, .. } => assert!(links.remove(&peer)),
+            Output::Deliver { opened, hops, .. } => {
+                assert!(!matches!(opened.first(), Some(b'F' | b'S' | b'U')));
+                assert!(hops < u16::MAX);
+            }
+            _ => {}
+        }
+    }
+    assert!(links.contains(&2), "only the culprit is cut off");
+    assert!(core.active.len() <= core.config.active_view);
+});
+
+crate::fuzz::machine! {
     fn whatever_happens_every_bound_holds(ops in proptest::collection::vec(op(), 1..200)) {
         let mut now = Instant::now();
         let mut core = core(0, now);

@@ -13,6 +13,7 @@ use tracing::{debug, trace};
 use super::{Command, Inbound, Shared, Up};
 use crate::gossip::{
     FrameGate, GossipEvent, addr,
+    auth::Membership,
     conn::{Code, Link},
     core::{Core, MAX_BOOTSTRAP, Output},
     dialled::Dialled,
@@ -168,7 +169,7 @@ impl<G: FrameGate> Actor<G> {
                     debug!("not broadcast: {err:#}");
                 }
             }
-            Command::Gate(run) => run(self.core.gate_mut()),
+            Command::Gate(run) => self.core.with_gate(run, Instant::now()),
         }
     }
 
@@ -199,8 +200,7 @@ impl<G: FrameGate> Actor<G> {
     fn up(&mut self, up: Up, now: Instant) {
         let Up {
             conn,
-            send,
-            recv,
+            proved,
             dialed,
             place,
         } = up;
@@ -235,14 +235,23 @@ impl<G: FrameGate> Actor<G> {
             return Code::Banned.close(&conn);
         }
         trace!(remote = %peer.fmt_short(), dialed, number, "gossip connection up");
+        let member = Membership {
+            conn: conn.clone(),
+            me: self.endpoint.id(),
+            dialed,
+            generation: proved.generation,
+        };
         let link = Link {
             number,
             peer,
             conn,
-            send,
-            recv,
+            send: proved.send,
+            recv: proved.recv,
+            keys: self.shared.keys.clone(),
+            member,
             outbox,
             max_message: config.max_message_size(),
+            message_timeout: config.message_timeout,
             inbound: self.shared.inbound.clone(),
             metrics: self.shared.metrics.clone(),
             place,

@@ -1,4 +1,5 @@
 use bytes::Bytes;
+use proptest::prelude::*;
 
 use super::*;
 use crate::{
@@ -10,7 +11,11 @@ use crate::{
     log::{LogConfig, LogFailed},
     position::Epoch,
     spoke_id::SpokeId,
-    wire::{assembly::Assembly, framing::Deframer, native::MAX_FRAME},
+    wire::{
+        assembly::Assembly,
+        framing::Deframer,
+        native::{GenerationKeys, MAX_FRAME},
+    },
 };
 
 fn event(n: u64) -> Envelope {
@@ -261,4 +266,129 @@ fn a_large_event_of_which_some_parts_are_written_is_begun_anew_where_the_spoke_a
     assert!(parts(&mut desk, &mut mailbox).is_empty());
     desk.unpark(1);
     assert_eq!(parts(&mut desk, &mut mailbox)[0], (1, 0));
+}
+
+#[derive(Clone, Debug)]
+enum Op {
+    Broadcast(u8),
+    Send {
+        overtake: bool,
+    },
+    Want(u64, u64),
+    Park,
+    /// Starts again so many events before the tip.
+    Unpark(u64),
+    Serve(u64),
+    Ack(u64),
+    Topic(bool),
+    /// So many batches are written, and repairs are paid for or not.
+    Write(u8, bool),
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let offset = || prop_oneof![8 => 0..60u64, 1 => any::<u64>()];
+    prop_oneof![
+        6 => (1..9u8).prop_map(Op::Broadcast),
+        2 => any::<bool>().prop_map(|overtake| Op::Send { overtake }),
+        4 => (offset(), offset()).prop_map(|(from, to)| Op::Want(from, to)),
+        2 => Just(Op::Park),
+        2 => (0..30u64).prop_map(Op::Unpark),
+        2 => (0..60u64).prop_map(Op::Serve),
+        1 => any::<u64>().prop_map(Op::Ack),
+        1 => any::<bool>().prop_map(Op::Topic),
+        6 => (1..4u8, any::<bool>()).prop_map(|(n, paid)| Op::Write(n, paid)),
+    ]
+}
+
+fn topic() -> Box<Topic> {
+    Box::new(Topic {
+        topic: [5; 32],
+        keys: GenerationKeys {
+            generation: 0,
+            key: [1; 32],
+            verify_key: [2; 32],
+        },
+        peers: Vec::new(),
+        max_frame_bytes: 1 << 17,
+        members: 1,
+    })
+}
+
+crate::fuzz::machine! {
+    fn the_cursor_passes_over_nothing_whatever_a_spoke_wants(
+        ops in prop::collection::vec(op(), 1..100)
+    ) {
+        let log = SharedLog::new(LogConfig::default().with_max_events(16));
+        let mut mailbox = mailbox();
+        let mut desk = desk(Behind::Skip, 0);
+        let mut cursor = Some(0);
+        let mut wanted: Vec<(u64, u64)> = Vec::new();
+        let mut sent = 0;
+        let rest = [Op::Unpark(0), Op::Write(100, true)];
+        for op in ops.into_iter().chain(rest) {
+            let tip = log.tip();
+            match op {
+                Op::Broadcast(n) => for n in 0..u64::from(n) {
+                    log.append(event(tip + n)).unwrap();
+                },
+                Op::Send { overtake } => {
+                    sent += u64::from(mailbox.push(&event(sent), log.appended(), overtake).is_ok());
+                }
+                Op::Want(from, to) => {
+                    desk.repair(from, to);
+                    wanted.push((from, to));
+                }
+                Op::Park => {
+                    desk.park();
+                    cursor = None;
+                }
+                Op::Unpark(back) => {
+                    let acked = tip.saturating_sub(back);
+                    desk.unpark(acked);
+                    cursor.get_or_insert(acked);
+                }
+                Op::Serve(from) => {
+                    desk.serve_from(from);
+                    cursor = cursor.max(Some(from));
+                }
+                Op::Ack(seq) => desk.acknowledge(seq),
+                Op::Topic(true) => desk.order_topic(TopicOrder::Join(topic())),
+                Op::Topic(false) => desk.order_topic(TopicOrder::Leave),
+                Op::Write(batches, paid) => for _ in 0..batches {
+                    let mut chunks = Vec::new();
+                    let batch = desk.next_batch(&mut mailbox, &log, paid, &mut Vec::new(), &mut chunks);
+                    prop_assert!(batch.is_ok());
+                    let mut deframer = Deframer::new(MAX_FRAME);
+                    deframer.push(Bytes::from(chunks.concat()));
+                    while let Some(frame) = deframer.next().unwrap() {
+                        match ToSpoke::decode(frame).unwrap().unwrap() {
+                            ToSpoke::Event { offset, body, .. } => {
+                                prop_assert_eq!(Some(offset), cursor);
+                                prop_assert_eq!(body, event(offset).body().clone());
+                                cursor = Some(offset + 1);
+                            }
+                            ToSpoke::Repair { offset, body, .. } => {
+                                prop_assert!(wanted.iter().any(|(from, to)| (*from..*to).contains(&offset))
+                                    || wanted.len() > 1, "{} was not wanted", offset);
+                                prop_assert_eq!(body, event(offset).body().clone());
+                            }
+                            ToSpoke::Missed { from, to } => {
+                                prop_assert!(from < to && to <= log.head(), "the log has it");
+                                if cursor == Some(from) && desk.cursor >= Some(to) {
+                                    cursor = Some(to);
+                                }
+                            }
+                            ToSpoke::Targeted { after, .. } => {
+                                prop_assert!(cursor.is_none_or(|cursor| after.offset <= cursor));
+                            }
+                            _ => {}
+                        }
+                    }
+                },
+            }
+            prop_assert_eq!(desk.cursor, cursor);
+            prop_assert!(desk.repairs.len() <= MAX_REPAIRS);
+        }
+        prop_assert!(cursor >= Some(log.tip()), "it gets to the end");
+    }
 }

@@ -237,8 +237,7 @@ fn one_spoke_cannot_make_the_hub_forget_what_many_want() {
     assert!(answers.contains(&again(1_000_000, 1_000_001)));
 }
 
-proptest! {
-    #[test]
+crate::fuzz::machine! {
     fn memory_is_bounded_and_nothing_is_answered_to_who_did_not_want_it(
         wants in prop::collection::vec((0u32..50, 0u64..1500, 1u64..80, 0u32..30), 1..300),
         members in 1usize..5000,

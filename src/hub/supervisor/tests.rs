@@ -598,8 +598,7 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
-proptest! {
-    #[test]
+crate::fuzz::machine! {
     fn whatever_happens_a_living_topic_is_not_given_up_and_memory_is_bounded(
         n in 1usize..40, ops in prop::collection::vec(op(), 1..60)
     ) {

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 /// What a copy of a file does not share with it. Moving a file within its file system keeps all of it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(Default))]
 pub(super) struct Identity {
     device: u64,
     /// Numbers are given out again when a file is removed, so they alone prove nothing.

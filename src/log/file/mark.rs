@@ -167,11 +167,27 @@ mod tests {
             changed[at.index(bytes.len())] ^= 1 << bit;
             prop_assert_eq!(read(&changed), None);
         }
-
-        #[test]
-        fn any_bytes_are_read(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
-            let _ = read(&bytes);
-            let _ = read(&[MAGIC, &bytes[..]].concat());
-        }
     }
+    /// The same in each run, of a file that is not there.
+    fn real() -> Vec<(&'static str, Vec<u8>)> {
+        let reached = Reached {
+            identity: Identity::default(),
+            epoch: Epoch::from_u64(5),
+            tip: 300,
+        };
+        let mark = write(&reached).unwrap();
+        let longer = [&mark[..], b"left over"].concat();
+        vec![("mark", mark), ("longer", longer)]
+    }
+
+    crate::fuzz::decoder!(log_mark, real(), |bytes| {
+        if let Some(reached) = read(bytes) {
+            assert_eq!(read(&write(&reached).unwrap()), Some(reached));
+        }
+        // As if it had been damaged before it was summed up.
+        let sum = check(bytes);
+        if let Ok(len) = u8::try_from(bytes.len()) {
+            let _ = read(&[&MAGIC[..], &sum, &[len], bytes].concat());
+        }
+    });
 }

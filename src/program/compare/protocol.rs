@@ -115,4 +115,36 @@ mod tests {
             failed
         );
     }
+    fn real() -> Vec<(&'static str, Vec<u8>)> {
+        let start = HubCommand::Start {
+            strategy: Strategy::Auto,
+            input: Input::Lines {
+                path: "a\nb".into(),
+                limit: 3,
+            },
+        };
+        let connect = SpokesCommand::Connect {
+            ticket: "endpoint".to_owned(),
+            spokes: 3,
+        };
+        let outcome: Answer<SpokesReply> = Ok(SpokesReply::Outcome(Outcome::default()));
+        vec![
+            ("start", serde_json::to_vec(&start).unwrap()),
+            ("connect", serde_json::to_vec(&connect).unwrap()),
+            ("outcome", serde_json::to_vec(&outcome).unwrap()),
+        ]
+    }
+
+    crate::fuzz::decoder!(compare_line, real(), |bytes| {
+        if let Ok(command) = serde_json::from_slice::<HubCommand>(bytes) {
+            let again = serde_json::to_vec(&command).unwrap();
+            assert_eq!(
+                serde_json::from_slice::<HubCommand>(&again).unwrap(),
+                command
+            );
+        }
+        let _ = serde_json::from_slice::<SpokesCommand>(bytes);
+        let _ = serde_json::from_slice::<Answer<HubReply>>(bytes);
+        let _ = serde_json::from_slice::<Answer<SpokesReply>>(bytes);
+    });
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use iroh_hub::sim::{Partition, Restart, Stall};
+use iroh_hub::sim::{Partition, Restart, Revocation, Stall};
 
 /// `0.05` or `5%`.
 pub(super) fn share(text: &str) -> Result<f64, String> {
@@ -62,6 +62,14 @@ pub(super) fn restart(text: &str) -> Result<Restart, String> {
     })
 }
 
+pub(super) fn revocation(text: &str) -> Result<Revocation, String> {
+    let [at, spokes] = parts(text).ok_or("give AT:SPOKES, for example 5:1")?;
+    Ok(Revocation {
+        at: seconds(at)?,
+        spokes: spokes.parse().map_err(|_| "how many spokes?".to_owned())?,
+    })
+}
+
 fn parts<const N: usize>(text: &str) -> Option<[&str; N]> {
     text.split(':').collect::<Vec<_>>().try_into().ok()
 }
@@ -88,6 +96,9 @@ mod tests {
             (1, 2, 3)
         );
         assert!(restart("1:2:durable").unwrap().durable && !restart("1:2").unwrap().durable);
+        let revoked = revocation("2.5:3").unwrap();
+        assert_eq!((revoked.at.as_millis(), revoked.spokes), (2500, 3));
+        assert!(revocation("2").is_err() && revocation("2:x").is_err());
         for bad in ["", "5", "1:2:3:4", "-1:2:3", "1:x:3", "nan:1:1"] {
             assert!(
                 partition(bad).is_err() && stall(bad).is_err() && restart(bad).is_err(),

@@ -118,6 +118,19 @@ pub(super) fn table(report: &Report) -> String {
             report.topics, report.topics_failed, report.topics_rejoined, report.served_around
         ),
     );
+    if let Some(share) = report.rekeyed_within_1s {
+        line(
+            "revoked",
+            format!(
+                "{}   could open {} frames dispatched afterwards, {} messages reached them   {:.1}% of the others had \
+                 the new keys within 1 s",
+                report.revoked,
+                report.read_after_revoked,
+                report.messages_to_revoked,
+                100.0 * share
+            ),
+        );
+    }
     let hops = report.last_hop;
     line(
         "last hop",

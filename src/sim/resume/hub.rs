@@ -412,6 +412,7 @@ impl Hub {
                 }
                 Ok(())
             }
+            ToHub::Rekeyed { .. } => misbehaved("says it has keys that nobody asked about"),
             ToHub::Missed { .. } | ToHub::Refused { .. } => {
                 misbehaved("gave something up, though it has room")
             }

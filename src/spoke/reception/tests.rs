@@ -1059,10 +1059,9 @@ fn start() -> impl Strategy<Value = Start> {
     ]
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(512))]
+crate::fuzz::machine! {
+    #![cases(512)]
 
-    #[test]
     fn every_loss_is_told_and_no_recovery_is_claimed_falsely(
         start in start(),
         ops in prop::collection::vec(op(), 1..120),

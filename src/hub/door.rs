@@ -1,0 +1,240 @@
+//! Which handshakes are begun: sans-IO.
+//!
+//! A handshake costs some thousand times what its first packet costs the sender, and nobody has said yet who they are. So each
+//! remote address has a rate, all of them together a number in flight, and when there are many, an address that has not shown
+//! that it can be answered is asked to (QUIC Retry), which keeps nothing here. Whoever is over a limit gets no answer: an
+//! honest client asks again by itself after a second, then two, and finds the door open.
+//!
+//! Not for: whom the hub lets in. Who it is turns out in the handshake.
+
+use std::{
+    collections::HashMap,
+    hash::{BuildHasher, RandomState},
+    net::{IpAddr, Ipv6Addr},
+    time::Duration,
+};
+
+use iroh::endpoint::IncomingAddr;
+use tokio::time::Instant;
+
+use crate::gossip::Bucket;
+
+/// How many addresses are watched at most. One that has been quiet for two seconds is as good as one that never came.
+const ADDRS: usize = 4096;
+/// An address may begin as many handshakes at once as in so many seconds.
+const AT_ONCE_S: u32 = 2;
+/// How often the addresses are gone through for some to forget, at most.
+const SWEEP: Duration = Duration::from_millis(100);
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct DoorLimits {
+    /// The most handshakes in flight.
+    pub(crate) in_flight: usize,
+    /// With so many in flight, addresses have to be validated.
+    pub(crate) validate_above: usize,
+    /// How many handshakes one address may begin a second.
+    pub(crate) of_addr_per_s: u32,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Verdict {
+    /// Begin the handshake.
+    Begin,
+    /// Ask for proof that the address is its sender's.
+    Retry,
+    /// No answer: the address began too many.
+    OverRate,
+    /// No answer: too many are in flight.
+    Crowded,
+}
+
+/// See the [module](self).
+#[derive(Debug)]
+pub(crate) struct Door {
+    limits: DoorLimits,
+    hasher: RandomState,
+    addrs: HashMap<u64, Bucket>,
+    /// For all addresses that there is no room to watch.
+    others: Bucket,
+    swept: Instant,
+}
+
+impl Door {
+    pub(crate) fn new(limits: DoorLimits, now: Instant) -> Self {
+        Self {
+            limits,
+            hasher: RandomState::new(),
+            addrs: HashMap::new(),
+            others: bucket(&limits, now),
+            swept: now,
+        }
+    }
+
+    /// Somebody at this address wants to begin a handshake, while so many are in flight.
+    pub(crate) fn knock(
+        &mut self,
+        now: Instant,
+        from: &IncomingAddr,
+        validated: bool,
+        in_flight: usize,
+    ) -> Verdict {
+        if in_flight >= self.limits.in_flight {
+            return Verdict::Crowded;
+        }
+        // Who invents addresses never gets beyond this, so the second half of the places is for those that exist.
+        let many = in_flight >= self.limits.validate_above || self.addrs.len() >= ADDRS / 2;
+        if many && !validated {
+            return Verdict::Retry;
+        }
+        let key = self.key(from);
+        if self.addrs.len() >= ADDRS && !self.addrs.contains_key(&key) {
+            self.sweep(now);
+        }
+        let bucket = if self.addrs.len() >= ADDRS && !self.addrs.contains_key(&key) {
+            &mut self.others
+        } else {
+            let limits = &self.limits;
+            self.addrs.entry(key).or_insert_with(|| bucket(limits, now))
+        };
+        if bucket.take(1, now) {
+            Verdict::Begin
+        } else {
+            Verdict::OverRate
+        }
+    }
+
+    /// Whose handshakes are counted together.
+    fn key(&self, from: &IncomingAddr) -> u64 {
+        match from {
+            IncomingAddr::Ip(addr) => self.hasher.hash_one((0, network(addr.ip()))),
+            // A relay vouches for the id, so that is who it is.
+            IncomingAddr::Relay { endpoint_id, .. } => self.hasher.hash_one((1, endpoint_id)),
+            IncomingAddr::Custom(addr) => self.hasher.hash_one((2, addr)),
+            _ => self.hasher.hash_one(3),
+        }
+    }
+
+    /// Forgets the addresses that have been quiet.
+    fn sweep(&mut self, now: Instant) {
+        if now.saturating_duration_since(self.swept) < SWEEP {
+            return;
+        }
+        self.swept = now;
+        self.addrs.retain(|_, bucket| !bucket.is_full(now));
+    }
+}
+
+fn bucket(limits: &DoorLimits, now: Instant) -> Bucket {
+    let rate = limits.of_addr_per_s;
+    Bucket::new(rate, rate.saturating_mul(AT_ONCE_S), now)
+}
+
+/// A household has a /64 of IPv6 to itself, and may use any address in it.
+fn network(ip: IpAddr) -> IpAddr {
+    match ip.to_canonical() {
+        IpAddr::V4(ip) => ip.into(),
+        IpAddr::V6(ip) => Ipv6Addr::from_bits(ip.to_bits() >> 64 << 64).into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, SocketAddr};
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const LIMITS: DoorLimits = DoorLimits {
+        in_flight: 100,
+        validate_above: 50,
+        of_addr_per_s: 10,
+    };
+
+    fn ip(ip: impl Into<IpAddr>) -> IncomingAddr {
+        IncomingAddr::Ip(SocketAddr::new(ip.into(), 7))
+    }
+
+    fn v4(n: u32) -> IncomingAddr {
+        ip(Ipv4Addr::from_bits(n))
+    }
+
+    #[test]
+    fn an_address_has_a_rate_and_the_others_do_not_notice() {
+        let mut now = Instant::now();
+        let mut door = Door::new(LIMITS, now);
+        let mut begun = |now, addr: &IncomingAddr| {
+            let knocks = (0..50).map(|_| door.knock(now, addr, false, 0));
+            knocks.filter(|verdict| *verdict == Verdict::Begin).count()
+        };
+        assert_eq!(begun(now, &v4(1)), 20);
+        assert_eq!(begun(now, &v4(2)), 20);
+        now += Duration::from_secs(1);
+        assert_eq!(begun(now, &v4(1)), 10);
+        now += Duration::from_secs(60);
+        assert_eq!(begun(now, &v4(1)), 20);
+    }
+
+    #[test]
+    fn all_addresses_of_a_household_count_as_one() {
+        let now = Instant::now();
+        let mut door = Door::new(LIMITS, now);
+        let home = "2001:db8:1:2::".parse::<Ipv6Addr>().unwrap().to_bits();
+        for n in 0..20 {
+            let addr = ip(Ipv6Addr::from_bits(home + n * 977));
+            assert_eq!(door.knock(now, &addr, false, 0), Verdict::Begin);
+        }
+        let next = ip(Ipv6Addr::from_bits(home + 7));
+        assert_eq!(door.knock(now, &next, false, 0), Verdict::OverRate);
+        let other = ip(Ipv6Addr::from_bits(home + (1 << 64)));
+        assert_eq!(door.knock(now, &other, false, 0), Verdict::Begin);
+        // An IPv4 address is the same however it is written.
+        for n in 0..20 {
+            assert_eq!(door.knock(now, &v4(n / 20 + 9), false, 0), Verdict::Begin);
+        }
+        let mapped = ip(Ipv4Addr::from_bits(9).to_ipv6_mapped());
+        assert_eq!(door.knock(now, &mapped, false, 0), Verdict::OverRate);
+    }
+
+    #[test]
+    fn with_many_in_flight_addresses_are_validated_and_with_too_many_none_begins() {
+        let now = Instant::now();
+        let mut door = Door::new(LIMITS, now);
+        let mut knock = |validated, in_flight| door.knock(now, &v4(1), validated, in_flight);
+        assert_eq!(knock(false, 49), Verdict::Begin);
+        assert_eq!(knock(false, 50), Verdict::Retry);
+        assert_eq!(knock(true, 99), Verdict::Begin);
+        assert_eq!(knock(true, 100), Verdict::Crowded);
+    }
+
+    #[test]
+    fn invented_addresses_fill_half_of_the_places_at_most() {
+        let now = Instant::now();
+        let mut door = Door::new(LIMITS, now);
+        for n in 0..100_000 {
+            door.knock(now, &v4(n), false, 0);
+        }
+        assert_eq!(door.addrs.len(), ADDRS / 2);
+        assert_eq!(door.knock(now, &v4(1 << 30), false, 0), Verdict::Retry);
+        assert_eq!(door.knock(now, &v4(1 << 30), true, 0), Verdict::Begin);
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_the_addresses_the_table_is_bounded_and_what_is_begun_too(
+            seconds in 1u32..5, addrs in 1u32..20_000, knocks in 1u32..30_000
+        ) {
+            let begin = Instant::now();
+            let mut door = Door::new(LIMITS, begin);
+            let mut begun = 0;
+            for n in 0..knocks {
+                let at = f64::from(seconds) * f64::from(n) / f64::from(knocks);
+                let now = begin + Duration::from_secs_f64(at);
+                begun += u32::from(door.knock(now, &v4(n % addrs), true, 0) == Verdict::Begin);
+                prop_assert!(door.addrs.len() <= ADDRS);
+            }
+            let watched = addrs.min(ADDRS as u32 * (seconds * 10 + 1)) + 1;
+            prop_assert!(begun <= watched.saturating_mul(LIMITS.of_addr_per_s * (seconds + AT_ONCE_S)));
+        }
+    }
+}

@@ -1,0 +1,170 @@
+//! Where connections come in, for a hub that has its endpoint to itself: handshakes, each on a task with a time limit.
+//!
+//! A hub on somebody else's router has [`filter`] instead, which decides by the same [`Door`].
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use iroh::{
+    Endpoint,
+    endpoint::{Accepting, Incoming},
+    protocol::{IncomingFilter, IncomingFilterOutcome},
+};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::{Duration, Instant, timeout},
+};
+use tracing::debug;
+
+use super::{
+    Inner,
+    config::HubLimits,
+    door::{Door, DoorLimits, Verdict},
+};
+use crate::{
+    endpoint::hub_transport_config, gossip::GOSSIP_ALPN, metrics::ConnectionMetrics,
+    protocol::Protocol,
+};
+
+fn door(limits: &HubLimits) -> Door {
+    let limits = DoorLimits {
+        in_flight: limits.max_handshakes,
+        validate_above: limits.validate_above,
+        of_addr_per_s: limits.handshakes_of_addr_per_s,
+    };
+    Door::new(limits, Instant::now())
+}
+
+/// Asks the door, and counts what it says.
+fn knock(
+    door: &mut Door,
+    incoming: &Incoming,
+    in_flight: usize,
+    metrics: &ConnectionMetrics,
+) -> Verdict {
+    let validated = incoming.remote_addr_validated();
+    let now = Instant::now();
+    let verdict = door.knock(now, &incoming.remote_addr(), validated, in_flight);
+    match verdict {
+        Verdict::Begin => metrics.handshakes_begun.inc(),
+        Verdict::Retry => metrics.handshakes_retried.inc(),
+        Verdict::OverRate => metrics.handshakes_over_rate.inc(),
+        Verdict::Crowded => metrics.handshakes_crowded.inc(),
+    };
+    verdict
+}
+
+/// Takes connections until the hub ends.
+pub(super) async fn run(hub: Arc<Inner>, endpoint: Endpoint) {
+    let alpns = [
+        Protocol::Native.alpn(),
+        Protocol::Compat.alpn(),
+        GOSSIP_ALPN,
+    ]
+    .map(<[u8]>::to_vec)
+    .to_vec();
+    endpoint.set_alpns(alpns.clone());
+    let limits = &hub.config.limits;
+    let config = endpoint
+        .create_server_config_builder(alpns)
+        .set_transport_config(hub_transport_config(limits))
+        .build();
+    let config = Arc::new(config);
+    let mut door = door(limits);
+    let most = limits.max_handshakes;
+    let places = Arc::new(Semaphore::new(most));
+    loop {
+        let incoming = tokio::select! {
+            incoming = endpoint.accept() => incoming,
+            () = hub.cancel.cancelled() => return,
+        };
+        let Some(incoming) = incoming else { return };
+        let in_flight = most.saturating_sub(places.available_permits());
+        let metrics = &hub.metrics.connections;
+        let place = match knock(&mut door, &incoming, in_flight, metrics) {
+            Verdict::Begin => places.clone().try_acquire_owned(),
+            Verdict::Retry => {
+                if let Err(error) = incoming.retry() {
+                    error.into_incoming().ignore();
+                }
+                continue;
+            }
+            Verdict::OverRate | Verdict::Crowded => {
+                incoming.ignore();
+                continue;
+            }
+        };
+        let Ok(place) = place else {
+            incoming.ignore();
+            continue;
+        };
+        match incoming.accept_with(config.clone()) {
+            Ok(accepting) => {
+                hub.tasks.spawn(handshake(hub.clone(), accepting, place));
+            }
+            Err(error) => {
+                metrics.handshakes_failed.inc();
+                debug!("a connection could not be accepted: {error:#}");
+            }
+        }
+    }
+}
+
+/// Sees a handshake through. The place is given back when it has ended, either way.
+async fn handshake(hub: Arc<Inner>, accepting: Accepting, place: OwnedSemaphorePermit) {
+    let metrics = &hub.metrics.connections;
+    metrics.handshakes.inc();
+    let done = tokio::select! {
+        done = timeout(hub.config.limits.handshake_timeout, accepting) => Some(done),
+        () = hub.cancel.cancelled() => None,
+    };
+    metrics.handshakes.dec();
+    drop(place);
+    match done {
+        Some(Ok(Ok(connection))) => hub.take(connection),
+        Some(Ok(Err(error))) => {
+            metrics.handshakes_failed.inc();
+            debug!("a handshake failed: {error:#}");
+        }
+        Some(Err(_)) => {
+            metrics.handshakes_failed.inc();
+            debug!("a handshake took too long");
+        }
+        None => {}
+    }
+}
+
+/// For so long a handshake is taken to be in flight that nothing is heard of again.
+const IN_FLIGHT: Duration = Duration::from_secs(1);
+
+/// The handshakes that were begun of late.
+struct Begun {
+    door: Door,
+    at: VecDeque<Instant>,
+}
+
+/// See [`Hub::incoming_filter`](super::Hub::incoming_filter).
+pub(super) fn filter(limits: &HubLimits, metrics: Arc<ConnectionMetrics>) -> IncomingFilter {
+    let begun = Mutex::new(Begun {
+        door: door(limits),
+        at: VecDeque::new(),
+    });
+    Arc::new(move |incoming: &Incoming| {
+        let mut begun = begun.lock().unwrap_or_else(PoisonError::into_inner);
+        let begun = &mut *begun;
+        let now = Instant::now();
+        while begun.at.front().is_some_and(|at| *at + IN_FLIGHT <= now) {
+            begun.at.pop_front();
+        }
+        match knock(&mut begun.door, incoming, begun.at.len(), &metrics) {
+            Verdict::Begin => {
+                begun.at.push_back(now);
+                IncomingFilterOutcome::Accept
+            }
+            Verdict::Retry => IncomingFilterOutcome::Retry,
+            Verdict::OverRate | Verdict::Crowded => IncomingFilterOutcome::Ignore,
+        }
+    })
+}

@@ -1,0 +1,186 @@
+//! What spokes have sent and nobody has taken yet, in bytes: events of which a part has come, and those that wait for a
+//! listener with no room.
+//!
+//! Whoever reads from a spoke reserves the bytes first and waits while there are none, so the spoke waits too. One endpoint
+//! has its part of it, and a second hostile one cannot have that.
+//!
+//! Not for: the rate at which a spoke may speak, or in what order events are heard.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError, Weak},
+};
+
+use iroh::EndpointId;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// Permits are for so many bytes: there may be more bytes than permits can be asked for.
+const UNIT: usize = 256;
+
+/// How many endpoints are remembered that have nothing reserved, beside as many as have.
+const SPARE: usize = 64;
+
+#[derive(Debug)]
+pub(crate) struct Intake {
+    all: Bound,
+    of_one: usize,
+    endpoints: Mutex<Endpoints>,
+}
+
+/// The bounds of the endpoints that read or have something reserved, and of some that do no more.
+#[derive(Debug, Default)]
+struct Endpoints {
+    bounds: HashMap<EndpointId, Weak<Semaphore>>,
+    /// How many are kept until those that are of no use are looked for.
+    most: usize,
+}
+
+#[derive(Clone, Debug)]
+struct Bound {
+    places: Arc<Semaphore>,
+    units: u32,
+}
+
+impl Bound {
+    fn new(bytes: usize) -> Self {
+        let units = units(bytes).max(1);
+        Self {
+            places: Arc::new(Semaphore::new(units as usize)),
+            units,
+        }
+    }
+
+    /// What is larger than all there is takes all there is.
+    async fn reserve(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
+        let units = units(bytes).min(self.units);
+        self.places.clone().acquire_many_owned(units).await.ok()
+    }
+
+    fn has_room(&self, bytes: usize) -> bool {
+        self.places.available_permits() >= units(bytes).min(self.units) as usize
+    }
+}
+
+fn units(bytes: usize) -> u32 {
+    u32::try_from(bytes.div_ceil(UNIT)).unwrap_or(u32::MAX)
+}
+
+/// Bytes that are reserved; given back when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Reserved {
+    _of_one: Option<OwnedSemaphorePermit>,
+    _of_all: Option<OwnedSemaphorePermit>,
+}
+
+/// Reserves for one stream.
+#[derive(Debug)]
+pub(crate) struct Customer {
+    own: Bound,
+    all: Bound,
+}
+
+impl Intake {
+    pub(crate) fn new(bytes: usize, of_one: usize) -> Self {
+        Self {
+            all: Bound::new(bytes),
+            of_one,
+            endpoints: Mutex::default(),
+        }
+    }
+
+    /// Somebody reads from a stream of this endpoint.
+    pub(crate) fn customer(&self, endpoint: EndpointId) -> Customer {
+        let mut endpoints = self
+            .endpoints
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let endpoints = &mut *endpoints;
+        let mut own = Bound::new(self.of_one);
+        let known = endpoints.bounds.get(&endpoint).and_then(Weak::upgrade);
+        if let Some(places) = known {
+            own.places = places;
+        } else {
+            if endpoints.bounds.len() >= endpoints.most {
+                endpoints.bounds.retain(|_, bound| bound.strong_count() > 0);
+                endpoints.most = 2 * endpoints.bounds.len() + SPARE;
+            }
+            let bound = Arc::downgrade(&own.places);
+            endpoints.bounds.insert(endpoint, bound);
+        }
+        let all = self.all.clone();
+        Customer { own, all }
+    }
+}
+
+impl Customer {
+    /// Whether [`reserve`](Self::reserve) would return at once.
+    pub(crate) fn has_room(&self, bytes: usize) -> bool {
+        let bytes = bytes.min(self.own.units as usize * UNIT);
+        self.own.has_room(bytes) && self.all.has_room(bytes)
+    }
+
+    /// Waits until there is room for so many bytes. Cancel safe.
+    pub(crate) async fn reserve(&self, bytes: usize) -> Reserved {
+        let bytes = bytes.min(self.own.units as usize * UNIT);
+        // In this order: who waits for its own part holds nothing of what is everyone's.
+        let of_one = self.own.reserve(bytes).await;
+        let of_all = self.all.reserve(bytes).await;
+        Reserved {
+            _of_one: of_one,
+            _of_all: of_all,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use n0_future::future::poll_once;
+    use tokio::task::unconstrained;
+
+    use super::*;
+
+    fn id(n: u8) -> EndpointId {
+        iroh::SecretKey::from_bytes(&[n; 32]).public()
+    }
+
+    async fn now(customer: &Customer, bytes: usize) -> Option<Reserved> {
+        let reserved = poll_once(unconstrained(customer.reserve(bytes))).await;
+        assert!(reserved.is_some() || !customer.has_room(bytes));
+        reserved
+    }
+
+    #[tokio::test]
+    async fn one_endpoint_has_its_part_and_all_together_what_there_is() {
+        let intake = Intake::new(4096, 2048);
+        let (one, again, other) = (
+            intake.customer(id(1)),
+            intake.customer(id(1)),
+            intake.customer(id(2)),
+        );
+        let first = now(&one, 1024).await.expect("room");
+        let _second = now(&again, 1024).await.expect("room");
+        assert!(now(&one, 1).await.is_none() && now(&again, 1).await.is_none());
+        // What is larger than its part takes all of it.
+        let large = now(&other, 1 << 30).await.expect("room");
+        let third = intake.customer(id(3));
+        assert!(now(&third, 1).await.is_none());
+        drop(first);
+        assert!(now(&third, 1024).await.is_some());
+        drop(large);
+        let _third = now(&third, 2048).await.expect("room");
+        assert!(now(&other, 2048).await.is_none());
+    }
+
+    #[tokio::test]
+    async fn what_is_reserved_counts_though_its_stream_has_ended_and_is_forgotten_when_it_is_not() {
+        let intake = Intake::new(1 << 20, 1024);
+        let reserved = now(&intake.customer(id(0)), 1024).await.expect("room");
+        assert!(now(&intake.customer(id(0)), 1).await.is_none());
+        drop(reserved);
+        for n in 0..200 {
+            assert!(now(&intake.customer(id(n)), 1024).await.is_some());
+        }
+        let endpoints = intake.endpoints.lock().unwrap();
+        assert!(endpoints.bounds.len() <= SPARE + 1);
+    }
+}

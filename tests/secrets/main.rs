@@ -239,7 +239,7 @@ async fn a_hub_shows_no_secret_in_logs_debug_errors_or_metrics() {
     said.error(&refused.expect_err("it is denied"));
     let too_large = spokes[0].send(large(20 << 20)).await;
     said.error(&too_large.expect_err("it is too large"));
-    let unproven = RawPeer::connect_from(bind().await, &hub, GOSSIP).await;
+    let unproven = RawPeer::connect_from(member.stream.endpoint.clone(), &hub, GOSSIP).await;
     let mut unproven = unproven.open().await;
     unproven.write([1; 200]).await;
     for bytes in [frame([0xff; 40]), frame([0; 40]), frame([2; 3])] {

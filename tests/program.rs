@@ -25,7 +25,7 @@ fn payloads(lines: &[Value]) -> Vec<&str> {
 async fn every_spoke_prints_every_line_of_stdin_in_order_once() {
     let mut hub = Hub::start(&["--fan-out", "gossip", "--wait-for", "3", "--exit-on-eof"]).await;
     let spokes = [
-        hub.spoke(&["--no-gossip"]),
+        hub.spoke(&["--gossip=off"]),
         hub.spoke(&[]),
         hub.spoke(&["--compat"]),
     ];
@@ -116,6 +116,14 @@ async fn what_is_no_ticket_is_a_mistake_of_the_command_line() {
         let spoke = Program::start(["spoke", ticket, "--local"]).end().await;
         spoke.assert_fails_with(2, "ticket");
     }
+}
+
+#[tokio::test]
+async fn relays_only_on_this_machine_only_is_a_mistake_of_the_command_line() {
+    let key = iroh::SecretKey::from_bytes(&[7; 32]).public();
+    let ticket = iroh_tickets::endpoint::EndpointTicket::new(key.into()).to_string();
+    let spoke = Program::start(["spoke", &ticket, "--local", "--gossip", "relay-only"]);
+    spoke.end().await.assert_fails_with(2, "relay");
 }
 
 #[tokio::test]
@@ -441,7 +449,7 @@ mod signals {
         for signal in [Signal::INT, Signal::TERM] {
             let mut hub = Hub::start(&["--wait-for", "3"]).await;
             let mut spokes = [
-                hub.spoke(&["--no-gossip"]),
+                hub.spoke(&["--gossip=off"]),
                 hub.spoke(&[]),
                 hub.spoke(&["--compat"]),
             ];
@@ -473,7 +481,7 @@ mod signals {
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn a_spoke_that_takes_nothing_is_named_when_the_hub_ends() {
-        for args in [&["--no-gossip", "--no-reconnect"][..], &["--compat"]] {
+        for args in [&["--gossip=off", "--no-reconnect"][..], &["--compat"]] {
             let mut hub =
                 Hub::start(&["--wait-for", "2", "--exit-on-eof", "--drain-timeout", "2"]).await;
             let mut stuck = hub.spoke(args);
@@ -515,7 +523,7 @@ mod signals {
     async fn events_for_one_spoke_that_it_may_not_have_got_are_named_when_the_hub_ends() {
         let args = ["--input", "json", "--exit-on-eof", "--drain-timeout", "2"];
         let mut hub = Hub::start(&args).await;
-        let mut stuck = hub.spoke(&["--no-gossip", "--no-reconnect"]);
+        let mut stuck = hub.spoke(&["--gossip=off", "--no-reconnect"]);
         let _stdin = stuck.write("here\n").await.expect("written");
         let here = hub.program.next_json().await;
         let to = here["from"].as_str().expect("an id");

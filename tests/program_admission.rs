@@ -65,6 +65,55 @@ fn was_refused(ended: &Ended) {
     assert!(ended.lines.is_empty(), "{:?}", ended.lines);
 }
 
+/// The spoke had been let in, and is told why it is no longer.
+fn was_cut_off(ended: &Ended) {
+    ended.assert_fails_with(3, "the hub refused this spoke: ");
+    // What it printed is whole.
+    ended.json();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_spoke_comes_in_and_is_cut_off_as_the_file_says_while_the_hub_runs() {
+    let files = Files::new();
+    let (stays, comes) = (files.make_key("a").await, files.make_key("b").await);
+    files.replace("allowed", &format!("{stays}\n"));
+    let mut hub = Hub::start(&["--allow-file", &files.text("allowed")]).await;
+    let mut staying = files.spoke(&hub, "a");
+    is_served(&mut hub, &mut staying).await;
+    was_refused(&files.spoke(&hub, "b").end().await);
+
+    files.replace("allowed", &format!("{stays}\n{comes} # new\n"));
+    hub.program.said("let in from now on: 1; cut off: 0").await;
+    let mut coming = files.spoke(&hub, "b");
+    is_served(&mut hub, &mut coming).await;
+    assert_eq!(staying.next_json().await["payload"], "there");
+
+    files.replace("allowed", &format!("{stays}\n# {comes}\n"));
+    hub.program.said("let in from now on: 0; cut off: 1").await;
+    was_cut_off(&coming.end().await);
+    was_refused(&files.spoke(&hub, "b").end().await);
+    is_served(&mut hub, &mut staying).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_spoke_that_comes_onto_the_deny_list_is_cut_off_and_may_come_back_when_it_is_off_it() {
+    let files = Files::new();
+    let id = files.make_key("a").await;
+    files.replace("denied", "# nobody\n");
+    let args = ["--deny", NOBODY, "--deny-file", &files.text("denied")];
+    let mut hub = Hub::start(&args).await;
+    let mut spoke = files.spoke(&hub, "a");
+    is_served(&mut hub, &mut spoke).await;
+    files.replace("denied", &format!("{id}\n"));
+    hub.program.said("let in from now on: 0; cut off: 1").await;
+    was_cut_off(&spoke.end().await);
+    was_refused(&files.spoke(&hub, "a").end().await);
+    files.replace("denied", "# nobody\n");
+    hub.program.said("let in from now on: 1; cut off: 0").await;
+    let mut spoke = files.spoke(&hub, "a");
+    is_served(&mut hub, &mut spoke).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn while_the_file_is_of_no_use_nobody_is_let_in_or_cut_off_and_the_fault_is_named() {
     let files = Files::new();

@@ -7,7 +7,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use bytes::Bytes;
-use iroh::{EndpointAddr, EndpointId, TransportAddr};
+use iroh::{EndpointAddr, EndpointId, RelayUrl, TransportAddr};
 
 use super::core::MAX_PEER_DATA;
 
@@ -58,23 +58,24 @@ pub(super) fn decode(peer: EndpointId, data: &[u8], own: &EndpointAddr) -> Endpo
     }
 }
 
+/// What of the addresses that the hub told a spoke for another one may be dialled.
+///
+/// As for those that peers tell, but that a relay with a name in public may be gone to though we are on none:
+/// when the hub tells them, our own relay may not have been found yet.
+pub(crate) fn told_by_hub(addr: EndpointAddr, own: &EndpointAddr) -> EndpointAddr {
+    let allowed = addr.addrs.into_iter().filter(|addr| match addr {
+        TransportAddr::Relay(url) => is_ours(url, own) || is_public(url),
+        other => may_dial(other, own),
+    });
+    EndpointAddr::from_parts(addr.id, allowed.take(MAX_ADDRS))
+}
+
 fn may_dial(addr: &TransportAddr, own: &EndpointAddr) -> bool {
     match addr {
         TransportAddr::Ip(addr) => may_dial_ip(*addr, own),
+        // Only a node that is on a relay anyway goes to others'.
         TransportAddr::Relay(url) => {
-            if own.relay_urls().any(|ours| ours == url) {
-                return true;
-            }
-            // Only a node that is on a relay anyway goes to others', and only to such as have a name in public.
-            let named = url.scheme() == "https"
-                && url.domain().is_some_and(|domain| {
-                    let domain = domain.trim_end_matches('.');
-                    domain.contains('.')
-                        && !domain.ends_with(".local")
-                        && !domain.ends_with(".localhost")
-                        && !domain.ends_with(".internal")
-                });
-            named && own.relay_urls().next().is_some()
+            is_ours(url, own) || (is_public(url) && own.relay_urls().next().is_some())
         }
         TransportAddr::Custom(custom) => own
             .addrs
@@ -82,6 +83,22 @@ fn may_dial(addr: &TransportAddr, own: &EndpointAddr) -> bool {
             .any(|ours| matches!(ours, TransportAddr::Custom(ours) if ours.id() == custom.id())),
         _ => false,
     }
+}
+
+fn is_ours(url: &RelayUrl, own: &EndpointAddr) -> bool {
+    own.relay_urls().any(|ours| ours == url)
+}
+
+/// Whether a relay has a name in public.
+fn is_public(url: &RelayUrl) -> bool {
+    url.scheme() == "https"
+        && url.domain().is_some_and(|domain| {
+            let domain = domain.trim_end_matches('.');
+            domain.contains('.')
+                && !domain.ends_with(".local")
+                && !domain.ends_with(".localhost")
+                && !domain.ends_with(".internal")
+        })
 }
 
 fn may_dial_ip(addr: SocketAddr, own: &EndpointAddr) -> bool {
@@ -197,6 +214,38 @@ mod tests {
         assert!(left(&many, &[]).is_empty(), "over the size limit");
         let data = encode(&with(id(), &many));
         assert!(data.len() <= MAX_PEER_DATA);
+    }
+
+    #[test]
+    fn what_the_hub_tells_of_others_goes_by_the_same_rules() {
+        let told = |claimed: &[&str], own: &[&str]| -> Vec<String> {
+            let told = told_by_hub(with(id(), claimed), &with(id(), own));
+            told.ip_addrs().map(ToString::to_string).collect()
+        };
+        let home = ["192.168.1.2:1"];
+        for inside in ["127.0.0.1:22", "10.0.0.1:22", "169.254.169.254:80"] {
+            assert!(told(&[inside], &home).is_empty(), "{inside}");
+        }
+        for nowhere in ["9.9.9.9:0", "0.0.0.0:1", "[ff02::1]:1"] {
+            assert!(told(&[nowhere], &home).is_empty(), "{nowhere}");
+        }
+        assert_eq!(told(&["192.168.7.7:7"], &home), ["192.168.7.7:7"]);
+        assert_eq!(told(&["127.0.0.1:7"], &["127.0.0.1:1"]), ["127.0.0.1:7"]);
+        let many: Vec<String> = (1..100).map(|n| format!("9.9.9.{n}:7")).collect();
+        let many: Vec<&str> = many.iter().map(String::as_str).collect();
+        assert_eq!(told(&many, &home).len(), MAX_ADDRS);
+
+        let on_a_relay = |own: &EndpointAddr, url: &str| {
+            let addr = EndpointAddr::new(id()).with_relay_url(url.parse().unwrap());
+            !told_by_hub(addr, own).is_empty()
+        };
+        let none_yet = EndpointAddr::new(id());
+        assert!(on_a_relay(&none_yet, "https://relay.example.com"));
+        let here = "http://127.0.0.1:3340";
+        assert!(!on_a_relay(&none_yet, here));
+        let same = EndpointAddr::new(id()).with_relay_url(here.parse().unwrap());
+        assert!(on_a_relay(&same, here));
+        assert!(!on_a_relay(&same, "http://127.0.0.1:22"));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The settings of the topic.
 
-use iroh::endpoint::QuicTransportConfig;
+use iroh::{EndpointId, endpoint::QuicTransportConfig};
 use iroh_gossip::proto;
 use n0_future::time::Duration;
 
@@ -83,6 +83,9 @@ pub struct GossipConfig {
     pub key_lifetime: Duration,
     /// The QUIC settings of dials, if they are not the endpoint's.
     pub(crate) transport: Option<QuicTransportConfig>,
+    /// Our hub, if we are a spoke. Peers cannot tell us where it is: iroh keeps one set of addresses for each
+    /// endpoint, so they would be tried for our link to it too.
+    pub(crate) hub: Option<EndpointId>,
 }
 
 impl Default for GossipConfig {
@@ -116,6 +119,7 @@ impl Default for GossipConfig {
             previous_key_lifetime: Duration::from_secs(10),
             key_lifetime: Duration::from_secs(3600),
             transport: None,
+            hub: None,
         }
     }
 }

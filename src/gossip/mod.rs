@@ -25,6 +25,7 @@ use bytes::Bytes;
 use iroh::EndpointId;
 
 pub(crate) use self::{
+    addr::told_by_hub,
     bounded::Bucket,
     node::{Admits, GossipNode, GossipSendError},
 };

@@ -4,7 +4,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, ValueEnum};
 use iroh::EndpointId;
-use iroh_hub::{FanOut, From, Pattern};
+use iroh_hub::{FanOut, From, Gossip, Pattern};
 
 use super::exit;
 
@@ -75,9 +75,11 @@ pub(super) struct SpokeArgs {
     pub(super) ticket: String,
     #[command(flatten)]
     pub(super) network: NetworkArgs,
-    /// Takes no part in gossip: other spokes do not learn of this one, and the hub serves it directly
-    #[arg(long)]
-    pub(super) no_gossip: bool,
+    /// Whether it takes part in gossip: in full, by which other spokes learn its IP addresses; by relays
+    /// only, by which they learn its id and its relay and everything goes by that relay; or not, so that other
+    /// spokes do not learn of it and the hub serves it directly
+    #[arg(long, value_enum, default_value_t = GossipMode::Full)]
+    pub(super) gossip: GossipMode,
     /// Speaks the plain protocol alkpubsub/1
     #[arg(long)]
     pub(super) compat: bool,
@@ -154,6 +156,13 @@ pub(super) enum InputFormat {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub(super) enum GossipMode {
+    Full,
+    RelayOnly,
+    Off,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
 pub(super) enum OutputFormat {
     Json,
     Payload,
@@ -163,6 +172,16 @@ pub(super) enum OutputFormat {
 pub(super) enum Start {
     Tip,
     Earliest,
+}
+
+impl std::convert::From<GossipMode> for Gossip {
+    fn from(mode: GossipMode) -> Self {
+        match mode {
+            GossipMode::Full => Self::Full,
+            GossipMode::RelayOnly => Self::RelayOnly,
+            GossipMode::Off => Self::Off,
+        }
+    }
 }
 
 impl std::convert::From<Start> for From {

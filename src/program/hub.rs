@@ -16,7 +16,8 @@ use super::{
     exit::{Exit, Failure},
     feed::feed,
     gather::gather,
-    input, network,
+    input,
+    network::{self, Reach},
     output::Printer,
     receipts::Receipts,
     request,
@@ -37,7 +38,7 @@ const HOLD: Duration = Duration::from_secs(30);
 pub(super) async fn run(args: HubArgs, stop: Stop) -> Result<Exit, Failure> {
     let admitted = Admitted::read(&args.admission).await?;
     let metrics = scrape::bind(args.network.metrics).await?;
-    let endpoint = network::bind(&args.network, args.bind).await?;
+    let endpoint = network::bind(&args.network, Reach::from(args.bind)).await?;
     let receipts = match &args.receipts {
         Some(path) => Some(Receipts::create(path).await?),
         None => None,

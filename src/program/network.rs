@@ -15,11 +15,25 @@ use super::{args::NetworkArgs, exit::Failure, key};
 /// How long an endpoint may take to close.
 const CLOSE_LIMIT: Duration = Duration::from_secs(1);
 
+/// By which ways an endpoint is reached.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Reach {
+    /// All that there are.
+    Any,
+    /// This address, and a relay.
+    At(SocketAddr),
+    /// A relay, and no address of its own.
+    RelayOnly,
+}
+
+impl From<Option<SocketAddr>> for Reach {
+    fn from(addr: Option<SocketAddr>) -> Self {
+        addr.map_or(Self::Any, Self::At)
+    }
+}
+
 /// Binds an endpoint as the command line says.
-pub(super) async fn bind(
-    args: &NetworkArgs,
-    addr: Option<SocketAddr>,
-) -> Result<Endpoint, Failure> {
+pub(super) async fn bind(args: &NetworkArgs, reach: Reach) -> Result<Endpoint, Failure> {
     let key = match &args.key {
         Some(path) => key::load_or_create(path)?,
         None => SecretKey::generate(),
@@ -31,20 +45,27 @@ pub(super) async fn bind(
             .transport_config(endpoint::transport_config())
             .secret_key(key)
     };
-    let addr = match addr {
-        Some(addr) if args.local && !addr.ip().is_loopback() => {
+    let reach = match reach {
+        Reach::At(addr) if args.local && !addr.ip().is_loopback() => {
             return Err(Failure::usage(format_args!(
                 "--local stays on this machine, and --bind {addr} does not; bind to 127.0.0.1, or leave one of both out"
             )));
         }
-        None if args.local => Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))),
-        addr => addr,
+        Reach::Any if args.local => Reach::At((Ipv4Addr::LOCALHOST, 0).into()),
+        reach => reach,
     };
-    Ok(match addr {
-        Some(addr) => endpoint::bind_at(builder, addr).await.with_context(|| {
+    Ok(match reach {
+        Reach::At(addr) => endpoint::bind_at(builder, addr).await.with_context(|| {
             format!("{addr} cannot be bound; is its port in use? End who has it, or give another")
         })?,
-        None => builder.bind().await.context("no socket can be bound")?,
+        Reach::Any => builder.bind().await.context("no socket can be bound")?,
+        Reach::RelayOnly => {
+            let builder = builder.clear_ip_transports();
+            builder
+                .bind()
+                .await
+                .context("the endpoint cannot be made")?
+        }
     })
 }
 

@@ -12,19 +12,19 @@ use std::{
 use anyhow::{Context, anyhow, bail};
 use iroh::Endpoint;
 use iroh_hub::{
-    CloseCode, Closed, ConnectError, EventTarget, From, Gossip, ListenOptions, Listener, OnFull,
-    Pattern, Protocol, Reconnect, SendReceipt, Spoke, SpokeBuilder, SpokeLimits, SpokeSendError,
+    CloseCode, Closed, ConnectError, EventTarget, From, ListenOptions, Listener, OnFull, Pattern,
+    Protocol, Reconnect, SendReceipt, Spoke, SpokeBuilder, SpokeLimits, SpokeSendError,
     SpokeStatus,
 };
 use iroh_tickets::endpoint::EndpointTicket;
 use tokio::{net::TcpListener, runtime::Handle, time::timeout};
 
 use super::{
-    args::{InputFormat, SpokeArgs, Start},
+    args::{GossipMode, InputFormat, SpokeArgs, Start},
     exit::{Exit, Failure},
     input,
     kept::{self, Ended},
-    network,
+    network::{self, Reach},
     output::Printer,
     position::PositionFile,
     request::{Request, line_limit},
@@ -60,7 +60,7 @@ pub(super) async fn run(args: SpokeArgs, stop: Stop) -> Result<Exit, Failure> {
         None => None,
     };
     let metrics = scrape::bind(args.network.metrics).await?;
-    let endpoint = network::bind(&args.network, None).await?;
+    let endpoint = network::bind(&args.network, reach(&args)?).await?;
     say(format_args!("this spoke is {}", endpoint.id()));
     let builder = builder(&args, position.as_ref());
     let connected = if args.retry || args.position.is_some() {
@@ -79,6 +79,16 @@ pub(super) async fn run(args: SpokeArgs, stop: Stop) -> Result<Exit, Failure> {
     ended
 }
 
+fn reach(args: &SpokeArgs) -> Result<Reach, Failure> {
+    match (args.gossip, args.network.local) {
+        (GossipMode::RelayOnly, true) => Err(Failure::usage(
+            "--gossip relay-only goes by a relay, and --local has none; leave one of both out",
+        )),
+        (GossipMode::RelayOnly, false) => Ok(Reach::RelayOnly),
+        _ => Ok(Reach::Any),
+    }
+}
+
 fn builder(args: &SpokeArgs, position: Option<&PositionFile>) -> SpokeBuilder {
     let from = match position.and_then(PositionFile::position) {
         Some(position) => From::Position(position),
@@ -95,11 +105,7 @@ fn builder(args: &SpokeArgs, position: Option<&PositionFile>) -> SpokeBuilder {
         } else {
             Protocol::Native
         })
-        .gossip(if args.no_gossip {
-            Gossip::Off
-        } else {
-            Gossip::Full
-        })
+        .gossip(args.gossip.into())
         .from(from)
         .reconnect(reconnect)
 }

@@ -28,6 +28,8 @@ impl SpokeBuilder {
 
     /// Whether to take part in the topic. Default: [`Gossip::Full`].
     ///
+    /// What other spokes learn by it is said [there](Gossip).
+    ///
     /// One endpoint can have one spoke on the topic; give its other spokes [`Gossip::Off`].
     pub fn gossip(mut self, gossip: Gossip) -> Self {
         self.config.gossip = gossip;

@@ -2,24 +2,76 @@
 
 use std::time::Duration;
 
+use iroh::Endpoint;
 use serde::{Deserialize, Serialize};
+use tracing::warn;
 
 use super::backoff::Reconnect;
 use crate::{
     gossip::GossipConfig, instant::bound, position::Position, protocol::Protocol, wire::native,
 };
 
-/// Whether a spoke takes part in the topic.
+/// Whether a spoke takes part in the topic, and with it what other spokes learn of it.
+///
+/// # What spokes learn of each other
+///
+/// The hub learns the endpoint id of every spoke, and the addresses that its connection comes from. What other
+/// spokes may learn:
+///
+/// | | `Full` | `RelayOnly` | `Off`, or the plain protocol |
+/// |---|---|---|---|
+/// | endpoint id | yes | yes | no |
+/// | URL of its relay | yes | yes | no |
+/// | IP addresses, public ones and those of its own network | yes | no | no |
+/// | that it is there now, and how fast it answers | yes | yes | no |
+///
+/// Whoever is on the topic learns this of who else is: the hub names a few spokes to each that joins, and they
+/// name those that they know to each other. It includes every spoke that the hub admits, so with an
+/// [open](crate::Admission::open) hub, anyone. Relays see the addresses and ids of those that use them, and who talks
+/// to whom, and not what is said.
+///
+/// iroh makes two endpoints that are connected by a relay tell each other all their IP addresses, so as to find
+/// a direct way, and it cannot be told not to. So what keeps addresses from other spokes is an endpoint that has
+/// none: see [`RelayOnly`](Self::RelayOnly).
+///
+/// What a spoke does with addresses that others tell it, the hub among these: it dials them for gossip only, at
+/// most four for each spoke; private and loopback addresses only if it has one of the same kind itself, so that
+/// nobody makes it knock at doors inside its own network; and relays only if they are its own, or have a name in
+/// public. Where the hub is, it believes its user only.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum Gossip {
-    /// It does: other spokes learn its id and address, and it passes broadcasts on with its own
+    /// It does: other spokes learn its id and addresses, and it passes broadcasts on with its own
     /// uplink.
     #[default]
     Full,
+    /// It does, by relays only: other spokes learn its id and the URL of its relay, and no IP address.
+    ///
+    /// For this its endpoint must have no IP address to tell, and so everything goes by its relay, the link to the
+    /// hub as well: build it with
+    /// [`clear_ip_transports`](iroh::endpoint::Builder::clear_ip_transports) and a relay. On an endpoint with an IP
+    /// address, the spoke warns and takes no part in the topic, as with [`Off`](Self::Off).
+    RelayOnly,
     /// It does not: the hub serves it directly.
     Off,
+}
+
+impl Gossip {
+    /// What can be had of it on this endpoint.
+    pub(super) fn on(self, endpoint: &Endpoint) -> Self {
+        let has_ip = || {
+            let told = endpoint.addr();
+            !endpoint.bound_sockets().is_empty() || told.ip_addrs().next().is_some()
+        };
+        if self == Self::RelayOnly && has_ip() {
+            warn!(
+                "this endpoint has IP addresses, which iroh would tell other spokes: the spoke takes no part in gossip"
+            );
+            return Self::Off;
+        }
+        self
+    }
 }
 
 /// Where in the hub's log a spoke begins.

@@ -8,7 +8,7 @@ use std::{
 
 use bytes::Bytes;
 use iroh::{
-    Endpoint, EndpointAddr, EndpointId,
+    Endpoint, EndpointAddr,
     endpoint::Connection,
     protocol::{AcceptError, ProtocolHandler},
 };
@@ -19,7 +19,7 @@ use tracing::{debug, warn};
 use super::shared::Shared;
 use crate::{
     close::CloseCode,
-    gossip::{FrameGate, FrameRefused, GossipEvent, GossipNode},
+    gossip::{FrameGate, FrameRefused, GossipEvent, GossipNode, told_by_hub},
     metrics::events,
     position::Epoch,
     seal::{Check, Context, OpenError, Opened, Opener, Really},
@@ -72,7 +72,7 @@ impl ProtocolHandler for GossipAcceptor {
 /// A spoke's place on the topic, if it has one.
 pub(super) struct Seat {
     endpoint: Endpoint,
-    hub: EndpointId,
+    hub: EndpointAddr,
     shared: Arc<Shared>,
     acceptor: GossipAcceptor,
     member: Option<Member>,
@@ -88,7 +88,7 @@ struct Member {
 impl Seat {
     pub(super) fn new(
         endpoint: Endpoint,
-        hub: EndpointId,
+        hub: EndpointAddr,
         shared: Arc<Shared>,
         acceptor: GossipAcceptor,
     ) -> Self {
@@ -113,12 +113,13 @@ impl Seat {
     /// Joins a topic. False if the hub's keys are none.
     pub(super) fn join(&mut self, topic: Topic, epoch: Epoch) -> bool {
         debug!(target: events::MEMBER_JOINS, peers = topic.peers.len());
-        let mut opener = Opener::new(Context::new(self.hub, topic.topic), epoch);
+        let mut opener = Opener::new(Context::new(self.hub.id, topic.topic), epoch);
         if let Err(error) = opener.add(&topic.keys) {
             warn!(%error, "the hub's keys do not fit; the topic is not joined");
             return false;
         }
         let mut config = self.shared.config.gossip_config.clone();
+        config.hub = Some(self.hub.id);
         config.max_frame_size = (topic.max_frame_bytes as usize).min(MAX_FRAME_SIZE);
         let (node, events) = GossipNode::spawn(
             self.endpoint.clone(),
@@ -132,7 +133,7 @@ impl Seat {
             self.shared.metrics.gossip.clone(),
         );
         self.acceptor.set(Some(node.clone()));
-        node.join(topic.peers);
+        node.join(self.may_dial(topic.peers));
         self.member = Some(Member { node, events });
         true
     }
@@ -140,8 +141,18 @@ impl Seat {
     /// Joins the topic through these peers too.
     pub(super) fn meet(&self, peers: Vec<EndpointAddr>) {
         if let Some(member) = &self.member {
-            member.node.join(peers);
+            member.node.join(self.may_dial(peers));
         }
+    }
+
+    fn may_dial(&self, peers: Vec<EndpointAddr>) -> Vec<EndpointAddr> {
+        let own = self.endpoint.addr();
+        let allowed = |peer: EndpointAddr| match peer.id == self.hub.id {
+            // Where it is, our user told us.
+            true => self.hub.clone(),
+            false => told_by_hub(peer, &own),
+        };
+        peers.into_iter().map(allowed).collect()
     }
 
     /// Learns keys of the topic, and who is on it no more.

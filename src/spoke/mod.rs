@@ -370,11 +370,12 @@ impl Parts {
     fn new(
         endpoint: Endpoint,
         hub: EndpointAddr,
-        config: SpokeConfig,
+        mut config: SpokeConfig,
         acceptor: Option<GossipAcceptor>,
     ) -> Self {
         let (deliver, deliveries) = mpsc::channel(DELIVERIES);
-        let gossips = config.protocol == Protocol::Native && config.gossip == Gossip::Full;
+        config.gossip = config.gossip.on(&endpoint);
+        let gossips = config.protocol == Protocol::Native && config.gossip != Gossip::Off;
         Self {
             endpoint,
             hub,

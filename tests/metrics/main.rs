@@ -112,7 +112,7 @@ async fn what_is_scraped_moves_with_what_happens_and_names_nobody() {
 
     let args = [SERVED, &["--input", "json", "--key", spoke_file]].concat();
     let mut spoke = hub.spoke(&args);
-    let mut direct = hub.spoke(&["--no-gossip"]);
+    let mut direct = hub.spoke(&["--gossip=off"]);
     let spoke_at = address(&mut spoke).await;
     until(&hub_at, "iroh_hub_spokes_connected", 2.0).await;
 

@@ -328,6 +328,7 @@ impl<G: FrameGate> Actor<G> {
     }
 
     fn dial(&mut self, peer: EndpointId, data: Option<&[u8]>) {
+        let data = data.filter(|_| self.shared.config.hub != Some(peer));
         let told = data.map(|data| addr::decode(peer, data, &self.own));
         let mut addr = told.unwrap_or_else(|| EndpointAddr::new(peer));
         if let Some(given) = self.given.get(&peer) {

@@ -6,10 +6,11 @@ mod common;
 use common::{
     mesh::{Friend, Mesh},
     raw::{self, NATIVE, RawPeer, code},
-    raw_member::{RawMember, first_and_count},
+    raw_member::{RawMember, first_and_count, say},
     *,
 };
 use iroh::SecretKey;
+use tokio::time::Instant;
 
 /// Of the frames that came, those with events from `tip` on; none of them is to be opened.
 fn opens_none_from(member: &RawMember, frames: &[Vec<u8>], tip: u64) -> usize {
@@ -121,18 +122,18 @@ async fn who_is_admitted_again_cannot_open_what_it_kept_from_between() {
         let ear = member.try_dial_from(&accomplice, addr).await;
         let mut ear = ear.expect("it has the keys");
         member.listen_to(&mut ear);
-        ear.insist(&[]).await;
+        // It wants every frame, and not only word of it.
+        ear.insist(&[say::graft(None, 0)]).await;
         ears.push(ear);
     }
     let tip = mesh.hub.tip().offset;
     mesh.hub.admission().revoke(member.id());
     // Until it has got something of between.
-    loop {
+    let deadline = Instant::now() + LIMIT;
+    while opens_none_from(&member, &member.frames(), tip) == 0 {
+        assert!(Instant::now() < deadline, "nothing was passed on to it");
         mesh.publish(10).await;
         mesh.all_hear().await;
-        if opens_none_from(&member, &member.frames(), tip) > 0 {
-            break;
-        }
     }
     let kept = member.frames();
     let readmitted = mesh.hub.tip().offset;
@@ -153,20 +154,25 @@ async fn friend_hears(mesh: &mut Mesh, member: &RawMember) -> u64 {
     let mut neighbors = Vec::new();
     for addr in mesh.addrs() {
         // It is kept away for some seconds after it was revoked.
-        let deadline = tokio::time::Instant::now() + LIMIT;
+        let deadline = Instant::now() + LIMIT;
         let mut neighbor = loop {
             match member.try_dial(&addr).await {
                 Ok(neighbor) => break neighbor,
-                Err(why) => assert!(tokio::time::Instant::now() < deadline, "{why:?}"),
+                Err(why) => assert!(Instant::now() < deadline, "{why:?}"),
             }
             mesh.publish(1).await;
             mesh.all_hear().await;
         };
         member.listen_to(&mut neighbor);
-        neighbor.insist(&[]).await;
+        neighbor.insist(&[say::graft(None, 0)]).await;
         neighbors.push(neighbor);
     }
+    let deadline = Instant::now() + LIMIT;
     loop {
+        assert!(
+            Instant::now() < deadline,
+            "it is on the topic and hears nothing"
+        );
         mesh.publish(5).await;
         mesh.all_hear().await;
         let opened = member.frames().into_iter().find(|frame| {

@@ -15,7 +15,7 @@ use chacha20poly1305::{
 use ed25519_dalek::{Signer, SigningKey};
 use iroh::{
     EndpointAddr, EndpointId,
-    endpoint::{Connection, RecvStream, SendStream},
+    endpoint::{Builder, Connection, RecvStream, SendStream},
 };
 use iroh_hub::{Hub, endpoint};
 use tokio::{sync::watch, task::JoinHandle, time::timeout};
@@ -271,7 +271,12 @@ pub struct RawMember {
 impl RawMember {
     /// Is admitted, takes everything that the hub sends and acknowledges it, and waits until it is told of the topic.
     pub async fn admitted(hub: &Hub) -> Self {
-        let builder = endpoint::local(None).alpns(vec![GOSSIP.to_vec()]);
+        Self::admitted_from(endpoint::local(None), hub).await
+    }
+
+    /// The same, from an endpoint of the test's choice.
+    pub async fn admitted_from(builder: Builder, hub: &Hub) -> Self {
+        let builder = builder.alpns(vec![GOSSIP.to_vec()]);
         let addr = std::net::SocketAddr::from((std::net::Ipv4Addr::LOCALHOST, 0));
         let endpoint = endpoint::bind_at(builder, addr).await.expect("loopback");
         let peer = RawPeer::connect_from(endpoint, hub, NATIVE).await;

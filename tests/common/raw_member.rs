@@ -15,7 +15,7 @@ use chacha20poly1305::{
 use ed25519_dalek::{Signer, SigningKey};
 use iroh::{
     EndpointAddr, EndpointId,
-    endpoint::{Builder, Connection, RecvStream, SendStream},
+    endpoint::{Builder, Connection, ConnectionError, RecvStream, SendStream},
 };
 use iroh_hub::{Hub, endpoint};
 use tokio::{sync::watch, task::JoinHandle, time::timeout};
@@ -371,8 +371,13 @@ impl RawMember {
     pub async fn try_dial(&self, to: &EndpointAddr) -> Result<Neighbor, (u64, String)> {
         let connecting = self.peer.endpoint.connect(to.clone(), GOSSIP);
         let connection = soon("an answer", connecting).await.expect("a connection");
+        let refused = async || match soon("the end", connection.closed()).await {
+            // A close is one packet: who loses it, finds that the other side knows of no connection.
+            ConnectionError::Reset => (code::NOT_NEEDED, "reset".to_owned()),
+            _ => raw::closed(&connection).await,
+        };
         let Ok((mut send, mut recv)) = connection.open_bi().await else {
-            return Err(raw::closed(&connection).await);
+            return Err(refused().await);
         };
         let secrets = self.secrets();
         let offer = offer(&secrets, &connection, self.id(), to.id);
@@ -380,7 +385,7 @@ impl RawMember {
         let mut answered = [0; 1 + 4 + 32];
         let reading = recv.read_exact(&mut answered);
         if soon("an answer to the proof", reading).await.is_err() {
-            return Err(raw::closed(&connection).await);
+            return Err(refused().await);
         }
         let due = answer(&secrets, &connection, self.id(), to.id);
         assert_eq!(answered[..], due, "the other side proves itself too");

@@ -286,6 +286,53 @@ fn after_a_hello() -> Vec<Case> {
             code::MISBEHAVED,
             raw::served(1_000_000),
         ),
+        case(
+            "served the end of time",
+            code::MISBEHAVED,
+            raw::served(u64::MAX),
+        ),
+        case(
+            "a want of the end of time",
+            code::MISBEHAVED,
+            raw::want(u64::MAX, Some(u64::MAX)),
+        ),
+        case(
+            "an open want of the end of time",
+            code::MISBEHAVED,
+            raw::want(u64::MAX, None),
+        ),
+        case(
+            "an ack of the last targeted event that there can be",
+            code::MISBEHAVED,
+            raw::ack(0, u64::MAX),
+        ),
+        case(
+            "the last event that there can be",
+            code::MISBEHAVED,
+            raw::publish(u64::MAX, 0, 1, &good),
+        ),
+        case("half a missed", code::BAD_FRAME, raw::frame([5, 1])),
+        case(
+            "a missed of the future",
+            code::MISBEHAVED,
+            raw::missed(0, 1_000_000),
+        ),
+        case(
+            "a missed that ends before it begins",
+            code::MISBEHAVED,
+            raw::missed(u64::MAX, 0),
+        ),
+        case("half a refusal", code::BAD_FRAME, raw::frame([6])),
+        case(
+            "a refusal of a targeted event that was not sent",
+            code::MISBEHAVED,
+            raw::refused(1),
+        ),
+        case(
+            "a refusal of the last targeted event that there can be",
+            code::MISBEHAVED,
+            raw::refused(u64::MAX),
+        ),
     ]);
     cases
 }

@@ -171,8 +171,7 @@ impl<G: FrameGate> GossipNode<G> {
         endpoint: Endpoint,
         config: GossipConfig,
         topic: TopicId,
-        generation: u32,
-        key: [u8; 32],
+        keys: &GenerationKeys,
         gate: G,
         admits: Admits,
         metrics: Arc<GossipMetrics>,
@@ -184,7 +183,7 @@ impl<G: FrameGate> GossipNode<G> {
         let me = endpoint.id();
         let shared = Arc::new(Shared {
             me,
-            keys: Keyring::new(topic, generation, key),
+            keys: Keyring::new(topic, keys.generation, keys.key),
             admits,
             inbound,
             asked: Mutex::default(),

@@ -125,8 +125,7 @@ impl Seat {
             self.endpoint.clone(),
             config,
             topic.topic.into(),
-            topic.keys.generation,
-            topic.keys.key,
+            &topic.keys,
             SpokeGate::new(opener, Really),
             // Who proves to have the key of the hub's generation is a spoke of the hub's.
             Arc::new(|_| true),

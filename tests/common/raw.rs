@@ -222,11 +222,19 @@ pub fn missed(from: u64, to: u64) -> Vec<u8> {
     native(5, &[from, to], b"")
 }
 
+/// The spoke does not take a targeted event.
+pub fn refused(seq: u64) -> Vec<u8> {
+    native(6, &[seq], b"")
+}
+
 /// Of a topic whose id is all sevens.
 pub fn served(from: u64) -> Vec<u8> {
-    let mut numbers = vec![7; 32];
-    numbers.push(from);
-    native(4, &numbers, b"")
+    served_by([7; 32], from)
+}
+
+/// The spoke gets everything from `from` on from this topic.
+pub fn served_by(topic: [u8; 32], from: u64) -> Vec<u8> {
+    native(4, &[], &[&topic[..], &varint(from)].concat())
 }
 
 /// A welcome by a hub of another make.

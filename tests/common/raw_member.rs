@@ -15,7 +15,7 @@ use chacha20poly1305::{
 use ed25519_dalek::{Signer, SigningKey};
 use iroh::{
     Endpoint, EndpointAddr, EndpointId, SecretKey,
-    endpoint::{Connection, RecvStream, SendStream},
+    endpoint::{Builder, Connection, ConnectionError, RecvStream, SendStream},
 };
 use iroh_hub::{Hub, endpoint};
 use tokio::{sync::watch, task::JoinHandle, time::timeout};
@@ -283,12 +283,17 @@ pub struct RawMember {
 impl RawMember {
     /// Is admitted, takes everything that the hub sends and acknowledges it, and waits until it is told of the topic.
     pub async fn admitted(hub: &Hub) -> Self {
-        Self::admitted_as(hub, SecretKey::generate()).await
+        Self::admitted_from(endpoint::local(None), hub).await
     }
 
     /// The same, under this key.
     pub async fn admitted_as(hub: &Hub, key: SecretKey) -> Self {
-        let builder = endpoint::local(Some(key)).alpns(vec![GOSSIP.to_vec()]);
+        Self::admitted_from(endpoint::local(Some(key)), hub).await
+    }
+
+    /// The same, from an endpoint of the test's choice.
+    pub async fn admitted_from(builder: Builder, hub: &Hub) -> Self {
+        let builder = builder.alpns(vec![GOSSIP.to_vec()]);
         let addr = std::net::SocketAddr::from((std::net::Ipv4Addr::LOCALHOST, 0));
         let endpoint = endpoint::bind_at(builder, addr).await.expect("loopback");
         let peer = RawPeer::connect_from(endpoint, hub, NATIVE).await;
@@ -407,8 +412,13 @@ impl RawMember {
     ) -> Result<Neighbor, (u64, String)> {
         let connecting = from.connect(to.clone(), GOSSIP);
         let connection = soon("an answer", connecting).await.expect("a connection");
+        let refused = async || match soon("the end", connection.closed()).await {
+            // A close is one packet: who loses it, finds that the other side knows of no connection.
+            ConnectionError::Reset => (code::NOT_NEEDED, "reset".to_owned()),
+            _ => raw::closed(&connection).await,
+        };
         let Ok((mut send, mut recv)) = connection.open_bi().await else {
-            return Err(raw::closed(&connection).await);
+            return Err(refused().await);
         };
         let secrets = self.secrets();
         let offer = offer(&secrets, &connection, from.id(), to.id);
@@ -416,7 +426,7 @@ impl RawMember {
         let mut answered = [0; 1 + 4 + 32];
         let reading = recv.read_exact(&mut answered);
         if soon("an answer to the proof", reading).await.is_err() {
-            return Err(raw::closed(&connection).await);
+            return Err(refused().await);
         }
         let due = answer(&secrets, &connection, from.id(), to.id);
         assert_eq!(answered[..], due, "the other side proves itself too");

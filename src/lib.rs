@@ -50,8 +50,10 @@
 //! 5. A slow, stuck or hostile spoke holds a cursor at the hub and not a queue, and holds
 //!    [`Hub::broadcast`] back no longer than [`HubLimits::stall_after`] and [`HubLimits::patience`] say. Whoever
 //!    connects and whatever they do, the hub's memory has a ceiling: [`HubBuilder::memory_ceiling`].
-//! 6. A broadcast on the topic is encrypted, and signed by the hub: what does not verify is dropped,
-//!    counted and not passed on.
+//! 6. A broadcast on the topic is encrypted, and signed by the hub: what does not verify is dropped, counted and
+//!    not passed on, and whoever sent it is cut off. Only admitted spokes can read it; once
+//!    [`Admission::revoke`] has returned, its subject can read nothing that is dispatched afterwards. The
+//!    [threat model](threat_model) says what is promised against whom.
 //! 7. The limits that one may want to change are documented settings with defaults: [`HubLimits`],
 //!    [`SpokeLimits`], [`log::LogConfig`], [`GossipConfig`], [`ListenOptions`].
 //!
@@ -132,6 +134,9 @@ pub use self::{
     via::Via,
     wire::{body::BodyError, compat::CompatError},
 };
+
+#[doc = include_str!("../docs/threat-model.md")]
+pub mod threat_model {}
 
 /// Runs the code of the README.
 #[cfg(doctest)]

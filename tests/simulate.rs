@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use iroh_hub::{
     FanOut,
-    sim::{self, Breakage, Churn, Links, Options, Partition, Report, Restart, Stall},
+    sim::{self, Breakage, Churn, Links, Options, Partition, Report, Restart, Revocation, Stall},
 };
 
 const S: Duration = Duration::from_secs(1);
@@ -199,6 +199,29 @@ fn overrun(options: Options) -> Options {
         size: 16_000,
         log_events: 20,
         ..options
+    }
+}
+
+#[test]
+fn who_is_revoked_reads_nothing_more_and_the_others_miss_nothing() {
+    for loss in [0.0, 0.05] {
+        // One by one, several at once, and again before the first is over.
+        let at = |at, spokes| Revocation { at, spokes };
+        for report in kept(&Options {
+            spokes: 40,
+            links: lossy(loss),
+            revocations: vec![at(S / 2, 1), at(S * 55 / 100, 1), at(S, 4)],
+            ..options()
+        }) {
+            assert_eq!((report.revoked, report.read_after_revoked), (6, 0));
+            assert!(report.messages_to_revoked > 0, "they were still connected");
+            assert_eq!(report.verdict.missed, 0, "{report:#?}");
+            assert_eq!(report.topics_failed, 0, "{report:#?}");
+            assert!(
+                report.rekeyed_within_1s.is_some_and(|share| share >= 0.97),
+                "{report:#?}"
+            );
+        }
     }
 }
 
@@ -471,6 +494,34 @@ fn ten_million_deliveries_over_links_that_lose_much() {
         assert_eq!(report.verdict.deliveries, 10_000_000);
         assert_eq!(report.verdict.missed, 0);
         assert!(report.frames >= 5000);
+    }
+}
+
+#[test]
+#[ignore = "takes minutes; see the module"]
+fn a_thousand_spokes_have_new_keys_within_a_second_of_a_revocation() {
+    for loss in [0.0, 0.05] {
+        let report = long(
+            &format!("1,000 spokes, of which some are revoked, {loss} lost"),
+            Options {
+                seed: 1,
+                spokes: 1000,
+                events: 500,
+                rate: 100.0,
+                links: lossy(loss),
+                revocations: vec![
+                    Revocation { at: S, spokes: 1 },
+                    Revocation {
+                        at: 3 * S,
+                        spokes: 100,
+                    },
+                ],
+                ..options()
+            },
+        );
+        assert_eq!((report.revoked, report.read_after_revoked), (101, 0));
+        assert!(report.rekeyed_within_1s.is_some_and(|share| share >= 0.99));
+        assert_eq!(report.verdict.missed, 0);
     }
 }
 

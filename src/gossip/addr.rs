@@ -60,11 +60,17 @@ pub(super) fn decode(peer: EndpointId, data: &[u8], own: &EndpointAddr) -> Endpo
 
 /// What of the addresses that the hub told a spoke for another one may be dialled.
 ///
-/// As for those that peers tell, but that a relay with a name in public may be gone to though we are on none:
-/// when the hub tells them, our own relay may not have been found yet.
+/// As for those that peers tell, with two differences. A relay with a name in public may be gone to though we are on
+/// none: when the hub tells them, our own relay may not have been found yet. And a node on a private network may dial
+/// into others, which a router may lead to: the hub tells where it sees a spoke, not what somebody claims.
 pub(crate) fn told_by_hub(addr: EndpointAddr, own: &EndpointAddr) -> EndpointAddr {
     let allowed = addr.addrs.into_iter().filter(|addr| match addr {
         TransportAddr::Relay(url) => is_ours(url, own) || is_public(url),
+        TransportAddr::Ip(addr) if addr.port() != 0 && is_private(addr.ip()) => {
+            own.ip_addrs().any(|ours| is_private(ours.ip()))
+        }
+        // Without such a transport it leads nowhere.
+        TransportAddr::Custom(_) => true,
         other => may_dial(other, own),
     });
     EndpointAddr::from_parts(addr.id, allowed.take(MAX_ADDRS))
@@ -111,6 +117,14 @@ fn may_dial_ip(addr: SocketAddr, own: &EndpointAddr) -> bool {
         kind => own.ip_addrs().any(|ours| reach(ours.ip()) == kind),
     }
 }
+
+/// Of a private network that may have routers.
+fn is_private(ip: IpAddr) -> bool {
+    matches!(reach(ip), Reach::Private(kind) if !LINK_LOCAL.contains(&kind))
+}
+
+/// The kinds of private networks that no router leads to.
+const LINK_LOCAL: [u8; 2] = [4, 7];
 
 fn reach(ip: IpAddr) -> Reach {
     match ip.to_canonical() {
@@ -223,9 +237,12 @@ mod tests {
             told.ip_addrs().map(ToString::to_string).collect()
         };
         let home = ["192.168.1.2:1"];
-        for inside in ["127.0.0.1:22", "10.0.0.1:22", "169.254.169.254:80"] {
+        for inside in ["127.0.0.1:22", "169.254.169.254:80", "[fe80::1]:22"] {
             assert!(told(&[inside], &home).is_empty(), "{inside}");
         }
+        // A router may lead there, from one private network to another.
+        assert_eq!(told(&["10.0.0.1:7"], &home), ["10.0.0.1:7"]);
+        assert!(told(&["10.0.0.1:7"], &["8.8.4.4:1"]).is_empty());
         for nowhere in ["9.9.9.9:0", "0.0.0.0:1", "[ff02::1]:1"] {
             assert!(told(&[nowhere], &home).is_empty(), "{nowhere}");
         }

@@ -111,7 +111,8 @@ struct Lists {
 /// it [missed](crate::Missed) it. [`HubBuilder::history`](crate::HubBuilder::history) lifts that. It is
 /// remembered as long as the hub runs and its log has what was broadcast before; a hub that is started again
 /// with a durable log takes all that are on its lists then for admitted all along. For a decision of your own,
-/// [`Decision::AllowFromNow`] says the same of one connection.
+/// [`Decision::AllowFromNow`] says the same of one connection; to `allow` somebody whom it would have let in all along,
+/// and who is not here now, counts as admitting it then.
 #[derive(Clone)]
 pub struct Admission(Arc<Inner>);
 

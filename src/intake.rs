@@ -2,7 +2,8 @@
 //! listener with no room.
 //!
 //! Whoever reads from a spoke reserves the bytes first and waits while there are none, so the spoke waits too. One endpoint
-//! has its part of it, and a second hostile one cannot have that.
+//! has its part of it, and a second hostile one cannot have that. Large events, for which room is made when they are
+//! announced, have three quarters of it all to themselves, so that no number of them keeps the others waiting.
 //!
 //! Not for: the rate at which a spoke may speak, or in what order events are heard.
 
@@ -22,9 +23,13 @@ const UNIT: usize = 256;
 /// How many endpoints are remembered that have nothing reserved, beside as many as have.
 const SPARE: usize = 64;
 
+/// Events beyond this many bytes are large.
+const LARGE: usize = 128 * 1024;
+
 #[derive(Debug)]
 pub(crate) struct Intake {
-    all: Bound,
+    small: Bound,
+    large: Bound,
     of_one: usize,
     metrics: Arc<DirectMetrics>,
     endpoints: Mutex<Endpoints>,
@@ -79,14 +84,16 @@ pub(crate) struct Reserved {
 #[derive(Debug)]
 pub(crate) struct Customer {
     own: Bound,
-    all: Bound,
+    small: Bound,
+    large: Bound,
     metrics: Arc<DirectMetrics>,
 }
 
 impl Intake {
     pub(crate) fn new(bytes: usize, of_one: usize, metrics: Arc<DirectMetrics>) -> Self {
         Self {
-            all: Bound::new(bytes),
+            small: Bound::new(bytes / 4),
+            large: Bound::new(bytes - bytes / 4),
             of_one,
             metrics,
             endpoints: Mutex::default(),
@@ -114,7 +121,8 @@ impl Intake {
         }
         Customer {
             own,
-            all: self.all.clone(),
+            small: self.small.clone(),
+            large: self.large.clone(),
             metrics: self.metrics.clone(),
         }
     }
@@ -123,7 +131,15 @@ impl Intake {
 impl Customer {
     /// Whether [`reserve`](Self::reserve) would return at once.
     fn has_room(&self, bytes: usize) -> bool {
-        self.own.has_room(bytes) && self.all.has_room(bytes)
+        self.own.has_room(bytes) && self.of_all(bytes).has_room(bytes)
+    }
+
+    fn of_all(&self, bytes: usize) -> &Bound {
+        if bytes > LARGE {
+            &self.large
+        } else {
+            &self.small
+        }
     }
 
     /// Waits until there is room for so many bytes. Cancel safe.
@@ -134,7 +150,7 @@ impl Customer {
         }
         // In this order: who waits for its own part holds nothing of what is everyone's.
         let of_one = self.own.reserve(bytes).await;
-        let of_all = self.all.reserve(bytes).await;
+        let of_all = self.of_all(bytes).reserve(bytes).await;
         Reserved {
             _of_one: of_one,
             _of_all: of_all,
@@ -162,7 +178,7 @@ mod tests {
 
     #[tokio::test]
     async fn one_endpoint_has_its_part_and_all_together_what_there_is() {
-        let intake = Intake::new(4096, 2048, Arc::default());
+        let intake = Intake::new(4 * 4096, 2048, Arc::default());
         let (one, again, other) = (
             intake.customer(id(1)),
             intake.customer(id(1)),
@@ -180,6 +196,20 @@ mod tests {
         drop(large);
         let _third = now(&third, 2048).await.expect("room");
         assert!(now(&other, 2048).await.is_none());
+    }
+
+    #[tokio::test]
+    async fn large_events_that_do_not_come_leave_room_for_small_ones() {
+        let intake = Intake::new(8 * LARGE, 4 * LARGE, Arc::default());
+        let mut announced = Vec::new();
+        for n in 1..=3 {
+            announced.push(now(&intake.customer(id(n)), 2 * LARGE).await.expect("room"));
+        }
+        let late = intake.customer(id(4));
+        assert!(now(&late, 2 * LARGE).await.is_none());
+        assert!(now(&late, LARGE).await.is_some());
+        drop(announced);
+        assert!(now(&late, 2 * LARGE).await.is_some());
     }
 
     #[tokio::test]

@@ -12,6 +12,7 @@ use common::{
     *,
 };
 use iroh::SecretKey;
+use iroh_hub::FanOut;
 use tokio::time::Instant;
 
 /// Of the frames that came, those with events from `tip` on; none of them is to be opened.
@@ -106,6 +107,37 @@ async fn a_former_spoke_that_keeps_its_keys_and_its_connections_reads_nothing_mo
     }
     assert_eq!(mesh.sum(|m| m.refused_forged.get()), 0);
     mesh.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_sealed_when_a_topic_ends_is_not_for_who_is_revoked_then() {
+    for round in 0..6 {
+        let mut mesh = Mesh::new(3).await;
+        let mut friend = Friend::of_all(&mesh).await;
+        friend.takes(&mut mesh).await;
+        let before = friend.member.frames().len();
+        // The topic ends before, after or while it is revoked, and events come all the time.
+        let hub = mesh.hub.clone();
+        let ends = tokio::spawn(async move {
+            for _ in 0..round {
+                tokio::task::yield_now().await;
+            }
+            hub.set_fan_out(FanOut::Direct).await;
+        });
+        mesh.publish(5).await;
+        mesh.hub.admission().revoke(friend.member.id());
+        let tip = mesh.hub.tip().offset;
+        mesh.publish(20).await;
+        soon("the end of the topic", ends).await.expect("no panic");
+        mesh.publish(20).await;
+        mesh.all_hear().await;
+        for (neighbor, _) in &friend.neighbors {
+            neighbor.closed().await;
+        }
+        let frames = friend.member.frames().split_off(before);
+        opens_none_from(&friend.member, &frames, tip);
+        mesh.end().await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -358,8 +358,8 @@ async fn what_makes_no_sense_but_breaks_no_rule_is_survived() {
     for bytes in [
         raw::native(200, &[1, 2], b"the future"),
         raw::native(5, &[], b""),
-        // Key and verify key, nobody to cut off, no answer wanted.
-        raw::native(9, &[1], &[0; 66]),
+        // Key and verify key, nobody to cut off, nobody revoked, no answer wanted.
+        raw::native(9, &[1], &[0; 67]),
         raw::native(8, &[u64::from(u32::MAX)], b""),
         raw::native(8, &[0], b""),
         raw::native(7, &[0], b""),

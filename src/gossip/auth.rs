@@ -178,10 +178,10 @@ impl Keyring {
         // By when which generation is to be proved.
         let mut due: Option<(u32, Instant)> = None;
         loop {
-            let known = proved;
+            let behind = due.is_some();
             let prove = async {
                 match dialed {
-                    true if *self.newest.borrow() > known => self.dial(&conn, me).await,
+                    true if behind => self.dial(&conn, me).await,
                     true => std::future::pending().await,
                     false => self.accept_again(&conn, me).await,
                 }
@@ -243,8 +243,10 @@ impl Keyring {
         let streams = conn.accept_bi().await.map_err(|_| e!(AuthError::Ended))?;
         tokio::select! {
             proved = timeout(AGAIN_WITHIN, self.answer(conn, me, streams)) => match proved {
-                Ok(Err(AuthError::Version { .. })) | Err(_) => Err(e!(AuthError::Idle)),
+                Ok(Err(AuthError::Version { .. })) => Err(e!(AuthError::Idle)),
                 Ok(proved) => proved,
+                // Its packets may be lost.
+                Err(_) => Err(e!(AuthError::Ended)),
             },
             another = conn.accept_bi() => match another {
                 Ok(_) => Err(e!(AuthError::Idle)),

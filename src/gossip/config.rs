@@ -48,7 +48,7 @@ pub struct GossipConfig {
     pub quiet_after: Duration,
     /// How often a node joins again through a bootstrap peer even so. Default: 10 minutes, give or take half.
     pub rejoin_interval: Duration,
-    /// For how long a peer that sent something forged or malformed is cut off. Default: 60 s.
+    /// For how long a peer is cut off that sent something forged, malformed or too large, or floods the topic. Default: 60 s.
     pub ban: Duration,
     /// How many peers are dialled at once. Default: 8; what peers bring about by introducing others gets half of them.
     pub max_dials: usize,
@@ -76,7 +76,8 @@ pub struct GossipConfig {
     /// A peer whose queue is full, and which takes nothing from it for this long, is replaced. Default: 1 s.
     pub stuck_after: Duration,
     /// How long the key before the current one still opens connections. Default: 10 s; 2 s at most, if
-    /// somebody was revoked.
+    /// somebody was revoked. Connections stand two seconds longer: a spoke whose link is so slow that it hears of new
+    /// keys later loses its neighbours, and comes back to the topic then.
     pub previous_key_lifetime: Duration,
     /// How old a topic's key gets before the hub changes it by itself. Broadcasts do not wait for that. Used by
     /// the hub. Default: 1 h; at least 500 ms.

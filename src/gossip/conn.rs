@@ -193,7 +193,7 @@ impl Link {
                 if code == Code::Malformed {
                     inbound.send(Inbound::BrokeRules { peer }).await.ok();
                 } else {
-                    metrics.auth_failed.inc();
+                    metrics.lapsed.inc();
                 }
                 outbox.end(code);
             }

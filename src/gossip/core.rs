@@ -366,9 +366,11 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
     /// Changes the gate, and looks again at what it could not open before.
     pub(crate) fn with_gate(&mut self, change: impl FnOnce(&mut G), now: Instant) {
         change(&mut self.gate);
-        for (from, message) in self.early.take(now) {
+        for (from, message, at) in self.early.take(now) {
+            self.early.looks_at(Some(at));
             self.again(from, &message, now);
         }
+        self.early.looks_at(None);
         self.settle(now);
     }
 

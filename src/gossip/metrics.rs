@@ -49,6 +49,8 @@ pub struct GossipMetrics {
     pub refused_introductions: Counter,
     /// Dials that were not made, since their peer is not one of the hub's spokes. At a hub only.
     pub refused_stranger: Counter,
+    /// Connections of members that did not prove to have the topic's new key when it changed.
+    pub lapsed: Counter,
     /// Connections that did not prove to be a member's.
     pub auth_failed: Counter,
     /// Members' connections turned away because too many were open.

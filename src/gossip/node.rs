@@ -252,14 +252,12 @@ impl<G: FrameGate> GossipNode<G> {
     }
 
     /// Takes the key of a newer generation. The one before still opens connections for a while: a short one, if
-    /// that is because `evict` are members no more. Their connections are closed, and they are kept away.
-    /// Never waits.
-    pub(crate) fn rekey(&self, keys: &GenerationKeys, evict: &[EndpointId]) {
+    /// somebody was `revoked`. The connections of those to `evict` are closed, and they are kept away. Never waits.
+    pub(crate) fn rekey(&self, keys: &GenerationKeys, evict: &[EndpointId], revoked: bool) {
         let config = &self.shared.config;
-        let lifetime = if evict.is_empty() {
-            config.previous_key_lifetime
-        } else {
-            config.previous_key_lifetime.min(AFTER_EVICTION)
+        let lifetime = match revoked {
+            false => config.previous_key_lifetime,
+            true => config.previous_key_lifetime.min(AFTER_EVICTION),
         };
         let until = auth::previous_until(lifetime);
         self.shared.keys.rekey(keys.generation, keys.key, until);

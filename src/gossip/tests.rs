@@ -529,7 +529,7 @@ async fn a_rekeyed_topic_goes_on_and_takes_new_members_only_under_its_new_key() 
     })
     .await;
     for node in &nodes {
-        node.node.rekey(&keys(2, [2; 32]), &[]);
+        node.node.rekey(&keys(2, [2; 32]), &[], false);
         node.node
             .with_gate(|gate| gate.word = b"new")
             .await
@@ -560,7 +560,7 @@ async fn a_rekeyed_topic_goes_on_and_takes_new_members_only_under_its_new_key() 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn while_keys_change_either_side_may_be_first() {
     let (ahead, behind) = (Node::new().await, Node::new().await);
-    ahead.node.rekey(&keys(2, [2; 32]), &[]);
+    ahead.node.rekey(&keys(2, [2; 32]), &[], false);
     ahead.node.join(vec![behind.addr()]);
     until("joined with the older key", async || {
         ahead.neighbors() == 1 && behind.neighbors() == 1
@@ -603,7 +603,7 @@ async fn a_neighbour_that_does_not_get_the_new_key_is_one_no_more() {
     })
     .await;
     for node in &nodes[..2] {
-        node.node.rekey(&keys(2, [2; 32]), &[]);
+        node.node.rekey(&keys(2, [2; 32]), &[], false);
     }
     until("the one without the key is alone", async || {
         nodes[2].neighbors() == 0
@@ -611,7 +611,7 @@ async fn a_neighbour_that_does_not_get_the_new_key_is_one_no_more() {
     .await;
     assert_eq!(nodes[0].neighbors(), 1, "who has the key stays");
     assert_eq!(nodes[1].neighbors(), 1);
-    let cut_off = |node: &Node| node.metrics.auth_failed.get();
+    let cut_off = |node: &Node| node.metrics.lapsed.get();
     assert!(nodes[..2].iter().map(cut_off).sum::<u64>() >= 1);
     end(nodes).await;
 }
@@ -621,7 +621,7 @@ async fn an_evicted_member_is_closed_and_kept_away() {
     let nodes = mesh(3).await;
     let gone = nodes[2].id();
     for node in &nodes[..2] {
-        node.node.rekey(&keys(2, [2; 32]), &[gone]);
+        node.node.rekey(&keys(2, [2; 32]), &[gone], true);
     }
     until("it is alone", async || nodes[2].neighbors() == 0).await;
     nodes[0].say("good without it").await;

@@ -1,6 +1,12 @@
 //! One connection of a peer: who it is, whether it is let in, and its streams, each a spoke.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use iroh::endpoint::Connection;
 use n0_future::task::JoinSet;
@@ -51,6 +57,7 @@ async fn serve(hub: Arc<Inner>, connection: Connection, protocol: Protocol) {
     let mut streams = JoinSet::new();
     let hello_timeout = hub.config.limits.hello_timeout;
     let mut idle_since = Instant::now();
+    let has_spoke = Arc::new(AtomicBool::new(false));
     loop {
         tokio::select! {
             accepted = connection.accept_bi() => {
@@ -70,7 +77,9 @@ async fn serve(hub: Arc<Inner>, connection: Connection, protocol: Protocol) {
                 };
                 let known = {
                     let (hub, member, connection) = (hub.clone(), member.clone(), connection.clone());
+                    let has_spoke = has_spoke.clone();
                     move || {
+                        has_spoke.store(true, Ordering::Release);
                         drop(place);
                         hub.crowd.is_known(&member, &connection);
                     }
@@ -85,7 +94,9 @@ async fn serve(hub: Arc<Inner>, connection: Connection, protocol: Protocol) {
                 streams.spawn(link.in_current_span());
             }
             Some(ended) = streams.join_next(), if !streams.is_empty() => {
-                idle_since = Instant::now();
+                if has_spoke.load(Ordering::Acquire) {
+                    idle_since = Instant::now();
+                }
                 let closed = ended.unwrap_or_else(|error| {
                     warn!(%error, "the task of a spoke failed");
                     Closed::by_us(CloseCode::Internal, "internal error")
@@ -97,9 +108,13 @@ async fn serve(hub: Arc<Inner>, connection: Connection, protocol: Protocol) {
                         break;
                     }
             }
-            () = sleep_until(idle_since + hello_timeout), if streams.is_empty() => {
+            // Until the first hello, streams that come and go win no time.
+            () = sleep_until(idle_since + hello_timeout), if streams.is_empty() || !has_spoke.load(Ordering::Acquire) => {
+                if has_spoke.load(Ordering::Acquire) && !streams.is_empty() {
+                    continue;
+                }
                 hub.metrics.direct.links_failed.inc();
-                close(&connection, CloseCode::TimedOut, "no stream was opened in time");
+                close(&connection, CloseCode::TimedOut, "no spoke said hello in time");
                 break;
             }
             () = hub.cancel.cancelled() => {

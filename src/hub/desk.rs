@@ -222,6 +222,7 @@ impl Desk {
     pub(crate) fn rekey(&mut self, mut rekey: Box<Rekey>) {
         if let Some(before) = self.rekey.take() {
             rekey.confirm |= before.confirm;
+            rekey.revoked |= before.revoked;
             let room = MAX_EVICTED.saturating_sub(rekey.evict.len());
             rekey.evict.extend(before.evict.iter().take(room));
         }

@@ -207,7 +207,8 @@ pub(super) struct CurrentTopic {
 }
 
 impl CurrentTopic {
-    /// From when this returns on, nothing is sealed that these can read, and our node keeps them away.
+    /// From when this returns on, nothing is sealed that former members can read. Those of them that were told of the
+    /// topic lately are kept away by our node, and named to its members; no others are named to anyone.
     pub(super) fn revoke(&self, ids: &[EndpointId]) {
         let now = Instant::now().into_std();
         let current = {
@@ -215,7 +216,7 @@ impl CurrentTopic {
             keys.revoke(now, ids, &mut rand::rng());
             keys.current()
         };
-        self.node.rekey(&current, ids);
+        self.node.rekey(&current, ids, true);
         self.keys.changed.notify_one();
     }
 }
@@ -324,6 +325,12 @@ impl Cursor {
             let acks = || hub.fast_acks(Some(Path::Gossip));
             let now = Instant::now().into_std();
             let content = self.framer.poll(now, &hub.log, acks);
+            if content.is_none() {
+                // It may have gone over what is for nobody.
+                self.standing
+                    .sent
+                    .store(self.framer.next(), Ordering::Release);
+            }
             // Looked at after reading: what was read before the epoch began is of the one before.
             if hub.log.epoch() != self.epoch {
                 info!("the topic ends with its epoch");

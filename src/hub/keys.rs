@@ -56,6 +56,8 @@ pub(crate) struct Keys<Id> {
     untold: bool,
     /// Who is to be named when it is.
     evict: Vec<EndpointId>,
+    /// Somebody was revoked since it was told last.
+    revoked: bool,
     /// Nothing below is sealed any more: there is a spoke that may not read it.
     floor: u64,
 }
@@ -113,6 +115,7 @@ impl<Id: Copy + Ord + Debug> Keys<Id> {
             round: None,
             untold: false,
             evict: Vec::new(),
+            revoked: false,
             floor: 0,
         }
     }
@@ -159,14 +162,15 @@ impl<Id: Copy + Ord + Debug> Keys<Id> {
             Rekey {
                 keys: next.generation.sealer.keys(),
                 evict: Vec::new(),
+                revoked: false,
                 confirm: false,
             }
         });
         (self.current.sealer.keys(), next)
     }
 
-    /// Begins a generation that tells nothing to those who only have the ones before. Until nearly all others
-    /// have it, frames wait.
+    /// Begins a generation that tells nothing to those who only have the ones before, and names `ids` as such to the
+    /// others. Until nearly all of these have it, frames wait.
     pub(crate) fn revoke(&mut self, now: Instant, ids: &[EndpointId], rng: &mut impl Rng) {
         for id in ids {
             if self.evict.len() < MAX_EVICTED && !self.evict.contains(id) {
@@ -174,6 +178,7 @@ impl<Id: Copy + Ord + Debug> Keys<Id> {
             }
         }
         self.untold = true;
+        self.revoked = true;
         let next_given = self.next.take().map(|next| next.generation.given);
         if next_given.is_none() && !self.current.given {
             // Nobody has heard of the generation that there is.
@@ -227,6 +232,7 @@ impl<Id: Copy + Ord + Debug> Keys<Id> {
         Some(Rekey {
             keys: newest.sealer.keys(),
             evict: std::mem::take(&mut self.evict),
+            revoked: std::mem::take(&mut self.revoked),
             confirm: false,
         })
     }

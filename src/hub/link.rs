@@ -261,6 +261,9 @@ impl Link {
     }
 
     pub(crate) fn order_topic(&self, order: TopicOrder) {
+        if let TopicOrder::Join(_) = order {
+            self.session.was_member.store(true, Ordering::Release);
+        }
         self.order(|desk| desk.order_topic(order));
     }
 

@@ -21,7 +21,6 @@ use crate::{
     close::{CloseCode, Closed},
     event::Envelope,
     gossip::Bucket,
-    instant::LONG,
     intake::{Customer, Reserved},
     link_io::{FrameReader, LinkError, write_all},
     listen::{Event, Incoming, Source},
@@ -133,7 +132,7 @@ async fn welcome(
             has_before: true,
             floor,
         };
-        still_there(&connection)?;
+        // Though it has left meanwhile: what it sent is to be heard.
         let link = hub.join(asked, connection).await?;
         return Ok((link, Some(first)));
     }
@@ -194,7 +193,13 @@ async fn welcome(
     });
     let mut chunks = Vec::new();
     welcome.encode(&mut chunks);
-    if let Err(error) = write_all(send, &mut chunks).await {
+    let written = timeout(wait, write_all(send, &mut chunks)).await;
+    let written = written.unwrap_or_else(|_| {
+        Err(e!(LinkError::TimedOut {
+            what: "room for the welcome"
+        }))
+    });
+    if let Err(error) = written {
         hub.leave(&link, &error.closed()).await;
         return Err(error);
     }
@@ -299,8 +304,8 @@ struct Inbound<'a> {
 
 /// What an event costs beside its bytes until a listener has it.
 const EVENT_COST: usize = 512;
-/// An event that comes in parts has the time of a frame for each so many bytes.
-const EVENT_STEP: usize = 1 << 20;
+/// So many parts of an event have to come within the time that a frame may take: a mebibyte.
+const PARTS_IN_TIME: usize = 16;
 
 /// How many ranges a second a spoke may want again: each costs the hub some work for all of them. One more
 /// is dropped; an inbox that lacks something wants it again after a while.
@@ -356,6 +361,7 @@ impl Inbound<'_> {
             Protocol::Compat if frame.is_empty() => Ok(()),
             Protocol::Compat => {
                 let envelope = compat::decode(&frame)?;
+                drop(frame);
                 self.check_size(envelope.size())?;
                 let reserved = self.reserve(envelope.size() + EVENT_COST).await;
                 self.deliver(envelope, move || drop(reserved)).await;
@@ -475,8 +481,10 @@ impl Inbound<'_> {
         if of.parts > 1 && !self.assembly.is_partial() {
             let most = (usize::from(of.parts) * native::MAX_PART).min(limit);
             self.reserved = Some(self.reserve(most + EVENT_COST).await);
-            let steps = u32::try_from(1 + most / EVENT_STEP).unwrap_or(u32::MAX);
-            self.due = Some(Instant::now() + limits.frame_timeout.saturating_mul(steps).min(LONG));
+            self.due = Some(Instant::now() + limits.frame_timeout);
+        } else if of.parts > 1 && usize::from(of.part) % PARTS_IN_TIME == 0 {
+            // Another piece of it has come.
+            self.due = Some(Instant::now() + limits.frame_timeout);
         }
         let pushed = self.assembly.push(seq, of, body, limit);
         if !self.assembly.is_partial() {

@@ -893,8 +893,10 @@ fn revoked() -> Closed {
 impl Guards for Inner {
     fn revoked(&self, ids: &[EndpointId]) {
         // Nobody new of these is let in by now.
+        let mut members = Vec::new();
         for id in ids {
-            let links = self.roster.revoke(*id, &revoked(), || self.log.tip());
+            let (links, was_member) = self.roster.revoke(*id, &revoked(), || self.log.tip());
+            members.extend(was_member.then_some(*id));
             for link in links {
                 link.revoke();
             }
@@ -905,7 +907,7 @@ impl Guards for Inner {
         }
         // A topic that begins after this is one that they are not told of.
         if let Some(topic) = self.topic() {
-            topic.revoke(ids);
+            topic.revoke(&members);
         }
         self.revoked.notify_one();
         self.progress.notify_waiters();

@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
     time::Instant,
 };
 
@@ -236,23 +236,26 @@ impl Roster {
         [Some(id), left.promoted].into_iter().flatten().collect()
     }
 
-    /// Ends the sessions of all spokes of an endpoint, connected and away. Gives back the links to end.
+    /// Ends the sessions of all spokes of an endpoint, connected and away. Gives back the links to end, and whether
+    /// one of the spokes was told to be on a topic.
     pub(super) fn revoke(
         &self,
         endpoint: EndpointId,
         closed: &Closed,
         tip: impl Fn() -> u64,
-    ) -> Vec<Arc<Link>> {
+    ) -> (Vec<Arc<Link>>, bool) {
         let mut inner = self.inner();
         let inner = &mut *inner;
-        let mut links = Vec::new();
+        let (mut links, mut was_member) = (Vec::new(), false);
         for id in inner.sessions.remove_all_of(endpoint) {
+            let session = inner.members.get(&id).map(|member| &member.session);
+            was_member |= session.is_some_and(|s| s.was_member.load(Ordering::Acquire));
             let link = inner.members.get(&id).map(|member| member.link.clone());
             links.extend(link.and_then(Result::ok));
             self.forget(inner, id, Some(closed), &Loss::Closed(closed.clone()), &tip);
         }
         self.gauge(inner);
-        links
+        (links, was_member)
     }
 
     /// Whether a spoke of this endpoint is connected.

@@ -33,6 +33,8 @@ pub(crate) struct Session {
     pub(crate) key: SessionId,
     /// The spoke may read nothing that was broadcast before.
     pub(crate) floor: u64,
+    /// It was told to be on a topic.
+    pub(crate) was_member: AtomicBool,
     outgoing: Mutex<Outgoing>,
     /// Wakes whoever waits for room in the mailbox.
     room: Notify,
@@ -68,6 +70,7 @@ impl Session {
             protocol,
             key,
             floor: 0,
+            was_member: AtomicBool::new(false),
             outgoing: Mutex::new(Outgoing {
                 mailbox: Counted::new(Mailbox::new(id, protocol, limits), mail),
                 wake: None,

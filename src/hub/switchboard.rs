@@ -298,7 +298,7 @@ impl Switchboard {
         let Some(rekey) = topic.keys.lock().tell() else {
             return;
         };
-        topic.node.rekey(&rekey.keys, &[]);
+        topic.node.rekey(&rekey.keys, &[], rekey.revoked);
         // As they are now: who is revoked from here on is told nothing, or loses what this told.
         let mut members = self.hub.roster.all();
         members.retain(|link| link.is_member());

@@ -71,7 +71,7 @@ impl IdFile {
     pub(super) fn open(path: &Path, purpose: Purpose) -> anyhow::Result<Self> {
         let read = || {
             let bytes = read(path)?;
-            anyhow::Ok((parse(&bytes)?, blake3::hash(&bytes)))
+            anyhow::Ok((parse_for(purpose, &bytes)?, blake3::hash(&bytes)))
         };
         let (ids, taken) =
             read().with_context(|| format!("{} {}", purpose.name(), path.display()))?;
@@ -119,7 +119,9 @@ impl IdFile {
                     None => News::None,
                 };
             }
-            (Seen::Bytes(hash), Ok(bytes)) => self.parse(&bytes).map(|ids| (ids, hash)),
+            (Seen::Bytes(hash), Ok(bytes)) => {
+                parse_for(self.purpose, &bytes).map(|ids| (ids, hash))
+            }
             (Seen::Fault(fault), _) => Err(anyhow!(fault)),
             (_, Err(error)) => Err(error),
         };
@@ -140,15 +142,16 @@ impl IdFile {
             }
         }
     }
+}
 
-    fn parse(&self, bytes: &[u8]) -> anyhow::Result<Ids> {
-        // A file that was cut off must not let in all whom it kept out.
-        ensure!(
-            !(self.purpose == Purpose::Deny && bytes.is_empty() && !self.ids.is_empty()),
-            "it is empty; to deny nobody any more, leave a line with # in it"
-        );
-        parse(bytes)
-    }
+fn parse_for(purpose: Purpose, bytes: &[u8]) -> anyhow::Result<Ids> {
+    let ids = parse(bytes)?;
+    // A file that was cut off must not let in all whom it kept out.
+    ensure!(
+        purpose != Purpose::Deny || !ids.is_empty() || bytes.contains(&b'#'),
+        "it is empty; to deny nobody, leave a line with # in it"
+    );
+    Ok(ids)
 }
 
 fn read(path: &Path) -> anyhow::Result<Vec<u8>> {

@@ -397,7 +397,9 @@ impl Hub {
         let keys = topic.keys.current();
         topic
             .mesh
-            .rekey(ctx, keys.generation, spokes, |gate| gate.learn(&keys));
+            .rekey(ctx, keys.generation, (spokes, true), |gate| {
+                gate.learn(&keys)
+            });
         Some(keys.generation)
     }
 

@@ -125,16 +125,21 @@ impl<G: FrameGate> Mesh<G> {
         &mut self,
         ctx: &Ctx,
         generation: u32,
-        evict: &[NodeId],
+        (evict, revoked): (&[NodeId], bool),
         learn: impl FnOnce(&mut G),
     ) {
         let now = ctx.clock.tokio();
         self.core.with_gate(learn, now);
+        let lifetime = match revoked {
+            false => self.config.previous_key_lifetime,
+            true => AFTER_EVICTION,
+        };
+        if generation == self.generation
+            && let Some((_, until)) = &mut self.previous
+        {
+            *until = (*until).min(now + lifetime);
+        }
         if generation > self.generation {
-            let lifetime = match evict {
-                [] => self.config.previous_key_lifetime,
-                _ => AFTER_EVICTION,
-            };
             self.previous = Some((self.generation, now + lifetime));
             self.generation = generation;
         }

@@ -6,7 +6,8 @@
 //!
 //! What is simpler than the world:
 //! - Frames are sealed and opened with the real keys, but a frame that several nodes open is verified and decrypted once
-//!   (`gate`). The proof of membership on a new gossip connection is taken for granted.
+//!   (`gate`). The proof of membership on a new gossip connection goes by which keys its sides know; connections that stand
+//!   are not asked to prove newer ones. Keys change on a revocation only, and nobody is admitted again.
 //! - Nodes take no time to think, and listeners take whatever there is. A spoke that [stalls](Stall) does nothing at all.
 //! - A message that is lost on a gossip connection is lost for good, which QUIC would not do; a connection ends when one side
 //!   closes it or when it was idle for 15 s.

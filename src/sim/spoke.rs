@@ -327,9 +327,14 @@ impl Spoke {
                 let evict: Vec<_> = ids.filter_map(|id| ctx.node(id)).collect();
                 let mut fits = true;
                 if let Some(mesh) = &mut self.mesh {
-                    mesh.rekey(ctx, rekey.keys.generation, &evict, |gate| {
-                        fits = gate.opener().add(&rekey.keys).is_ok();
-                    });
+                    mesh.rekey(
+                        ctx,
+                        rekey.keys.generation,
+                        (&evict, rekey.revoked),
+                        |gate| {
+                            fits = gate.opener().add(&rekey.keys).is_ok();
+                        },
+                    );
                 }
                 ctx.tally.misbehaved += u64::from(!fits);
             }

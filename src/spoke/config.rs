@@ -35,9 +35,9 @@ use crate::{
 /// none: see [`RelayOnly`](Self::RelayOnly).
 ///
 /// What a spoke does with addresses that others tell it, the hub among these: it dials them for gossip only, at
-/// most four for each spoke; private and loopback addresses only if it has one of the same kind itself, so that
-/// nobody makes it knock at doors inside its own network; and relays only if they are its own, or have a name in
-/// public. Where the hub is, it believes its user only.
+/// most four for each spoke; private and loopback addresses only if it has one of the same kind itself (where the hub sees
+/// a spoke, one of any private kind), so that nobody makes it knock at doors inside its own network; and relays only if
+/// they are its own, or have a name in public and it is on one itself. Where the hub is, it believes its user only.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]

@@ -151,13 +151,23 @@ impl Seat {
             true => self.hub.clone(),
             false => told_by_hub(peer, &own),
         };
-        peers.into_iter().map(allowed).collect()
+        let mut peers: Vec<_> = peers.into_iter().map(allowed).collect();
+        if peers.iter().all(|peer| peer.addrs.is_empty()) {
+            // Nobody is where we may go: the hub is, and it is on the topic.
+            peers.push(self.hub.clone());
+        }
+        peers
     }
 
     /// Learns keys of the topic, and who is on it no more.
     pub(super) async fn rekey(&self, rekey: Rekey) {
         let Some(member) = &self.member else { return };
-        let Rekey { keys, evict, .. } = rekey;
+        let Rekey {
+            keys,
+            evict,
+            revoked,
+            ..
+        } = rekey;
         // The gate first: who proves to have the new keys may send frames under them.
         let learned = keys.clone();
         let added = member.node.with_gate(move |gate: &mut SpokeGate| {
@@ -168,7 +178,7 @@ impl Seat {
         if added.await.is_err() {
             debug!("the node on the topic has ended");
         }
-        member.node.rekey(&keys, &evict);
+        member.node.rekey(&keys, &evict, revoked);
     }
 
     /// Leaves the topic in the background: doing so in order takes a while, and the hub's stream is

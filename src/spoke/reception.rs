@@ -577,6 +577,7 @@ impl Reception {
             self.orders.push_back(Order::Rekey(Box::new(Rekey {
                 keys: topic.keys,
                 evict: Vec::new(),
+                revoked: false,
                 confirm: false,
             })));
             self.orders.push_back(Order::Meet { peers: topic.peers });

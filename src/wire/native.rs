@@ -115,6 +115,8 @@ pub(crate) struct Rekey {
     pub(crate) keys: GenerationKeys,
     /// Members no more: connections to them are closed, and none is made. At most [`MAX_EVICTED`].
     pub(crate) evict: Vec<EndpointId>,
+    /// Somebody is a member no more, named or not: the former key is not to be good for long.
+    pub(crate) revoked: bool,
     /// Whether the hub waits to hear that the spoke has them ([`ToHub::Rekeyed`]).
     pub(crate) confirm: bool,
 }
@@ -655,6 +657,7 @@ mod tests {
                     ToSpoke::Rekey(Box::new(Rekey {
                         keys,
                         evict,
+                        revoked: !confirm,
                         confirm,
                     }))
                 }),
@@ -819,6 +822,7 @@ mod tests {
         let rekey = Rekey {
             keys: keys.clone(),
             evict: vec![key; 2],
+            revoked: true,
             confirm: true,
         };
         let topic = Topic {
@@ -928,6 +932,7 @@ mod tests {
         ToSpoke::Rekey(Box::new(Rekey {
             keys,
             evict,
+            revoked: true,
             confirm: true,
         }))
         .encode(&mut out);
@@ -956,6 +961,7 @@ mod tests {
         let rekey = Rekey {
             keys,
             evict: Vec::new(),
+            revoked: true,
             confirm: true,
         };
         let text = format!("{:?}", ToSpoke::Rekey(Box::new(rekey)));

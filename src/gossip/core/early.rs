@@ -25,6 +25,8 @@ const KEPT_FOR: Duration = Duration::from_secs(3);
 pub(super) struct Early<P> {
     messages: VecDeque<(P, Bytes, Instant)>,
     bytes: usize,
+    /// When the message came that is looked at again.
+    looked_at: Option<Instant>,
 }
 
 impl<P> Default for Early<P> {
@@ -32,6 +34,7 @@ impl<P> Default for Early<P> {
         Self {
             messages: VecDeque::new(),
             bytes: 0,
+            looked_at: None,
         }
     }
 }
@@ -39,6 +42,8 @@ impl<P> Default for Early<P> {
 impl<P: PartialEq> Early<P> {
     /// Keeps a message, if there is room.
     pub(super) fn keep(&mut self, from: P, message: &Bytes, now: Instant) {
+        // One that was looked at again, in vain, is no younger for that.
+        let at = self.looked_at.unwrap_or(now);
         self.expire(now);
         let of_one = self.messages.iter().filter(|(p, ..)| *p == from);
         let (count, bytes) = of_one.fold((0, 0), |(count, bytes), (_, message, _)| {
@@ -50,17 +55,24 @@ impl<P: PartialEq> Early<P> {
             && self.bytes + message.len() <= MAX_BYTES
         {
             self.bytes += message.len();
-            self.messages.push_back((from, message.clone(), now));
+            self.messages.push_back((from, message.clone(), at));
         }
     }
 
-    /// All that is kept, in the order in which it came.
-    pub(super) fn take(&mut self, now: Instant) -> impl Iterator<Item = (P, Bytes)> + use<P> {
+    /// All that is kept, with when it came, in that order.
+    pub(super) fn take(&mut self, now: Instant) -> VecDeque<(P, Bytes, Instant)> {
         self.expire(now);
-        let messages = std::mem::take(self).messages;
-        messages
-            .into_iter()
-            .map(|(from, message, _)| (from, message))
+        std::mem::take(self).messages
+    }
+
+    /// What is kept from now on was kept since `at`; or came now.
+    pub(super) fn looks_at(&mut self, at: Option<Instant>) {
+        self.looked_at = at;
+    }
+
+    /// Whether what is kept was kept before.
+    pub(super) fn is_looked_at(&self) -> bool {
+        self.looked_at.is_some()
     }
 
     fn expire(&mut self, now: Instant) {
@@ -88,8 +100,8 @@ mod tests {
         early.keep(2, &message, now + KEPT_FOR / 2);
         assert_eq!(early.messages.len(), MAX_OF_ONE + 1);
         let later = now + KEPT_FOR + Duration::from_millis(1);
-        let left: Vec<_> = early.take(later).collect();
-        assert_eq!(left, [(2, message)]);
+        let left: Vec<_> = early.take(later).into_iter().map(|kept| kept.0).collect();
+        assert_eq!(left, [2]);
         assert_eq!(early.bytes, 0);
     }
 
@@ -103,7 +115,7 @@ mod tests {
                 early.keep(peer, &message, now);
             }
         }
-        let kept: Vec<_> = early.take(now).map(|(peer, _)| peer).collect();
+        let kept: Vec<_> = early.take(now).into_iter().map(|kept| kept.0).collect();
         assert_eq!(kept.len(), 2 * PEERS);
         assert!(kept.iter().all(|peer| *peer < PEERS));
     }

@@ -145,7 +145,8 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
                 }
                 Err(FrameRefused::UnknownGeneration) => {
                     self.metrics.refused_unknown_generation.inc();
-                    if !self.means(from, now).unknown.take(1, now) {
+                    let counted = self.early.is_looked_at();
+                    if !counted && !self.means(from, now).unknown.take(1, now) {
                         self.too_much(from, 1, now);
                     } else {
                         self.early.keep(from, message, now);

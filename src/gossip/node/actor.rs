@@ -206,6 +206,14 @@ impl<G: FrameGate> Actor<G> {
             place,
         } = up;
         let peer = conn.remote_id();
+        // First: one that is turned away takes nothing from a connection that stands.
+        if !self.core.peer_connected(peer, dialed, now) {
+            let code = match self.core.is_banned(&peer, now) {
+                true => Code::Banned,
+                false => Code::TooOften,
+            };
+            return code.close(&conn);
+        }
         let number = self.next_number;
         self.next_number += 1;
         let config = &self.shared.config;
@@ -230,14 +238,6 @@ impl<G: FrameGate> Actor<G> {
                     old.outbox.end(Code::Replaced);
                 }
             }
-        }
-        if !self.core.peer_connected(peer, dialed, now) {
-            self.peers.remove(&peer);
-            let code = match self.core.is_banned(&peer, now) {
-                true => Code::Banned,
-                false => Code::TooOften,
-            };
-            return code.close(&conn);
         }
         trace!(remote = %peer.fmt_short(), dialed, number, "gossip connection up");
         let member = Membership {

@@ -40,6 +40,10 @@ struct Halves {
 
 impl Halves {
     async fn begin(hub: &Hub, count: usize) -> Self {
+        Self::begin_from(Ipv4Addr::LOCALHOST, hub, count).await
+    }
+
+    async fn begin_from(from: Ipv4Addr, hub: &Hub, count: usize) -> Self {
         let [addr] = hub
             .addr()
             .ip_addrs()
@@ -53,9 +57,7 @@ impl Halves {
             let ear = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))
                 .await
                 .expect("a port");
-            let mouth = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))
-                .await
-                .expect("a port");
+            let mouth = UdpSocket::bind((from, 0)).await.expect("a port");
             let to = TransportAddr::Ip(ear.local_addr().expect("bound"));
             tasks.spawn(async move {
                 let endpoint = bind().await;
@@ -127,6 +129,25 @@ async fn handshakes_that_are_not_finished_hold_their_places_for_a_limited_time()
     let _spoke = soon("the others have run out of time", connecting).await;
     until("all have", || metrics(&hub).handshakes.get() == 0).await;
     assert!(metrics(&hub).handshakes_failed.get() >= 3);
+    hub.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_address_that_finishes_no_handshake_leaves_places_for_the_others() {
+    let hub = hub_of(hub_limits(|limits| {
+        limits.max_handshakes = 16;
+        limits.handshakes_of_addr = 2;
+        limits.handshake_timeout = 10 * LIMIT;
+    }))
+    .await;
+    let _halves = Halves::begin_from(Ipv4Addr::new(127, 0, 0, 2), &hub, 6).await;
+    until("it has all that one may have, and wants more", || {
+        metrics(&hub).handshakes.get() == 2 && metrics(&hub).handshakes_crowded.get() > 0
+    })
+    .await;
+    // This comes from 127.0.0.1.
+    serves(&hub).await;
+    assert_eq!(metrics(&hub).handshakes.get(), 2);
     hub.shutdown().await;
 }
 

@@ -36,6 +36,10 @@ pub struct HubLimits {
     /// The most handshakes in flight. One more gets no answer, so that an honest peer tries again by itself after a second.
     /// Default 512.
     pub max_handshakes: usize,
+    /// The most of them that are one remote address's, counted as for
+    /// [`handshakes_of_addr_per_s`](Self::handshakes_of_addr_per_s), so that one which finishes none does not hold every place.
+    /// To be lowered along with [`max_handshakes`](Self::max_handshakes). Default 128.
+    pub handshakes_of_addr: usize,
     /// With so many handshakes in flight, an address that has not shown that it can be answered is asked to first, by QUIC
     /// Retry. Default 64.
     pub validate_above: usize,
@@ -144,6 +148,7 @@ impl Default for HubLimits {
         Self {
             max_event_bytes: 16 << 20,
             max_handshakes: 512,
+            handshakes_of_addr: 128,
             validate_above: 64,
             handshakes_of_addr_per_s: 200,
             handshake_timeout: Duration::from_secs(10),
@@ -227,6 +232,7 @@ impl HubConfig {
         limits.acks_per_s = limits.acks_per_s.max(1);
         limits.max_streams = limits.max_streams.clamp(1, MAX_STREAMS);
         limits.max_handshakes = limits.max_handshakes.clamp(1, MAX_HANDSHAKES);
+        limits.handshakes_of_addr = limits.handshakes_of_addr.max(1);
         limits.handshakes_of_addr_per_s = limits.handshakes_of_addr_per_s.max(1);
         // What QUIC needs to get anywhere.
         limits.waiting_window = limits.waiting_window.max(MIN_WINDOW);

@@ -279,7 +279,8 @@ impl Hub {
     }
 
     /// A filter for the router that the hub is on, which keeps the hub's limits for handshakes:
-    /// [`HubLimits::max_handshakes`], [`validate_above`](HubLimits::validate_above) and
+    /// [`HubLimits::max_handshakes`], [`handshakes_of_addr`](HubLimits::handshakes_of_addr),
+    /// [`validate_above`](HubLimits::validate_above) and
     /// [`handshakes_of_addr_per_s`](HubLimits::handshakes_of_addr_per_s). It is asked for every connection, those of other
     /// protocols too. A hub that [spawns](HubBuilder::spawn) needs none.
     ///

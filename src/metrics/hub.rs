@@ -134,7 +134,7 @@ pub struct ConnectionMetrics {
     pub handshakes_retried: Counter,
     /// Attempts left without an answer because their address began too many.
     pub handshakes_over_rate: Counter,
-    /// Attempts left without an answer because too many handshakes were in flight.
+    /// Attempts left without an answer because too many handshakes were in flight, of their address or of all.
     pub handshakes_crowded: Counter,
     /// Handshakes that failed or took too long. Zero for a hub on a router that is not its own.
     pub handshakes_failed: Counter,

@@ -103,6 +103,7 @@ impl Setup {
                 // All of them come from one address.
                 limits.handshakes_of_addr_per_s = 2000;
                 limits.max_handshakes = 256;
+                limits.handshakes_of_addr = 256;
             }
         }
         // Nobody is waited for.

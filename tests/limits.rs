@@ -3,7 +3,10 @@
 
 mod common;
 
-use std::{net::Ipv4Addr, time::Duration};
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    time::Duration,
+};
 
 use common::{
     raw::{COMPAT, NATIVE, RawPeer, code},
@@ -11,7 +14,7 @@ use common::{
 };
 use iroh::{EndpointAddr, EndpointId, TransportAddr, endpoint::Connection, protocol::Router};
 use iroh_hub::{
-    Event, EventTarget, Hub, HubLimits, ListenOptions, Listener, OnFull, Source, Spoke,
+    Event, EventTarget, Hub, HubLimits, ListenOptions, Listener, OnFull, Source, Spoke, endpoint,
     metrics::ConnectionMetrics,
 };
 use tokio::{net::UdpSocket, task::JoinSet, time::timeout};
@@ -233,6 +236,60 @@ async fn strangers_have_places_of_their_own_and_one_of_them_few() {
     let _stream = silent[2].spoke(NATIVE).await;
     until("it waits no more", || metrics(&hub).waiting.get() == 2).await;
     serves(&hub).await;
+    hub.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn strangers_of_one_address_have_a_part_of_the_places_however_many_ids_they_have() {
+    let hub = hub_of(hub_limits(|limits| {
+        limits.max_waiting = 16;
+        limits.waiting_of_addr = 2;
+        limits.hello_timeout = 10 * LIMIT;
+    }))
+    .await;
+    let from_elsewhere = || async {
+        let addr = SocketAddr::from((Ipv4Addr::new(127, 0, 0, 2), 0));
+        let endpoint = endpoint::bind_at(endpoint::local(None), addr).await;
+        RawPeer::connect_from(endpoint.expect("loopback"), &hub, NATIVE).await
+    };
+    let silent = [from_elsewhere().await, from_elsewhere().await];
+    until("they wait", || metrics(&hub).waiting.get() == 2).await;
+    let reason = "too many connections wait for a welcome".to_owned();
+    let third = from_elsewhere().await;
+    assert_eq!(third.closed().await, (code::TOO_MANY, reason));
+    // This comes from 127.0.0.1.
+    serves(&hub).await;
+    // Who has a spoke waits no more, but its streams that are none wait.
+    let _stream = silent[0].spoke(NATIVE).await;
+    until("it waits no more", || metrics(&hub).waiting.get() == 1).await;
+    let mut mute = Vec::new();
+    for _ in 0..3 {
+        let mut stream = silent[0].open().await;
+        // Half of a length: the hub hears of the stream, and of no hello.
+        stream.write(vec![0, 0]).await;
+        mute.push(stream);
+    }
+    let refused = &hub.metrics().admission.streams_refused;
+    until("one has no place", || refused.get() == 1).await;
+    serves(&hub).await;
+    hub.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_endpoint_begins_all_of_its_spokes_at_once_though_admission_is_slow() {
+    let admission = iroh_hub::Admission::custom(LIMIT, |_| async {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        iroh_hub::Decision::Allow
+    });
+    let hub = hub(Hub::builder().admission(admission)).await;
+    let endpoint = bind().await;
+    let mut connecting = JoinSet::new();
+    for _ in 0..100 {
+        let connect = Spoke::connect(endpoint.clone(), hub.addr());
+        connecting.spawn(async move { connect.await.expect("it is let in") });
+    }
+    let spokes = soon("all get in", connecting.join_all()).await;
+    assert_eq!(hub.spoke_count(), spokes.len());
     hub.shutdown().await;
 }
 

@@ -53,8 +53,13 @@ pub struct HubLimits {
     /// The most of them that have had no spoke yet, from the handshake until a welcome; and the most streams that are no spokes
     /// yet. Default 1,024.
     pub max_waiting: usize,
-    /// The most of those, and of such streams, that are one endpoint's. Default 64.
+    /// The most of those, and of such streams, that are one endpoint's: as many as it may have spokes, so that one which begins
+    /// them all at once is not refused. Default 256.
     pub waiting_of_one: usize,
+    /// The most of those, and of such streams, that are one remote address's, whichever ids it comes with; a /64 of IPv6 counts
+    /// as one address, and so does a relay. To be lowered along with [`max_waiting`](Self::max_waiting), and raised where many
+    /// spokes share an address and admission is slow. Default 256.
+    pub waiting_of_addr: usize,
     /// How much a connection that has had no spoke yet may have in flight towards the hub, in bytes. Default 64 KiB.
     pub waiting_window: u32,
     /// How much a connection with a spoke may have in flight towards the hub, in bytes, while there is room for it. Default
@@ -113,7 +118,7 @@ pub struct HubLimits {
     /// The most bytes of events from spokes that have come in part, or that wait for a listener with no room, over all of them;
     /// while there are more, the hub reads from no spoke. One event is always taken. Default 256 MiB.
     pub intake_bytes: usize,
-    /// The same for one endpoint, over all of its spokes. Default 32 MiB.
+    /// The same for one endpoint, over all of its spokes. Default 33 MiB: room for two of the largest events.
     pub intake_of_one: usize,
     /// How far `broadcast` may run ahead of the spokes that keep up, in events, give or take an eighth.
     /// Default 8,192.
@@ -154,7 +159,8 @@ impl Default for HubLimits {
             handshake_timeout: Duration::from_secs(10),
             max_connections: 20_480,
             max_waiting: 1024,
-            waiting_of_one: 64,
+            waiting_of_one: 256,
+            waiting_of_addr: 256,
             waiting_window: 64 << 10,
             receive_window: 8 << 20,
             receive_bytes: 256 << 20,
@@ -177,7 +183,7 @@ impl Default for HubLimits {
             publish_frames_per_s: 10_000,
             publish_bytes_per_s: 64 << 20,
             intake_bytes: 256 << 20,
-            intake_of_one: 32 << 20,
+            intake_of_one: 33 << 20,
             pace_events: 8192,
             pace_bytes: 16 << 20,
             stall_after: Duration::from_millis(500),

@@ -142,7 +142,7 @@ fn bucket(limits: &DoorLimits, now: Instant) -> Bucket {
 }
 
 /// A household has a /64 of IPv6 to itself, and may use any address in it.
-fn network(ip: IpAddr) -> IpAddr {
+pub(super) fn network(ip: IpAddr) -> IpAddr {
     match ip.to_canonical() {
         IpAddr::V4(ip) => ip.into(),
         IpAddr::V6(ip) => Ipv6Addr::from_bits(ip.to_bits() >> 64 << 64).into(),

@@ -5,6 +5,7 @@
 //! `gossip_link` while there is a topic. Nothing that they share waits on one spoke.
 
 pub(crate) mod ack_share;
+mod arrivals;
 pub(crate) mod budget;
 mod builder;
 mod ceiling;
@@ -845,9 +846,13 @@ impl Inner {
         }
         match Protocol::from_alpn(connection.alpn()) {
             Some(protocol) => {
+                let arrived = self.crowd.arrives(&connection);
+                let serving = connection::run(self.clone(), connection, protocol);
                 // On a task of our own: a panic in it must not reach the router.
-                self.tasks
-                    .spawn(connection::run(self.clone(), connection, protocol));
+                self.tasks.spawn(async move {
+                    let _arrived = arrived;
+                    serving.await;
+                });
             }
             None => self.accept_gossip(connection),
         }

@@ -76,6 +76,7 @@ impl Setup {
                 limits.max_connections = 6 * scale;
                 limits.max_waiting = 4 * scale;
                 limits.waiting_of_one = 4 * scale;
+                limits.waiting_of_addr = 4 * scale;
                 limits.max_handshakes = 32;
                 limits.max_event_bytes = MIB;
                 limits.send_window = MIB as u32;
@@ -94,6 +95,7 @@ impl Setup {
                 limits.away_spokes = 1200;
                 limits.max_connections = 1200;
                 limits.max_waiting = 1100;
+                limits.waiting_of_addr = 1100;
                 limits.max_event_bytes = 64 << 10;
                 limits.send_window = 64 << 10;
                 limits.receive_bytes = 16 * MIB;

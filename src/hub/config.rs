@@ -95,11 +95,11 @@ pub struct HubLimits {
     /// How long a native spoke that is lost without a goodbye keeps its session: comes it back by then, it
     /// is the same spoke, and nothing that was sent to it or by it is lost or repeated. Default 2 min.
     pub session_lifetime: Duration,
-    /// The most spokes that are away at once and keep their sessions; who went first gives way. Default
-    /// 16,384.
+    /// The most spokes that are away at once and keep their sessions. Of the endpoint that has most of them, who went first
+    /// gives way. Default 16,384.
     pub away_spokes: usize,
     /// The most bytes of targeted events that are kept for all spokes that are away, 256 bytes for each event
-    /// included; who went first gives way. Default 64 MiB.
+    /// included. Of the endpoint for which most is kept, who went first gives way. Default 64 MiB.
     pub away_bytes: usize,
     /// How many spokes that are gone the receipts of broadcasts remember. Default 4,096.
     pub remembered_spokes: usize,

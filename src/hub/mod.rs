@@ -4,6 +4,7 @@
 //! (`connection`), one per spoke (`link_task`), the `switchboard` that decides the paths, and the
 //! `gossip_link` while there is a topic. Nothing that they share waits on one spoke.
 
+mod absent;
 pub(crate) mod ack_share;
 mod arrivals;
 pub(crate) mod budget;

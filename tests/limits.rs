@@ -396,6 +396,7 @@ async fn a_spoke_that_publishes_too_fast_is_read_from_more_slowly_and_loses_noth
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn events_that_nobody_takes_are_bounded_though_their_links_are_gone() {
     let (hub, mut listener) = hub_unheard(|limits| {
+        limits.max_event_bytes = 200 << 10;
         limits.intake_bytes = 1 << 20;
         limits.intake_of_one = 300 << 10;
     })
@@ -447,7 +448,9 @@ async fn events_that_nobody_takes_are_bounded_though_their_links_are_gone() {
 async fn an_event_in_parts_that_is_not_finished_costs_the_link_and_gives_its_room_back() {
     let hub = hub_of(hub_limits(|limits| {
         limits.frame_timeout = Duration::from_millis(200);
-        limits.intake_of_one = 1 << 20;
+        // Room for one.
+        limits.max_event_bytes = 200 * raw::MAX_PART;
+        limits.intake_of_one = 0;
     }))
     .await;
     let mut listener = hub.listen("n");
@@ -477,7 +480,7 @@ async fn an_event_in_parts_that_is_not_finished_costs_the_link_and_gives_its_roo
     // Its room is another's.
     let peer = RawPeer::connect_from(endpoint, &hub, NATIVE).await;
     let mut stream = peer.spoke(NATIVE).await;
-    let body = raw::body(b"n", b"", b"7");
+    let body = raw::body(b"n", b"", format!("{:>20000}", 7).as_bytes());
     stream.write(raw::publish(1, 0, 1, &body)).await;
     assert_eq!(number(&next_event(&mut listener).await), 7);
     hub.shutdown().await;

@@ -9,7 +9,7 @@ use crate::{
     gossip::GossipConfig,
     instant::bound,
     log::LogConfig,
-    wire::{broadcast, native},
+    wire::{broadcast, compat, native},
 };
 
 /// What becomes of a native spoke that falls behind the log.
@@ -116,9 +116,10 @@ pub struct HubLimits {
     /// The same in bytes. Default 64 MiB.
     pub publish_bytes_per_s: u64,
     /// The most bytes of events from spokes that have come in part, or that wait for a listener with no room, over all of them;
-    /// while there are more, the hub reads from no spoke. One event is always taken. Default 256 MiB.
+    /// while there are more, the hub reads from no spoke. At least what one event may have. Default 256 MiB.
     pub intake_bytes: usize,
-    /// The same for one endpoint, over all of its spokes. Default 33 MiB: room for two of the largest events.
+    /// The same for one endpoint, over all of its spokes. At least what one event may have. Default 33 MiB: room for two of
+    /// the largest events.
     pub intake_of_one: usize,
     /// How far `broadcast` may run ahead of the spokes that keep up, in events, give or take an eighth.
     /// Default 8,192.
@@ -231,6 +232,12 @@ impl HubConfig {
         gossip.key_lifetime = gossip.key_lifetime.max(MIN_KEY_LIFETIME);
         let limits = &mut self.limits;
         limits.max_event_bytes = limits.max_event_bytes.clamp(1, native::MAX_EVENT_BYTES);
+        // What an event has beyond its part would be counted by nobody.
+        let largest = limits
+            .max_event_bytes
+            .saturating_add(compat::FRAME_OVERHEAD);
+        limits.intake_of_one = limits.intake_of_one.max(largest);
+        limits.intake_bytes = limits.intake_bytes.max(limits.intake_of_one);
         limits.targeted_events = limits.targeted_events.max(1);
         limits.pace_events = limits.pace_events.max(1);
         limits.pace_bytes = limits.pace_bytes.max(1);
@@ -259,5 +266,21 @@ impl HubConfig {
         // What the hub dials itself has the windows of what comes in.
         self.gossip.transport = Some(hub_transport_config(&self.limits));
         self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_taken_in_has_room_for_the_largest_event_as_it_comes() {
+        let mut config = HubConfig::default();
+        config.limits.max_event_bytes = 4 << 20;
+        config.limits.intake_of_one = 1 << 20;
+        config.limits.intake_bytes = 2 << 20;
+        let limits = config.sound().limits;
+        assert!(limits.intake_of_one >= (4 << 20) + compat::FRAME_OVERHEAD);
+        assert!(limits.intake_bytes >= limits.intake_of_one);
     }
 }

@@ -14,8 +14,8 @@ use common::{
 };
 use iroh::{EndpointAddr, EndpointId, TransportAddr, endpoint::Connection, protocol::Router};
 use iroh_hub::{
-    Event, EventTarget, Hub, HubLimits, ListenOptions, Listener, OnFull, Source, Spoke, endpoint,
-    metrics::ConnectionMetrics,
+    Event, EventTarget, Hub, HubLimits, ListenOptions, Listener, OnFull, Problem, Source, Spoke,
+    endpoint, metrics::ConnectionMetrics,
 };
 use tokio::{net::UdpSocket, task::JoinSet, time::timeout};
 
@@ -334,6 +334,21 @@ async fn an_endpoint_that_speaks_none_of_the_protocols_is_not_a_connection() {
     })
     .await;
     assert_eq!(metrics(&hub).open.get(), 0);
+    hub.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hub_whose_endpoint_is_closed_says_that_it_takes_nobody() {
+    let hub = hub_of(HubLimits::default()).await;
+    serves(&hub).await;
+    assert!(!hub.health().problems.contains(&Problem::NotAccepting));
+    hub.endpoint().close().await;
+    assert!(hub.health().problems.contains(&Problem::NotAccepting));
+    assert!(!hub.health().healthy);
+    until("its metrics say so", || {
+        hub.metrics().health.not_accepting.get() == 1
+    })
+    .await;
     hub.shutdown().await;
 }
 

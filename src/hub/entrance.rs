@@ -4,7 +4,7 @@
 
 use std::{
     collections::VecDeque,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, atomic::Ordering},
 };
 
 use iroh::{
@@ -13,7 +13,7 @@ use iroh::{
     protocol::{IncomingFilter, IncomingFilterOutcome},
 };
 use tokio::time::{Duration, Instant, timeout};
-use tracing::debug;
+use tracing::{debug, error};
 
 use super::{
     Inner,
@@ -77,8 +77,28 @@ fn knock(
     (verdict, place)
 }
 
+/// Held while connections are taken: however that ends, by a panic too, the hub's health says so.
+struct Taking(Arc<Inner>);
+
+impl Drop for Taking {
+    fn drop(&mut self) {
+        self.0.takes_none.store(true, Ordering::Release);
+        if !self.0.is_ending() {
+            error!("no connections are taken any more");
+        }
+    }
+}
+
 /// Takes connections until the hub ends.
-pub(super) async fn run(hub: Arc<Inner>, endpoint: Endpoint) {
+pub(super) fn run(hub: Arc<Inner>, endpoint: Endpoint) -> impl Future<Output = ()> + Send {
+    let taking = Taking(hub.clone());
+    async move {
+        let _taking = taking;
+        take_all(hub, endpoint).await;
+    }
+}
+
+async fn take_all(hub: Arc<Inner>, endpoint: Endpoint) {
     let alpns = [
         Protocol::Native.alpn(),
         Protocol::Compat.alpn(),
@@ -185,4 +205,25 @@ pub(super) fn filter(limits: &HubLimits, metrics: Arc<ConnectionMetrics>) -> Inc
             _ => IncomingFilterOutcome::Ignore,
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        endpoint::bind_local,
+        hub::{Hub, Problem},
+    };
+
+    #[tokio::test]
+    async fn a_hub_whose_task_that_takes_connections_is_gone_is_not_healthy() {
+        let hub = Hub::builder().build(bind_local().await.unwrap()).unwrap();
+        let taking = tokio::spawn(run(hub.inner.clone(), bind_local().await.unwrap()));
+        assert!(hub.health().healthy);
+        taking.abort();
+        taking.await.unwrap_err();
+        assert_eq!(hub.health().problems, [Problem::NotAccepting]);
+        hub.shutdown().await;
+        assert_eq!(hub.health().problems, [Problem::Ending]);
+    }
 }

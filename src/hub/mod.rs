@@ -158,6 +158,8 @@ pub(crate) struct Inner {
     /// Wakes whoever waits for spokes to have more.
     progress: Notify,
     closing: AtomicBool,
+    /// The task that takes connections has ended, where the hub has one.
+    takes_none: AtomicBool,
     cancel: CancellationToken,
     tasks: TaskTracker,
 }
@@ -258,6 +260,7 @@ impl Hub {
             budget_line: Notify::new(),
             progress: Notify::new(),
             closing: AtomicBool::new(false),
+            takes_none: AtomicBool::new(false),
             cancel: cancel.clone(),
             tasks,
             config,

@@ -237,6 +237,8 @@ pub struct RepairMetrics {
 pub struct HealthMetrics {
     /// 1 if nothing is wrong with the hub.
     pub healthy: Gauge,
+    /// 1 if no connections are taken any more though the hub has not ended; see `Problem::NotAccepting`.
+    pub not_accepting: Gauge,
     /// Times that the task which looks after the spokes panicked, and another one took over.
     pub panics: Counter,
     /// The topic: 0 there is none, 1 it is starting, 2 alive, 3 stalled, 4 it failed and is rebuilt.

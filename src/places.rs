@@ -58,8 +58,12 @@ impl<K: Hash + Eq + Clone> Places<K> {
         })
     }
 
+    /// How many of them `who` has.
+    pub(crate) fn taken_by(&self, who: &K) -> usize {
+        lock(&self.0).of.get(who).copied().unwrap_or_default()
+    }
+
     /// How many are taken.
-    #[cfg(test)]
     pub(crate) fn taken(&self) -> usize {
         lock(&self.0).all
     }
@@ -105,6 +109,8 @@ mod tests {
                     held.swap_remove(at);
                 }
                 prop_assert_eq!(places.taken(), held.len());
+                let mine = held.iter().filter(|(holder, _)| *holder == who).count();
+                prop_assert_eq!(places.taken_by(&who), mine);
                 prop_assert!(lock(&places.0).of.len() <= held.len());
             }
             drop(held);

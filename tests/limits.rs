@@ -3,7 +3,10 @@
 
 mod common;
 
-use std::{net::Ipv4Addr, time::Duration};
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    time::Duration,
+};
 
 use common::{
     raw::{COMPAT, NATIVE, RawPeer, code},
@@ -11,8 +14,8 @@ use common::{
 };
 use iroh::{EndpointAddr, EndpointId, TransportAddr, endpoint::Connection, protocol::Router};
 use iroh_hub::{
-    Event, EventTarget, Hub, HubLimits, ListenOptions, Listener, OnFull, Source, Spoke,
-    metrics::ConnectionMetrics,
+    Event, EventTarget, Hub, HubLimits, ListenOptions, Listener, OnFull, Problem, Source, Spoke,
+    endpoint, metrics::ConnectionMetrics,
 };
 use tokio::{net::UdpSocket, task::JoinSet, time::timeout};
 
@@ -40,6 +43,10 @@ struct Halves {
 
 impl Halves {
     async fn begin(hub: &Hub, count: usize) -> Self {
+        Self::begin_from(Ipv4Addr::LOCALHOST, hub, count).await
+    }
+
+    async fn begin_from(from: Ipv4Addr, hub: &Hub, count: usize) -> Self {
         let [addr] = hub
             .addr()
             .ip_addrs()
@@ -53,9 +60,7 @@ impl Halves {
             let ear = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))
                 .await
                 .expect("a port");
-            let mouth = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))
-                .await
-                .expect("a port");
+            let mouth = UdpSocket::bind((from, 0)).await.expect("a port");
             let to = TransportAddr::Ip(ear.local_addr().expect("bound"));
             tasks.spawn(async move {
                 let endpoint = bind().await;
@@ -127,6 +132,25 @@ async fn handshakes_that_are_not_finished_hold_their_places_for_a_limited_time()
     let _spoke = soon("the others have run out of time", connecting).await;
     until("all have", || metrics(&hub).handshakes.get() == 0).await;
     assert!(metrics(&hub).handshakes_failed.get() >= 3);
+    hub.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_address_that_finishes_no_handshake_leaves_places_for_the_others() {
+    let hub = hub_of(hub_limits(|limits| {
+        limits.max_handshakes = 16;
+        limits.handshakes_of_addr = 2;
+        limits.handshake_timeout = 10 * LIMIT;
+    }))
+    .await;
+    let _halves = Halves::begin_from(Ipv4Addr::new(127, 0, 0, 2), &hub, 6).await;
+    until("it has all that one may have, and wants more", || {
+        metrics(&hub).handshakes.get() == 2 && metrics(&hub).handshakes_crowded.get() > 0
+    })
+    .await;
+    // This comes from 127.0.0.1.
+    serves(&hub).await;
+    assert_eq!(metrics(&hub).handshakes.get(), 2);
     hub.shutdown().await;
 }
 
@@ -215,6 +239,60 @@ async fn strangers_have_places_of_their_own_and_one_of_them_few() {
     hub.shutdown().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn strangers_of_one_address_have_a_part_of_the_places_however_many_ids_they_have() {
+    let hub = hub_of(hub_limits(|limits| {
+        limits.max_waiting = 16;
+        limits.waiting_of_addr = 2;
+        limits.hello_timeout = 10 * LIMIT;
+    }))
+    .await;
+    let from_elsewhere = || async {
+        let addr = SocketAddr::from((Ipv4Addr::new(127, 0, 0, 2), 0));
+        let endpoint = endpoint::bind_at(endpoint::local(None), addr).await;
+        RawPeer::connect_from(endpoint.expect("loopback"), &hub, NATIVE).await
+    };
+    let silent = [from_elsewhere().await, from_elsewhere().await];
+    until("they wait", || metrics(&hub).waiting.get() == 2).await;
+    let reason = "too many connections wait for a welcome".to_owned();
+    let third = from_elsewhere().await;
+    assert_eq!(third.closed().await, (code::TOO_MANY, reason));
+    // This comes from 127.0.0.1.
+    serves(&hub).await;
+    // Who has a spoke waits no more, but its streams that are none wait.
+    let _stream = silent[0].spoke(NATIVE).await;
+    until("it waits no more", || metrics(&hub).waiting.get() == 1).await;
+    let mut mute = Vec::new();
+    for _ in 0..3 {
+        let mut stream = silent[0].open().await;
+        // Half of a length: the hub hears of the stream, and of no hello.
+        stream.write(vec![0, 0]).await;
+        mute.push(stream);
+    }
+    let refused = &hub.metrics().admission.streams_refused;
+    until("one has no place", || refused.get() == 1).await;
+    serves(&hub).await;
+    hub.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_endpoint_begins_all_of_its_spokes_at_once_though_admission_is_slow() {
+    let admission = iroh_hub::Admission::custom(LIMIT, |_| async {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        iroh_hub::Decision::Allow
+    });
+    let hub = hub(Hub::builder().admission(admission)).await;
+    let endpoint = bind().await;
+    let mut connecting = JoinSet::new();
+    for _ in 0..100 {
+        let connect = Spoke::connect(endpoint.clone(), hub.addr());
+        connecting.spawn(async move { connect.await.expect("it is let in") });
+    }
+    let spokes = soon("all get in", connecting.join_all()).await;
+    assert_eq!(hub.spoke_count(), spokes.len());
+    hub.shutdown().await;
+}
+
 /// How much a peer can send before it is held back, of what nobody reads.
 async fn sent_unread(connection: &Connection) -> usize {
     let (mut send, _recv) = connection.open_bi().await.expect("a stream");
@@ -256,6 +334,21 @@ async fn an_endpoint_that_speaks_none_of_the_protocols_is_not_a_connection() {
     })
     .await;
     assert_eq!(metrics(&hub).open.get(), 0);
+    hub.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hub_whose_endpoint_is_closed_says_that_it_takes_nobody() {
+    let hub = hub_of(HubLimits::default()).await;
+    serves(&hub).await;
+    assert!(!hub.health().problems.contains(&Problem::NotAccepting));
+    hub.endpoint().close().await;
+    assert!(hub.health().problems.contains(&Problem::NotAccepting));
+    assert!(!hub.health().healthy);
+    until("its metrics say so", || {
+        hub.metrics().health.not_accepting.get() == 1
+    })
+    .await;
     hub.shutdown().await;
 }
 
@@ -318,6 +411,7 @@ async fn a_spoke_that_publishes_too_fast_is_read_from_more_slowly_and_loses_noth
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn events_that_nobody_takes_are_bounded_though_their_links_are_gone() {
     let (hub, mut listener) = hub_unheard(|limits| {
+        limits.max_event_bytes = 200 << 10;
         limits.intake_bytes = 1 << 20;
         limits.intake_of_one = 300 << 10;
     })
@@ -369,7 +463,9 @@ async fn events_that_nobody_takes_are_bounded_though_their_links_are_gone() {
 async fn an_event_in_parts_that_is_not_finished_costs_the_link_and_gives_its_room_back() {
     let hub = hub_of(hub_limits(|limits| {
         limits.frame_timeout = Duration::from_millis(200);
-        limits.intake_of_one = 1 << 20;
+        // Room for one.
+        limits.max_event_bytes = 200 * raw::MAX_PART;
+        limits.intake_of_one = 0;
     }))
     .await;
     let mut listener = hub.listen("n");
@@ -399,7 +495,7 @@ async fn an_event_in_parts_that_is_not_finished_costs_the_link_and_gives_its_roo
     // Its room is another's.
     let peer = RawPeer::connect_from(endpoint, &hub, NATIVE).await;
     let mut stream = peer.spoke(NATIVE).await;
-    let body = raw::body(b"n", b"", b"7");
+    let body = raw::body(b"n", b"", format!("{:>20000}", 7).as_bytes());
     stream.write(raw::publish(1, 0, 1, &body)).await;
     assert_eq!(number(&next_event(&mut listener).await), 7);
     hub.shutdown().await;

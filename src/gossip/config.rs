@@ -4,6 +4,8 @@ use iroh::{EndpointId, endpoint::QuicTransportConfig};
 use iroh_gossip::proto;
 use n0_future::time::Duration;
 
+use super::conn;
+
 /// What a message adds to the frame that it carries, at most.
 pub(super) const MESSAGE_OVERHEAD: usize = 64;
 
@@ -129,6 +131,11 @@ impl GossipConfig {
     /// The largest message, whatever it carries.
     pub(super) fn max_message_size(&self) -> usize {
         (self.max_frame_size + MESSAGE_OVERHEAD).max(proto::MIN_MAX_MESSAGE_SIZE)
+    }
+
+    /// How much of one peer may wait for the actor, in bytes.
+    pub(crate) fn inbound_bytes(&self) -> usize {
+        conn::budget(self.max_message_size())
     }
 
     pub(super) fn active_capacity(&self) -> usize {

@@ -27,8 +27,14 @@ const FAREWELL: Duration = Duration::from_secs(2);
 /// What a message costs of its reader's budget beyond its bytes.
 const MESSAGE_COST: usize = 1024;
 
-/// How much of one peer may wait for the actor.
+/// How much of one peer may wait for the actor, at least.
 const BUDGET: usize = 256 * 1024;
+
+/// How much of one peer may wait for the actor, if its messages are of so many bytes at most.
+pub(super) fn budget(max_message: usize) -> usize {
+    let message = max_message.saturating_add(MESSAGE_COST);
+    BUDGET.max(message.saturating_mul(2))
+}
 
 /// Why a gossip connection was closed, as its peer is told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -238,8 +244,7 @@ impl Reading {
     /// Reads messages until the stream ends; says with which code to end our side.
     async fn run(mut self, peer: EndpointId, inbound: &mpsc::Sender<Inbound>) -> Code {
         // Each peer has a budget of its own, so one that floods us waits for itself.
-        let budget = BUDGET.max(2 * (self.limits.max_message + MESSAGE_COST));
-        let places = Arc::new(Semaphore::new(budget));
+        let places = Arc::new(Semaphore::new(budget(self.limits.max_message)));
         let mut buffer = BytesMut::new();
         loop {
             // Between messages a peer may be silent for as long as it likes.

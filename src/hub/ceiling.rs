@@ -17,8 +17,6 @@ const DEPARTED: u64 = 256;
 const CONNECTION: u64 = 128 * KIB;
 /// What QUIC may keep of packets whose bytes it has for a stream, beyond so many times the bytes.
 const STREAM: u64 = 32 * KIB;
-/// What a connection of the topic may have waiting for the actor.
-const GOSSIP_INBOUND: u64 = 512 * KIB;
 
 /// What is received in small pieces takes up to two and a half times its bytes until it is put together.
 const fn received(bytes: u64) -> u64 {
@@ -50,7 +48,7 @@ pub(super) fn of(config: &HubConfig) -> u64 {
         sessions,
         times(connections, CONNECTION),
         received(windows.saturating_add(n(limits.receive_bytes))),
-        times(2, n(limits.intake_bytes).max(n(limits.max_event_bytes))),
+        times(2, n(limits.intake_bytes)),
         times(limits.max_spokes, spoke),
         times(limits.max_waiting, reading),
         topic(config),
@@ -66,9 +64,43 @@ fn topic(config: &HubConfig) -> u64 {
     let connections = gossip.max_connections.saturating_add(gossip.max_unproven) as u64;
     let connection = received(limits.waiting_window.into())
         .saturating_add(limits.send_window.into())
-        .saturating_add(CONNECTION + GOSSIP_INBOUND);
+        .saturating_add(CONNECTION)
+        // A message is read into a buffer that grows by doubling.
+        .saturating_add((gossip.inbound_bytes() as u64).saturating_mul(2));
     let queues = (gossip.active_view as u64).saturating_mul(gossip.queue_bytes as u64);
     (gossip.cache_bytes as u64)
         .saturating_add(queues)
         .saturating_add(connections.saturating_mul(connection))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{gossip::GossipConfig, wire::broadcast};
+
+    #[test]
+    fn larger_frames_and_events_are_counted() {
+        let of = |change: fn(&mut HubConfig)| {
+            let mut config = HubConfig {
+                fan_out: FanOut::Gossip,
+                ..HubConfig::default()
+            };
+            config.limits.max_event_bytes = 4 << 20;
+            config.limits.max_spokes = 0;
+            config.limits.intake_of_one = 1 << 20;
+            config.limits.intake_bytes = 1 << 20;
+            change(&mut config);
+            super::of(&config.sound())
+        };
+        let less = of(|_| {});
+        let frames = of(|config| config.gossip.max_frame_size = usize::MAX);
+        let connections = GossipConfig::default();
+        let connections = connections.max_connections + connections.max_unproven;
+        // Two of the largest messages of each connection, and their buffer.
+        let more = 4 * broadcast::MAX_FRAME_SIZE - (512 << 10);
+        assert!(frames - less >= (connections * more) as u64);
+        // An event that is taken in counts twice, though it is larger than what was set.
+        let events = of(|config| config.limits.max_event_bytes = 8 << 20);
+        assert!(events - less >= 2 * (4 << 20));
+    }
 }

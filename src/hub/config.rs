@@ -9,7 +9,7 @@ use crate::{
     gossip::GossipConfig,
     instant::bound,
     log::LogConfig,
-    wire::{broadcast, native},
+    wire::{broadcast, compat, native},
 };
 
 /// What becomes of a native spoke that falls behind the log.
@@ -36,6 +36,10 @@ pub struct HubLimits {
     /// The most handshakes in flight. One more gets no answer, so that an honest peer tries again by itself after a second.
     /// Default 512.
     pub max_handshakes: usize,
+    /// The most of them that are one remote address's, counted as for
+    /// [`handshakes_of_addr_per_s`](Self::handshakes_of_addr_per_s), so that one which finishes none does not hold every place.
+    /// To be lowered along with [`max_handshakes`](Self::max_handshakes). Default 128.
+    pub handshakes_of_addr: usize,
     /// With so many handshakes in flight, an address that has not shown that it can be answered is asked to first, by QUIC
     /// Retry. Default 64.
     pub validate_above: usize,
@@ -49,8 +53,13 @@ pub struct HubLimits {
     /// The most of them that have had no spoke yet, from the handshake until a welcome; and the most streams that are no spokes
     /// yet. Default 1,024.
     pub max_waiting: usize,
-    /// The most of those, and of such streams, that are one endpoint's. Default 64.
+    /// The most of those, and of such streams, that are one endpoint's: as many as it may have spokes, so that one which begins
+    /// them all at once is not refused. Default 256.
     pub waiting_of_one: usize,
+    /// The most of those, and of such streams, that are one remote address's, whichever ids it comes with; a /64 of IPv6 counts
+    /// as one address, and so does a relay. To be lowered along with [`max_waiting`](Self::max_waiting), and raised where many
+    /// spokes share an address and admission is slow. Default 256.
+    pub waiting_of_addr: usize,
     /// How much a connection that has had no spoke yet may have in flight towards the hub, in bytes. Default 64 KiB.
     pub waiting_window: u32,
     /// How much a connection with a spoke may have in flight towards the hub, in bytes, while there is room for it. Default
@@ -86,11 +95,11 @@ pub struct HubLimits {
     /// How long a native spoke that is lost without a goodbye keeps its session: comes it back by then, it
     /// is the same spoke, and nothing that was sent to it or by it is lost or repeated. Default 2 min.
     pub session_lifetime: Duration,
-    /// The most spokes that are away at once and keep their sessions; who went first gives way. Default
-    /// 16,384.
+    /// The most spokes that are away at once and keep their sessions. Of the endpoint that has most of them, who went first
+    /// gives way. Default 16,384.
     pub away_spokes: usize,
     /// The most bytes of targeted events that are kept for all spokes that are away, 256 bytes for each event
-    /// included; who went first gives way. Default 64 MiB.
+    /// included. Of the endpoint for which most is kept, who went first gives way. Default 64 MiB.
     pub away_bytes: usize,
     /// How many spokes that are gone the receipts of broadcasts remember. Default 4,096.
     pub remembered_spokes: usize,
@@ -107,9 +116,10 @@ pub struct HubLimits {
     /// The same in bytes. Default 64 MiB.
     pub publish_bytes_per_s: u64,
     /// The most bytes of events from spokes that have come in part, or that wait for a listener with no room, over all of them;
-    /// while there are more, the hub reads from no spoke. One event is always taken. Default 256 MiB.
+    /// while there are more, the hub reads from no spoke. At least what one event may have. Default 256 MiB.
     pub intake_bytes: usize,
-    /// The same for one endpoint, over all of its spokes. Default 32 MiB.
+    /// The same for one endpoint, over all of its spokes. At least what one event may have. Default 33 MiB: room for two of
+    /// the largest events.
     pub intake_of_one: usize,
     /// How far `broadcast` may run ahead of the spokes that keep up, in events, give or take an eighth.
     /// Default 8,192.
@@ -144,12 +154,14 @@ impl Default for HubLimits {
         Self {
             max_event_bytes: 16 << 20,
             max_handshakes: 512,
+            handshakes_of_addr: 128,
             validate_above: 64,
             handshakes_of_addr_per_s: 200,
             handshake_timeout: Duration::from_secs(10),
             max_connections: 20_480,
             max_waiting: 1024,
-            waiting_of_one: 64,
+            waiting_of_one: 256,
+            waiting_of_addr: 256,
             waiting_window: 64 << 10,
             receive_window: 8 << 20,
             receive_bytes: 256 << 20,
@@ -172,7 +184,7 @@ impl Default for HubLimits {
             publish_frames_per_s: 10_000,
             publish_bytes_per_s: 64 << 20,
             intake_bytes: 256 << 20,
-            intake_of_one: 32 << 20,
+            intake_of_one: 33 << 20,
             pace_events: 8192,
             pace_bytes: 16 << 20,
             stall_after: Duration::from_millis(500),
@@ -220,6 +232,12 @@ impl HubConfig {
         gossip.key_lifetime = gossip.key_lifetime.max(MIN_KEY_LIFETIME);
         let limits = &mut self.limits;
         limits.max_event_bytes = limits.max_event_bytes.clamp(1, native::MAX_EVENT_BYTES);
+        // What an event has beyond its part would be counted by nobody.
+        let largest = limits
+            .max_event_bytes
+            .saturating_add(compat::FRAME_OVERHEAD);
+        limits.intake_of_one = limits.intake_of_one.max(largest);
+        limits.intake_bytes = limits.intake_bytes.max(limits.intake_of_one);
         limits.targeted_events = limits.targeted_events.max(1);
         limits.pace_events = limits.pace_events.max(1);
         limits.pace_bytes = limits.pace_bytes.max(1);
@@ -227,6 +245,7 @@ impl HubConfig {
         limits.acks_per_s = limits.acks_per_s.max(1);
         limits.max_streams = limits.max_streams.clamp(1, MAX_STREAMS);
         limits.max_handshakes = limits.max_handshakes.clamp(1, MAX_HANDSHAKES);
+        limits.handshakes_of_addr = limits.handshakes_of_addr.max(1);
         limits.handshakes_of_addr_per_s = limits.handshakes_of_addr_per_s.max(1);
         // What QUIC needs to get anywhere.
         limits.waiting_window = limits.waiting_window.max(MIN_WINDOW);
@@ -247,5 +266,21 @@ impl HubConfig {
         // What the hub dials itself has the windows of what comes in.
         self.gossip.transport = Some(hub_transport_config(&self.limits));
         self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_taken_in_has_room_for_the_largest_event_as_it_comes() {
+        let mut config = HubConfig::default();
+        config.limits.max_event_bytes = 4 << 20;
+        config.limits.intake_of_one = 1 << 20;
+        config.limits.intake_bytes = 2 << 20;
+        let limits = config.sound().limits;
+        assert!(limits.intake_of_one >= (4 << 20) + compat::FRAME_OVERHEAD);
+        assert!(limits.intake_bytes >= limits.intake_of_one);
     }
 }

@@ -1,8 +1,8 @@
 //! Which handshakes are begun: sans-IO.
 //!
 //! A handshake costs some thousand times what its first packet costs the sender, and nobody has said yet who they are. So each
-//! remote address has a rate, all of them together a number in flight, and when there are many, an address that has not shown
-//! that it can be answered is asked to (QUIC Retry), which keeps nothing here. Whoever is over a limit gets no answer: an
+//! remote address has a rate and a number in flight, all of them together have another number in flight, and when there are many,
+//! an address that has not shown that it can be answered is asked to (QUIC Retry), which keeps nothing here. Whoever is over a limit gets no answer: an
 //! honest client asks again by itself after a second, then two, and finds the door open.
 //!
 //! Not for: whom the hub lets in. Who it is turns out in the handshake.
@@ -30,10 +30,20 @@ const SWEEP: Duration = Duration::from_millis(100);
 pub(crate) struct DoorLimits {
     /// The most handshakes in flight.
     pub(crate) in_flight: usize,
+    /// The most of them that are one address's.
+    pub(crate) in_flight_of_addr: usize,
     /// With so many in flight, addresses have to be validated.
     pub(crate) validate_above: usize,
     /// How many handshakes one address may begin a second.
     pub(crate) of_addr_per_s: u32,
+}
+
+/// The handshakes that are in flight when somebody knocks.
+#[derive(Clone, Copy, Default, Debug)]
+pub(crate) struct InFlight {
+    pub(crate) all: usize,
+    /// Those of the [address](Door::key) that knocks.
+    pub(crate) of_addr: usize,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -44,7 +54,7 @@ pub(crate) enum Verdict {
     Retry,
     /// No answer: the address began too many.
     OverRate,
-    /// No answer: too many are in flight.
+    /// No answer: too many are in flight, of the address or of all.
     Crowded,
 }
 
@@ -76,20 +86,22 @@ impl Door {
         now: Instant,
         from: &IncomingAddr,
         validated: bool,
-        in_flight: usize,
+        in_flight: InFlight,
     ) -> Verdict {
-        if in_flight >= self.limits.in_flight {
+        let limits = &self.limits;
+        // One that leaves its handshakes unfinished is not to have the places of all others.
+        if in_flight.all >= limits.in_flight || in_flight.of_addr >= limits.in_flight_of_addr {
             return Verdict::Crowded;
         }
+        if self.addrs.len() >= ADDRS / 2 {
+            self.sweep(now);
+        }
         // Who invents addresses never gets beyond this, so the second half of the places is for those that exist.
-        let many = in_flight >= self.limits.validate_above || self.addrs.len() >= ADDRS / 2;
+        let many = in_flight.all >= self.limits.validate_above || self.addrs.len() >= ADDRS / 2;
         if many && !validated {
             return Verdict::Retry;
         }
         let key = self.key(from);
-        if self.addrs.len() >= ADDRS && !self.addrs.contains_key(&key) {
-            self.sweep(now);
-        }
         let bucket = if self.addrs.len() >= ADDRS && !self.addrs.contains_key(&key) {
             &mut self.others
         } else {
@@ -104,7 +116,7 @@ impl Door {
     }
 
     /// Whose handshakes are counted together.
-    fn key(&self, from: &IncomingAddr) -> u64 {
+    pub(crate) fn key(&self, from: &IncomingAddr) -> u64 {
         match from {
             IncomingAddr::Ip(addr) => self.hasher.hash_one((0, network(addr.ip()))),
             // A relay vouches for the id, so that is who it is.
@@ -130,7 +142,7 @@ fn bucket(limits: &DoorLimits, now: Instant) -> Bucket {
 }
 
 /// A household has a /64 of IPv6 to itself, and may use any address in it.
-fn network(ip: IpAddr) -> IpAddr {
+pub(super) fn network(ip: IpAddr) -> IpAddr {
     match ip.to_canonical() {
         IpAddr::V4(ip) => ip.into(),
         IpAddr::V6(ip) => Ipv6Addr::from_bits(ip.to_bits() >> 64 << 64).into(),
@@ -147,9 +159,12 @@ mod tests {
 
     const LIMITS: DoorLimits = DoorLimits {
         in_flight: 100,
+        in_flight_of_addr: 100,
         validate_above: 50,
         of_addr_per_s: 10,
     };
+
+    const NONE: InFlight = InFlight { all: 0, of_addr: 0 };
 
     fn ip(ip: impl Into<IpAddr>) -> IncomingAddr {
         IncomingAddr::Ip(SocketAddr::new(ip.into(), 7))
@@ -164,7 +179,7 @@ mod tests {
         let mut now = Instant::now();
         let mut door = Door::new(LIMITS, now);
         let mut begun = |now, addr: &IncomingAddr| {
-            let knocks = (0..50).map(|_| door.knock(now, addr, false, 0));
+            let knocks = (0..50).map(|_| door.knock(now, addr, false, NONE));
             knocks.filter(|verdict| *verdict == Verdict::Begin).count()
         };
         assert_eq!(begun(now, &v4(1)), 20);
@@ -182,25 +197,31 @@ mod tests {
         let home = "2001:db8:1:2::".parse::<Ipv6Addr>().unwrap().to_bits();
         for n in 0..20 {
             let addr = ip(Ipv6Addr::from_bits(home + n * 977));
-            assert_eq!(door.knock(now, &addr, false, 0), Verdict::Begin);
+            assert_eq!(door.knock(now, &addr, false, NONE), Verdict::Begin);
         }
         let next = ip(Ipv6Addr::from_bits(home + 7));
-        assert_eq!(door.knock(now, &next, false, 0), Verdict::OverRate);
+        assert_eq!(door.knock(now, &next, false, NONE), Verdict::OverRate);
         let other = ip(Ipv6Addr::from_bits(home + (1 << 64)));
-        assert_eq!(door.knock(now, &other, false, 0), Verdict::Begin);
+        assert_eq!(door.knock(now, &other, false, NONE), Verdict::Begin);
         // An IPv4 address is the same however it is written.
         for n in 0..20 {
-            assert_eq!(door.knock(now, &v4(n / 20 + 9), false, 0), Verdict::Begin);
+            assert_eq!(
+                door.knock(now, &v4(n / 20 + 9), false, NONE),
+                Verdict::Begin
+            );
         }
         let mapped = ip(Ipv4Addr::from_bits(9).to_ipv6_mapped());
-        assert_eq!(door.knock(now, &mapped, false, 0), Verdict::OverRate);
+        assert_eq!(door.knock(now, &mapped, false, NONE), Verdict::OverRate);
     }
 
     #[test]
     fn with_many_in_flight_addresses_are_validated_and_with_too_many_none_begins() {
         let now = Instant::now();
         let mut door = Door::new(LIMITS, now);
-        let mut knock = |validated, in_flight| door.knock(now, &v4(1), validated, in_flight);
+        let mut knock = |validated, all| {
+            let in_flight = InFlight { all, of_addr: 0 };
+            door.knock(now, &v4(1), validated, in_flight)
+        };
         assert_eq!(knock(false, 49), Verdict::Begin);
         assert_eq!(knock(false, 50), Verdict::Retry);
         assert_eq!(knock(true, 99), Verdict::Begin);
@@ -208,15 +229,45 @@ mod tests {
     }
 
     #[test]
+    fn an_address_with_too_many_in_flight_begins_none_and_the_others_do() {
+        let now = Instant::now();
+        let limits = DoorLimits {
+            in_flight_of_addr: 10,
+            ..LIMITS
+        };
+        let mut door = Door::new(limits, now);
+        let mut knock = |n, of_addr| {
+            let in_flight = InFlight { all: 49, of_addr };
+            door.knock(now, &v4(n), false, in_flight)
+        };
+        assert_eq!(knock(1, 9), Verdict::Begin);
+        assert_eq!(knock(1, 10), Verdict::Crowded);
+        assert_eq!(knock(2, 0), Verdict::Begin);
+    }
+
+    #[test]
+    fn addresses_are_not_validated_any_more_once_many_were_quiet() {
+        let mut now = Instant::now();
+        let mut door = Door::new(LIMITS, now);
+        for n in 0..ADDRS as u32 {
+            door.knock(now, &v4(n), false, NONE);
+        }
+        assert_eq!(door.knock(now, &v4(1 << 30), false, NONE), Verdict::Retry);
+        now += Duration::from_secs(u64::from(AT_ONCE_S));
+        assert_eq!(door.knock(now, &v4(1 << 30), false, NONE), Verdict::Begin);
+        assert_eq!(door.addrs.len(), 1);
+    }
+
+    #[test]
     fn invented_addresses_fill_half_of_the_places_at_most() {
         let now = Instant::now();
         let mut door = Door::new(LIMITS, now);
         for n in 0..100_000 {
-            door.knock(now, &v4(n), false, 0);
+            door.knock(now, &v4(n), false, NONE);
         }
         assert_eq!(door.addrs.len(), ADDRS / 2);
-        assert_eq!(door.knock(now, &v4(1 << 30), false, 0), Verdict::Retry);
-        assert_eq!(door.knock(now, &v4(1 << 30), true, 0), Verdict::Begin);
+        assert_eq!(door.knock(now, &v4(1 << 30), false, NONE), Verdict::Retry);
+        assert_eq!(door.knock(now, &v4(1 << 30), true, NONE), Verdict::Begin);
     }
 
     proptest! {
@@ -230,7 +281,7 @@ mod tests {
             for n in 0..knocks {
                 let at = f64::from(seconds) * f64::from(n) / f64::from(knocks);
                 let now = begin + Duration::from_secs_f64(at);
-                begun += u32::from(door.knock(now, &v4(n % addrs), true, 0) == Verdict::Begin);
+                begun += u32::from(door.knock(now, &v4(n % addrs), true, NONE) == Verdict::Begin);
                 prop_assert!(door.addrs.len() <= ADDRS);
             }
             let watched = addrs.min(ADDRS as u32 * (seconds * 10 + 1)) + 1;

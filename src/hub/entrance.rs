@@ -4,7 +4,7 @@
 
 use std::{
     collections::VecDeque,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, atomic::Ordering},
 };
 
 use iroh::{
@@ -12,52 +12,93 @@ use iroh::{
     endpoint::{Accepting, Incoming},
     protocol::{IncomingFilter, IncomingFilterOutcome},
 };
-use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore},
-    time::{Duration, Instant, timeout},
-};
-use tracing::debug;
+use tokio::time::{Duration, Instant, timeout};
+use tracing::{debug, error};
 
 use super::{
     Inner,
     config::HubLimits,
-    door::{Door, DoorLimits, Verdict},
+    door::{Door, DoorLimits, InFlight, Verdict},
 };
 use crate::{
-    endpoint::hub_transport_config, gossip::GOSSIP_ALPN, metrics::ConnectionMetrics,
+    endpoint::hub_transport_config,
+    gossip::GOSSIP_ALPN,
+    metrics::ConnectionMetrics,
+    places::{Place, Places},
     protocol::Protocol,
 };
 
 fn door(limits: &HubLimits) -> Door {
     let limits = DoorLimits {
         in_flight: limits.max_handshakes,
+        in_flight_of_addr: limits.handshakes_of_addr,
         validate_above: limits.validate_above,
         of_addr_per_s: limits.handshakes_of_addr_per_s,
     };
     Door::new(limits, Instant::now())
 }
 
-/// Asks the door, and counts what it says.
+/// A place for each handshake in flight, held by an address as the [`Door`] tells them apart.
+type Handshakes = Places<u64>;
+
+fn handshakes(limits: &HubLimits) -> Handshakes {
+    Places::new(limits.max_handshakes, limits.handshakes_of_addr)
+}
+
+/// Asks the door, and counts what it says. With a place for the handshake, if it is to be begun.
 fn knock(
     door: &mut Door,
     incoming: &Incoming,
-    in_flight: usize,
+    handshakes: &Handshakes,
     metrics: &ConnectionMetrics,
-) -> Verdict {
+) -> (Verdict, Option<Place<u64>>) {
     let validated = incoming.remote_addr_validated();
     let now = Instant::now();
-    let verdict = door.knock(now, &incoming.remote_addr(), validated, in_flight);
+    let from = incoming.remote_addr();
+    let key = door.key(&from);
+    let in_flight = InFlight {
+        all: handshakes.taken(),
+        of_addr: handshakes.taken_by(&key),
+    };
+    let mut verdict = door.knock(now, &from, validated, in_flight);
+    let place = match verdict {
+        Verdict::Begin => handshakes.take(key),
+        _ => None,
+    };
+    if verdict == Verdict::Begin && place.is_none() {
+        verdict = Verdict::Crowded;
+    }
     match verdict {
         Verdict::Begin => metrics.handshakes_begun.inc(),
         Verdict::Retry => metrics.handshakes_retried.inc(),
         Verdict::OverRate => metrics.handshakes_over_rate.inc(),
         Verdict::Crowded => metrics.handshakes_crowded.inc(),
     };
-    verdict
+    (verdict, place)
+}
+
+/// Held while connections are taken: however that ends, by a panic too, the hub's health says so.
+struct Taking(Arc<Inner>);
+
+impl Drop for Taking {
+    fn drop(&mut self) {
+        self.0.takes_none.store(true, Ordering::Release);
+        if !self.0.is_ending() {
+            error!("no connections are taken any more");
+        }
+    }
 }
 
 /// Takes connections until the hub ends.
-pub(super) async fn run(hub: Arc<Inner>, endpoint: Endpoint) {
+pub(super) fn run(hub: Arc<Inner>, endpoint: Endpoint) -> impl Future<Output = ()> + Send {
+    let taking = Taking(hub.clone());
+    async move {
+        let _taking = taking;
+        take_all(hub, endpoint).await;
+    }
+}
+
+async fn take_all(hub: Arc<Inner>, endpoint: Endpoint) {
     let alpns = [
         Protocol::Native.alpn(),
         Protocol::Compat.alpn(),
@@ -73,32 +114,26 @@ pub(super) async fn run(hub: Arc<Inner>, endpoint: Endpoint) {
         .build();
     let config = Arc::new(config);
     let mut door = door(limits);
-    let most = limits.max_handshakes;
-    let places = Arc::new(Semaphore::new(most));
+    let handshakes = handshakes(limits);
     loop {
         let incoming = tokio::select! {
             incoming = endpoint.accept() => incoming,
             () = hub.cancel.cancelled() => return,
         };
         let Some(incoming) = incoming else { return };
-        let in_flight = most.saturating_sub(places.available_permits());
         let metrics = &hub.metrics.connections;
-        let place = match knock(&mut door, &incoming, in_flight, metrics) {
-            Verdict::Begin => places.clone().try_acquire_owned(),
-            Verdict::Retry => {
+        let place = match knock(&mut door, &incoming, &handshakes, metrics) {
+            (Verdict::Begin, Some(place)) => place,
+            (Verdict::Retry, _) => {
                 if let Err(error) = incoming.retry() {
                     error.into_incoming().ignore();
                 }
                 continue;
             }
-            Verdict::OverRate | Verdict::Crowded => {
+            _ => {
                 incoming.ignore();
                 continue;
             }
-        };
-        let Ok(place) = place else {
-            incoming.ignore();
-            continue;
         };
         match incoming.accept_with(config.clone()) {
             Ok(accepting) => {
@@ -113,7 +148,7 @@ pub(super) async fn run(hub: Arc<Inner>, endpoint: Endpoint) {
 }
 
 /// Sees a handshake through. The place is given back when it has ended, either way.
-async fn handshake(hub: Arc<Inner>, accepting: Accepting, place: OwnedSemaphorePermit) {
+async fn handshake(hub: Arc<Inner>, accepting: Accepting, place: Place<u64>) {
     let metrics = &hub.metrics.connections;
     metrics.handshakes.inc();
     let done = tokio::select! {
@@ -142,29 +177,53 @@ const IN_FLIGHT: Duration = Duration::from_secs(1);
 /// The handshakes that were begun of late.
 struct Begun {
     door: Door,
-    at: VecDeque<Instant>,
+    handshakes: Handshakes,
+    at: VecDeque<(Instant, Place<u64>)>,
 }
 
 /// See [`Hub::incoming_filter`](super::Hub::incoming_filter).
 pub(super) fn filter(limits: &HubLimits, metrics: Arc<ConnectionMetrics>) -> IncomingFilter {
     let begun = Mutex::new(Begun {
         door: door(limits),
+        handshakes: handshakes(limits),
         at: VecDeque::new(),
     });
     Arc::new(move |incoming: &Incoming| {
         let mut begun = begun.lock().unwrap_or_else(PoisonError::into_inner);
         let begun = &mut *begun;
         let now = Instant::now();
-        while begun.at.front().is_some_and(|at| *at + IN_FLIGHT <= now) {
+        let over = |(at, _): &(Instant, _)| *at + IN_FLIGHT <= now;
+        while begun.at.front().is_some_and(over) {
             begun.at.pop_front();
         }
-        match knock(&mut begun.door, incoming, begun.at.len(), &metrics) {
-            Verdict::Begin => {
-                begun.at.push_back(now);
+        match knock(&mut begun.door, incoming, &begun.handshakes, &metrics) {
+            (Verdict::Begin, Some(place)) => {
+                begun.at.push_back((now, place));
                 IncomingFilterOutcome::Accept
             }
-            Verdict::Retry => IncomingFilterOutcome::Retry,
-            Verdict::OverRate | Verdict::Crowded => IncomingFilterOutcome::Ignore,
+            (Verdict::Retry, _) => IncomingFilterOutcome::Retry,
+            _ => IncomingFilterOutcome::Ignore,
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        endpoint::bind_local,
+        hub::{Hub, Problem},
+    };
+
+    #[tokio::test]
+    async fn a_hub_whose_task_that_takes_connections_is_gone_is_not_healthy() {
+        let hub = Hub::builder().build(bind_local().await.unwrap()).unwrap();
+        let taking = tokio::spawn(run(hub.inner.clone(), bind_local().await.unwrap()));
+        assert!(hub.health().healthy);
+        taking.abort();
+        taking.await.unwrap_err();
+        assert_eq!(hub.health().problems, [Problem::NotAccepting]);
+        hub.shutdown().await;
+        assert_eq!(hub.health().problems, [Problem::Ending]);
+    }
 }

@@ -1,7 +1,7 @@
 //! What a hub says of its health.
 
 use std::{
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
@@ -67,6 +67,9 @@ pub enum Problem {
     LogStalled,
     /// The task that looks after the spokes has not run for seconds.
     Unattended,
+    /// No connections are taken any more: the endpoint was closed, or the task that takes them has failed. Where the hub is on
+    /// a router of yours, only the former is seen.
+    NotAccepting,
     /// The hub is ending, or has ended.
     Ending,
 }
@@ -191,6 +194,8 @@ impl Inner {
         let mut problems = Vec::new();
         if self.is_ending() {
             problems.push(Problem::Ending);
+        } else if self.takes_none.load(Ordering::Acquire) || self.endpoint.is_closed() {
+            problems.push(Problem::NotAccepting);
         }
         if self.log.failure().is_some() {
             problems.push(Problem::LogFailed);
@@ -255,6 +260,8 @@ impl Inner {
 pub(super) fn observe(health: &Health, metrics: &HealthMetrics) {
     let gauge = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
     metrics.healthy.set(health.healthy.into());
+    let not_accepting = health.problems.contains(&Problem::NotAccepting);
+    metrics.not_accepting.set(not_accepting.into());
     metrics.topic_state.set(health.topic.state as i64);
     metrics.neighbors.set(gauge(health.topic.neighbors as u64));
     let (direct, gossip) = (&health.direct, &health.gossip);

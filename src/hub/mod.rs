@@ -4,7 +4,9 @@
 //! (`connection`), one per spoke (`link_task`), the `switchboard` that decides the paths, and the
 //! `gossip_link` while there is a topic. Nothing that they share waits on one spoke.
 
+mod absent;
 pub(crate) mod ack_share;
+mod arrivals;
 pub(crate) mod budget;
 mod builder;
 mod ceiling;
@@ -156,6 +158,8 @@ pub(crate) struct Inner {
     /// Wakes whoever waits for spokes to have more.
     progress: Notify,
     closing: AtomicBool,
+    /// The task that takes connections has ended, where the hub has one.
+    takes_none: AtomicBool,
     cancel: CancellationToken,
     tasks: TaskTracker,
 }
@@ -256,6 +260,7 @@ impl Hub {
             budget_line: Notify::new(),
             progress: Notify::new(),
             closing: AtomicBool::new(false),
+            takes_none: AtomicBool::new(false),
             cancel: cancel.clone(),
             tasks,
             config,
@@ -279,7 +284,8 @@ impl Hub {
     }
 
     /// A filter for the router that the hub is on, which keeps the hub's limits for handshakes:
-    /// [`HubLimits::max_handshakes`], [`validate_above`](HubLimits::validate_above) and
+    /// [`HubLimits::max_handshakes`], [`handshakes_of_addr`](HubLimits::handshakes_of_addr),
+    /// [`validate_above`](HubLimits::validate_above) and
     /// [`handshakes_of_addr_per_s`](HubLimits::handshakes_of_addr_per_s). It is asked for every connection, those of other
     /// protocols too. A hub that [spawns](HubBuilder::spawn) needs none.
     ///
@@ -844,9 +850,13 @@ impl Inner {
         }
         match Protocol::from_alpn(connection.alpn()) {
             Some(protocol) => {
+                let arrived = self.crowd.arrives(&connection);
+                let serving = connection::run(self.clone(), connection, protocol);
                 // On a task of our own: a panic in it must not reach the router.
-                self.tasks
-                    .spawn(connection::run(self.clone(), connection, protocol));
+                self.tasks.spawn(async move {
+                    let _arrived = arrived;
+                    serving.await;
+                });
             }
             None => self.accept_gossip(connection),
         }

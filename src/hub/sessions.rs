@@ -2,18 +2,19 @@
 //!
 //! A spoke is a session: it keeps its id through any number of links, one at a time. A newer link takes
 //! over from an older one; without any, the spoke is away, and is forgotten when it does not come back
-//! in time, or when too many others are away or keep too much. Spokes that cannot come back (the plain
+//! in time, or when too many are away or keep too much and its endpoint has the most of them. Spokes that cannot come back (the plain
 //! protocol has no sessions) are forgotten with their link.
 //!
 //! Not for: what is kept for a spoke, or what is said to it.
 
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
+    collections::{BTreeMap, HashMap},
     time::{Duration, Instant},
 };
 
 use iroh::EndpointId;
 
+use super::absent::Absent;
 use crate::{instant::after, spoke_id::SpokeId, wire::native::SessionId};
 
 /// The bounds of [`Sessions`].
@@ -38,10 +39,7 @@ pub(crate) struct Sessions {
     spokes: BTreeMap<SpokeId, Spoke>,
     /// The spokes that can come back.
     by_key: HashMap<SessionId, SpokeId>,
-    /// Who went away at its turn, oldest first; with entries of those that have come back since.
-    away: VecDeque<(u64, SpokeId)>,
-    away_count: usize,
-    away_bytes: usize,
+    away: Absent,
     last_number: u64,
     /// Numbers links and absences.
     last_turn: u64,
@@ -65,8 +63,6 @@ enum State {
     },
     Away {
         turn: u64,
-        since: Instant,
-        bytes: usize,
     },
 }
 
@@ -103,9 +99,7 @@ impl Sessions {
             limits,
             spokes: BTreeMap::new(),
             by_key: HashMap::new(),
-            away: VecDeque::new(),
-            away_count: 0,
-            away_bytes: 0,
+            away: Absent::default(),
             last_number: 0,
             last_turn: 0,
             closed: false,
@@ -114,18 +108,18 @@ impl Sessions {
 
     /// How many spokes are connected.
     pub(crate) fn connected(&self) -> usize {
-        self.spokes.len() - self.away_count
+        self.spokes.len() - self.away.len()
     }
 
     /// How many are away.
     pub(crate) fn away(&self) -> usize {
-        self.away_count
+        self.away.len()
     }
 
     /// What is kept for all that are away.
     #[cfg(test)]
     pub(crate) fn away_bytes(&self) -> usize {
-        self.away_bytes
+        self.away.bytes()
     }
 
     /// Lets no more links in.
@@ -213,14 +207,8 @@ impl Sessions {
             && spoke.key.is_some()
             && let Some(bytes) = keep
         {
-            spoke.state = State::Away {
-                turn,
-                since: now,
-                bytes,
-            };
-            self.away.push_back((turn, id));
-            self.away_count += 1;
-            self.away_bytes = self.away_bytes.saturating_add(bytes);
+            spoke.state = State::Away { turn };
+            self.away.enter(turn, id, now, bytes);
         } else {
             self.forget(id);
         }
@@ -237,12 +225,11 @@ impl Sessions {
     /// perhaps itself.
     pub(crate) fn keep_more(&mut self, id: SpokeId, more: usize) -> Vec<SpokeId> {
         if let Some(Spoke {
-            state: State::Away { bytes, .. },
+            state: State::Away { turn },
             ..
-        }) = self.spokes.get_mut(&id)
+        }) = self.spokes.get(&id)
         {
-            *bytes = bytes.saturating_add(more);
-            self.away_bytes = self.away_bytes.saturating_add(more);
+            self.away.keep_more(*turn, more);
         }
         self.evict()
     }
@@ -250,7 +237,7 @@ impl Sessions {
     /// Gives up those that have been away for too long.
     pub(crate) fn expire(&mut self, now: Instant) -> Vec<SpokeId> {
         let mut expired = Vec::new();
-        while let Some((id, since)) = self.oldest_away()
+        while let Some((id, since)) = self.away.oldest()
             && after(since, self.limits.lifetime) <= now
         {
             self.forget(id);
@@ -262,7 +249,7 @@ impl Sessions {
     /// Gives up all that are away.
     pub(crate) fn give_up_away(&mut self) -> Vec<SpokeId> {
         let mut given_up = Vec::new();
-        while let Some((id, _)) = self.oldest_away() {
+        while let Some((id, _)) = self.away.oldest() {
             self.forget(id);
             given_up.push(id);
         }
@@ -283,48 +270,31 @@ impl Sessions {
         self.of_endpoint(endpoint).next().is_some()
     }
 
-    /// Gives up who went first, until the others are within the bounds.
+    /// Gives up of the endpoint with the most who went first, until all are within the bounds.
     fn evict(&mut self) -> Vec<SpokeId> {
         let mut evicted = Vec::new();
-        while (self.away_count > self.limits.away || self.away_bytes > self.limits.away_bytes)
-            && let Some((id, _)) = self.oldest_away()
-        {
+        loop {
+            let next = if self.away.len() > self.limits.away {
+                self.away.oldest_of_most()
+            } else if self.away.bytes() > self.limits.away_bytes {
+                self.away.oldest_of_heaviest()
+            } else {
+                None
+            };
+            let Some(id) = next else { return evicted };
             self.forget(id);
             evicted.push(id);
         }
-        evicted
     }
 
     /// Gives up who went first of an endpoint that has too many away.
     fn evict_of(&mut self, endpoint: EndpointId) -> Option<SpokeId> {
-        let away = self.of_endpoint(endpoint);
-        let away = away.filter_map(|(id, spoke)| match spoke.state {
-            State::Away { turn, .. } => Some((turn, *id)),
-            State::Connected { .. } => None,
-        });
-        let away: Vec<_> = away.collect();
-        let (_, oldest) = away.iter().min().copied()?;
-        (away.len() > self.limits.of_one).then(|| {
-            self.forget(oldest);
-            oldest
-        })
-    }
-
-    fn oldest_away(&mut self) -> Option<(SpokeId, Instant)> {
-        while let Some((turn, id)) = self.away.front().copied() {
-            if let Some(Spoke {
-                state: State::Away {
-                    turn: at, since, ..
-                },
-                ..
-            }) = self.spokes.get(&id)
-                && *at == turn
-            {
-                return Some((id, *since));
-            }
-            self.away.pop_front();
+        if self.away.len_of(endpoint) <= self.limits.of_one {
+            return None;
         }
-        None
+        let oldest = self.away.oldest_of(endpoint)?;
+        self.forget(oldest);
+        Some(oldest)
     }
 
     fn forget(&mut self, id: SpokeId) -> Option<Spoke> {
@@ -332,19 +302,8 @@ impl Sessions {
         if let Some(key) = &spoke.key {
             self.by_key.remove(key);
         }
-        if let State::Away { bytes, .. } = spoke.state {
-            self.away_count -= 1;
-            self.away_bytes -= bytes;
-            // Those that came back leave a hole; it is not to grow without end.
-            if self.away.len() > 2 * self.away_count + 64 {
-                let spokes = &self.spokes;
-                self.away.retain(|(turn, id)| {
-                    matches!(
-                        spokes.get(id),
-                        Some(Spoke { state: State::Away { turn: at, .. }, .. }) if at == turn
-                    )
-                });
-            }
+        if let State::Away { turn } = spoke.state {
+            self.away.remove(turn);
         }
         Some(spoke)
     }
@@ -461,6 +420,28 @@ mod tests {
     }
 
     #[test]
+    fn an_endpoint_with_many_away_gives_way_and_not_who_went_before_it() {
+        let mut sessions = Sessions::new(LIMITS);
+        let now = Instant::now();
+        let mut lose = |from, n, bytes| {
+            let joined = sessions.join(endpoint(from), None, key(n), false).unwrap();
+            let left = sessions.leave(now, joined.id, joined.link, Some(bytes));
+            (joined.id, left.evicted)
+        };
+        let (honest, _) = lose(1, 1, 10);
+        let (first, _) = lose(2, 2, 10);
+        let (second, _) = lose(2, 3, 10);
+        // There are too many; or too much is kept.
+        assert_eq!(lose(3, 4, 0).1, [first]);
+        assert_eq!(lose(2, 5, 0).1, [second]);
+        assert_eq!(lose(2, 6, 100).1.len(), 2);
+        assert_eq!(
+            sessions.find(endpoint(1), &SessionId([1; 16])),
+            Some(honest)
+        );
+    }
+
+    #[test]
     fn a_spoke_that_comes_back_keeps_its_id_and_its_place_on_the_topic() {
         let mut sessions = Sessions::new(LIMITS);
         let now = Instant::now();
@@ -553,10 +534,32 @@ mod tests {
     impl Model {
         fn evict(&mut self) -> Vec<SpokeId> {
             let mut evicted = Vec::new();
-            while self.away.len() > LIMITS.away
-                || self.away.iter().map(|(_, _, bytes)| bytes).sum::<usize>() > LIMITS.away_bytes
-            {
-                evicted.push(self.away.remove(0).0);
+            loop {
+                let bytes = |of: EndpointId| -> usize {
+                    let all = self.away.iter().filter(|(id, ..)| id.endpoint == of);
+                    all.map(|(_, _, bytes)| bytes).sum()
+                };
+                let count = |of: EndpointId| -> usize {
+                    self.away
+                        .iter()
+                        .filter(|(id, ..)| id.endpoint == of)
+                        .count()
+                };
+                let weight: &dyn Fn(EndpointId) -> usize = if self.away.len() > LIMITS.away {
+                    &count
+                } else if self.away.iter().map(|(_, _, bytes)| bytes).sum::<usize>()
+                    > LIMITS.away_bytes
+                {
+                    &bytes
+                } else {
+                    break;
+                };
+                let most = self.away.iter().map(|(id, ..)| weight(id.endpoint)).max();
+                let first = self
+                    .away
+                    .iter()
+                    .position(|(id, ..)| Some(weight(id.endpoint)) == most);
+                evicted.push(self.away.remove(first.unwrap()).0);
             }
             evicted
         }
@@ -662,6 +665,7 @@ mod tests {
                 prop_assert_eq!(sessions.away(), model.away.len());
                 let bytes: usize = model.away.iter().map(|(_, _, bytes)| bytes).sum();
                 prop_assert_eq!(sessions.away_bytes(), bytes);
+                prop_assert!(sessions.away.is_consistent());
                 for (id, (link, _)) in &model.links {
                     prop_assert_eq!(sessions.link(*id), Some(*link));
                 }

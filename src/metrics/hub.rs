@@ -134,7 +134,7 @@ pub struct ConnectionMetrics {
     pub handshakes_retried: Counter,
     /// Attempts left without an answer because their address began too many.
     pub handshakes_over_rate: Counter,
-    /// Attempts left without an answer because too many handshakes were in flight.
+    /// Attempts left without an answer because too many handshakes were in flight, of their address or of all.
     pub handshakes_crowded: Counter,
     /// Handshakes that failed or took too long. Zero for a hub on a router that is not its own.
     pub handshakes_failed: Counter,
@@ -237,6 +237,8 @@ pub struct RepairMetrics {
 pub struct HealthMetrics {
     /// 1 if nothing is wrong with the hub.
     pub healthy: Gauge,
+    /// 1 if no connections are taken any more though the hub has not ended; see `Problem::NotAccepting`.
+    pub not_accepting: Gauge,
     /// Times that the task which looks after the spokes panicked, and another one took over.
     pub panics: Counter,
     /// The topic: 0 there is none, 1 it is starting, 2 alive, 3 stalled, 4 it failed and is rebuilt.

@@ -9,7 +9,10 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use iroh::{Endpoint, EndpointAddr, EndpointId};
+use iroh::{
+    Endpoint, EndpointAddr, EndpointId,
+    endpoint::{ConnectionError, VarInt},
+};
 use iroh_hub::{
     Admission, Envelope, FanOut, GossipConfig, Hub, HubBuilder, HubLimits, Protocol, SpokeInfo,
     endpoint, log::LogConfig,
@@ -22,7 +25,7 @@ use tokio::{
 };
 
 use crate::{
-    common::raw::{COMPAT, GOSSIP, NATIVE},
+    common::raw::{COMPAT, GOSSIP, NATIVE, code},
     roles::{Process, Ticket, memory_kib, peak_kib, requests, say},
 };
 
@@ -76,6 +79,7 @@ impl Setup {
                 limits.max_connections = 6 * scale;
                 limits.max_waiting = 4 * scale;
                 limits.waiting_of_one = 4 * scale;
+                limits.waiting_of_addr = 4 * scale;
                 limits.max_handshakes = 32;
                 limits.max_event_bytes = MIB;
                 limits.send_window = MIB as u32;
@@ -94,6 +98,7 @@ impl Setup {
                 limits.away_spokes = 1200;
                 limits.max_connections = 1200;
                 limits.max_waiting = 1100;
+                limits.waiting_of_addr = 1100;
                 limits.max_event_bytes = 64 << 10;
                 limits.send_window = 64 << 10;
                 limits.receive_bytes = 16 * MIB;
@@ -103,6 +108,7 @@ impl Setup {
                 // All of them come from one address.
                 limits.handshakes_of_addr_per_s = 2000;
                 limits.max_handshakes = 256;
+                limits.handshakes_of_addr = 256;
             }
         }
         // Nobody is waited for.
@@ -284,12 +290,14 @@ pub struct Flood {
 /// How it went.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub struct Flooded {
-    /// Attempts that led to a connection, which the hub then closed with a code.
+    /// Attempts that led to a connection, which the hub then closed with a code that says why.
     pub closed: u64,
     /// Attempts that did not.
     pub no_answer: u64,
     /// Connections that the hub left open.
     pub open: u64,
+    /// Connections that ended in another way than by such a code.
+    pub otherwise: u64,
 }
 
 /// For so long an attempt waits for an answer.
@@ -297,11 +305,18 @@ const ANSWER: Duration = Duration::from_millis(700);
 /// And so long for the hub to close the connection.
 const CLOSE: Duration = Duration::from_secs(20);
 
+fn turns_away(code: VarInt) -> bool {
+    [code::REFUSED, code::TOO_MANY].contains(&code.into_inner())
+}
+
 async fn attempt(endpoint: &Endpoint, hub: EndpointAddr, alpn: &[u8]) -> Flooded {
     let mut flooded = Flooded::default();
     match timeout(ANSWER, endpoint.connect(hub, alpn)).await {
         Ok(Ok(connection)) => match timeout(CLOSE, connection.closed()).await {
-            Ok(_) => flooded.closed = 1,
+            Ok(ConnectionError::ApplicationClosed(close)) if turns_away(close.error_code) => {
+                flooded.closed = 1;
+            }
+            Ok(_) => flooded.otherwise = 1,
             Err(_) => flooded.open = 1,
         },
         _ => flooded.no_answer = 1,
@@ -333,6 +348,7 @@ pub async fn flood(hub: EndpointAddr, flood: Flood) -> Flooded {
                 all.closed += one.closed;
                 all.no_answer += one.no_answer;
                 all.open += one.open;
+                all.otherwise += one.otherwise;
             }
         });
     }
@@ -341,6 +357,7 @@ pub async fn flood(hub: EndpointAddr, flood: Flood) -> Flooded {
         all.closed += one.closed;
         all.no_answer += one.no_answer;
         all.open += one.open;
+        all.otherwise += one.otherwise;
     }
     for endpoint in endpoints.iter() {
         let _ = timeout(CLOSE, endpoint.close()).await;

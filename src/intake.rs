@@ -26,10 +26,26 @@ const SPARE: usize = 64;
 /// Events beyond this many bytes are large.
 const LARGE: usize = 128 * 1024;
 
+/// What there is for all, or for one endpoint.
 #[derive(Debug)]
-pub(crate) struct Intake {
+struct Bounds {
     small: Bound,
     large: Bound,
+}
+
+impl Bounds {
+    fn of(&self, bytes: usize) -> &Bound {
+        if bytes > LARGE {
+            &self.large
+        } else {
+            &self.small
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Intake {
+    all: Arc<Bounds>,
     of_one: usize,
     metrics: Arc<DirectMetrics>,
     endpoints: Mutex<Endpoints>,
@@ -38,7 +54,7 @@ pub(crate) struct Intake {
 /// The bounds of the endpoints that read or have something reserved, and of some that do no more.
 #[derive(Debug, Default)]
 struct Endpoints {
-    bounds: HashMap<EndpointId, Weak<Semaphore>>,
+    bounds: HashMap<EndpointId, Weak<Bounds>>,
     /// How many are kept until those that are of no use are looked for.
     most: usize,
 }
@@ -76,6 +92,9 @@ fn units(bytes: usize) -> u32 {
 /// Bytes that are reserved; given back when it is dropped.
 #[derive(Debug)]
 pub(crate) struct Reserved {
+    /// Remembered as long as something of it is reserved.
+    #[expect(dead_code, reason = "it is held")]
+    bounds: Arc<Bounds>,
     _of_one: Option<OwnedSemaphorePermit>,
     _of_all: Option<OwnedSemaphorePermit>,
 }
@@ -83,17 +102,18 @@ pub(crate) struct Reserved {
 /// Reserves for one stream.
 #[derive(Debug)]
 pub(crate) struct Customer {
-    own: Bound,
-    small: Bound,
-    large: Bound,
+    own: Arc<Bounds>,
+    all: Arc<Bounds>,
     metrics: Arc<DirectMetrics>,
 }
 
 impl Intake {
     pub(crate) fn new(bytes: usize, of_one: usize, metrics: Arc<DirectMetrics>) -> Self {
         Self {
-            small: Bound::new(bytes / 4),
-            large: Bound::new(bytes - bytes / 4),
+            all: Arc::new(Bounds {
+                small: Bound::new(bytes / 4),
+                large: Bound::new(bytes - bytes / 4),
+            }),
             of_one,
             metrics,
             endpoints: Mutex::default(),
@@ -107,51 +127,40 @@ impl Intake {
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         let endpoints = &mut *endpoints;
-        let mut own = Bound::new(self.of_one);
         let known = endpoints.bounds.get(&endpoint).and_then(Weak::upgrade);
-        if let Some(places) = known {
-            own.places = places;
-        } else {
+        let own = known.unwrap_or_else(|| {
             if endpoints.bounds.len() >= endpoints.most {
                 endpoints.bounds.retain(|_, bound| bound.strong_count() > 0);
                 endpoints.most = 2 * endpoints.bounds.len() + SPARE;
             }
-            let bound = Arc::downgrade(&own.places);
-            endpoints.bounds.insert(endpoint, bound);
-        }
+            let own = Arc::new(Bounds {
+                small: Bound::new(self.of_one / 4),
+                large: Bound::new(self.of_one),
+            });
+            endpoints.bounds.insert(endpoint, Arc::downgrade(&own));
+            own
+        });
         Customer {
             own,
-            small: self.small.clone(),
-            large: self.large.clone(),
+            all: self.all.clone(),
             metrics: self.metrics.clone(),
         }
     }
 }
 
 impl Customer {
-    /// Whether [`reserve`](Self::reserve) would return at once.
-    fn has_room(&self, bytes: usize) -> bool {
-        self.own.has_room(bytes) && self.of_all(bytes).has_room(bytes)
-    }
-
-    fn of_all(&self, bytes: usize) -> &Bound {
-        if bytes > LARGE {
-            &self.large
-        } else {
-            &self.small
-        }
-    }
-
     /// Waits until there is room for so many bytes. Cancel safe.
     pub(crate) async fn reserve(&self, bytes: usize) -> Reserved {
-        let bytes = bytes.min(self.own.units as usize * UNIT);
-        if !self.has_room(bytes) {
+        let (own, all) = (self.own.of(bytes), self.all.of(bytes));
+        let bytes = bytes.min(own.units as usize * UNIT);
+        if !own.has_room(bytes) || !all.has_room(bytes) {
             self.metrics.reads_held.inc();
         }
         // In this order: who waits for its own part holds nothing of what is everyone's.
-        let of_one = self.own.reserve(bytes).await;
-        let of_all = self.of_all(bytes).reserve(bytes).await;
+        let of_one = own.reserve(bytes).await;
+        let of_all = all.reserve(bytes).await;
         Reserved {
+            bounds: self.own.clone(),
             _of_one: of_one,
             _of_all: of_all,
         }
@@ -178,7 +187,7 @@ mod tests {
 
     #[tokio::test]
     async fn one_endpoint_has_its_part_and_all_together_what_there_is() {
-        let intake = Intake::new(4 * 4096, 2048, Arc::default());
+        let intake = Intake::new(4 * 4096, 4 * 2048, Arc::default());
         let (one, again, other) = (
             intake.customer(id(1)),
             intake.customer(id(1)),
@@ -188,7 +197,7 @@ mod tests {
         let _second = now(&again, 1024).await.expect("room");
         assert!(now(&one, 1).await.is_none() && now(&again, 1).await.is_none());
         // What is larger than its part takes all of it.
-        let large = now(&other, 1 << 30).await.expect("room");
+        let large = now(&other, LARGE).await.expect("room");
         let third = intake.customer(id(3));
         assert!(now(&third, 1).await.is_none());
         drop(first);
@@ -214,7 +223,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_reserved_counts_though_its_stream_has_ended_and_is_forgotten_when_it_is_not() {
-        let intake = Intake::new(1 << 20, 1024, Arc::default());
+        let intake = Intake::new(1 << 20, 4 * 1024, Arc::default());
         let reserved = now(&intake.customer(id(0)), 1024).await.expect("room");
         assert!(now(&intake.customer(id(0)), 1).await.is_none());
         drop(reserved);

@@ -412,8 +412,9 @@ async fn a_spoke_that_publishes_too_fast_is_read_from_more_slowly_and_loses_noth
 async fn events_that_nobody_takes_are_bounded_though_their_links_are_gone() {
     let (hub, mut listener) = hub_unheard(|limits| {
         limits.max_event_bytes = 200 << 10;
-        limits.intake_bytes = 1 << 20;
-        limits.intake_of_one = 300 << 10;
+        // A quarter of each is for events of this size.
+        limits.intake_bytes = 4 << 20;
+        limits.intake_of_one = 1200 << 10;
     })
     .await;
     let flooder = bind().await;

@@ -116,7 +116,8 @@ pub struct HubLimits {
     /// The same in bytes. Default 64 MiB.
     pub publish_bytes_per_s: u64,
     /// The most bytes of events from spokes that have come in part, or that wait for a listener with no room, over all of them;
-    /// while there are more, the hub reads from no spoke. At least what one event may have. Default 256 MiB.
+    /// while there are more, the hub reads from no spoke. A quarter is for events of at most 128 KiB, the rest for larger
+    /// ones. At least what one event may have. Default 256 MiB.
     pub intake_bytes: usize,
     /// The same for one endpoint, over all of its spokes. At least what one event may have. Default 33 MiB: room for two of
     /// the largest events.
@@ -237,7 +238,11 @@ impl HubConfig {
             .max_event_bytes
             .saturating_add(compat::FRAME_OVERHEAD);
         limits.intake_of_one = limits.intake_of_one.max(largest);
-        limits.intake_bytes = limits.intake_bytes.max(limits.intake_of_one);
+        // A quarter is for small events alone.
+        let with_small = limits
+            .intake_of_one
+            .saturating_add(limits.intake_of_one / 3 + 1);
+        limits.intake_bytes = limits.intake_bytes.max(with_small);
         limits.targeted_events = limits.targeted_events.max(1);
         limits.pace_events = limits.pace_events.max(1);
         limits.pace_bytes = limits.pace_bytes.max(1);

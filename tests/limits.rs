@@ -113,6 +113,7 @@ async fn addresses_are_validated_when_handshakes_are_many() {
 async fn handshakes_that_are_not_finished_hold_their_places_for_a_limited_time() {
     let hub = hub_of(hub_limits(|limits| {
         limits.max_handshakes = 3;
+        limits.handshakes_of_addr = Some(3);
         limits.handshake_timeout = Duration::from_secs(2);
     }))
     .await;
@@ -138,8 +139,7 @@ async fn handshakes_that_are_not_finished_hold_their_places_for_a_limited_time()
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_address_that_finishes_no_handshake_leaves_places_for_the_others() {
     let hub = hub_of(hub_limits(|limits| {
-        limits.max_handshakes = 16;
-        limits.handshakes_of_addr = 2;
+        limits.max_handshakes = 8;
         limits.handshake_timeout = 10 * LIMIT;
     }))
     .await;
@@ -211,6 +211,7 @@ async fn connections_beyond_the_limit_are_told_so() {
 async fn strangers_have_places_of_their_own_and_one_of_them_few() {
     let hub = hub_of(hub_limits(|limits| {
         limits.max_waiting = 3;
+        limits.waiting_of_addr = Some(3);
         limits.waiting_of_one = 2;
         limits.hello_timeout = 2 * LIMIT;
     }))
@@ -242,8 +243,7 @@ async fn strangers_have_places_of_their_own_and_one_of_them_few() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn strangers_of_one_address_have_a_part_of_the_places_however_many_ids_they_have() {
     let hub = hub_of(hub_limits(|limits| {
-        limits.max_waiting = 16;
-        limits.waiting_of_addr = 2;
+        limits.max_waiting = 8;
         limits.hello_timeout = 10 * LIMIT;
     }))
     .await;

@@ -38,8 +38,8 @@ pub struct HubLimits {
     pub max_handshakes: usize,
     /// The most of them that are one remote address's, counted as for
     /// [`handshakes_of_addr_per_s`](Self::handshakes_of_addr_per_s), so that one which finishes none does not hold every place.
-    /// To be lowered along with [`max_handshakes`](Self::max_handshakes). Default 128.
-    pub handshakes_of_addr: usize,
+    /// Default: a quarter of [`max_handshakes`](Self::max_handshakes), so 128.
+    pub handshakes_of_addr: Option<usize>,
     /// With so many handshakes in flight, an address that has not shown that it can be answered is asked to first, by QUIC
     /// Retry. Default 64.
     pub validate_above: usize,
@@ -57,9 +57,9 @@ pub struct HubLimits {
     /// them all at once is not refused. Default 256.
     pub waiting_of_one: usize,
     /// The most of those, and of such streams, that are one remote address's, whichever ids it comes with; a /64 of IPv6 counts
-    /// as one address, and so does a relay. To be lowered along with [`max_waiting`](Self::max_waiting), and raised where many
-    /// spokes share an address and admission is slow. Default 256.
-    pub waiting_of_addr: usize,
+    /// as one address, and so does a relay. To be raised where many spokes share an address and admission is slow. Default: a
+    /// quarter of [`max_waiting`](Self::max_waiting), so 256.
+    pub waiting_of_addr: Option<usize>,
     /// How much a connection that has had no spoke yet may have in flight towards the hub, in bytes. Default 64 KiB.
     pub waiting_window: u32,
     /// How much a connection with a spoke may have in flight towards the hub, in bytes, while there is room for it. Default
@@ -155,14 +155,14 @@ impl Default for HubLimits {
         Self {
             max_event_bytes: 16 << 20,
             max_handshakes: 512,
-            handshakes_of_addr: 128,
+            handshakes_of_addr: None,
             validate_above: 64,
             handshakes_of_addr_per_s: 200,
             handshake_timeout: Duration::from_secs(10),
             max_connections: 20_480,
             max_waiting: 1024,
             waiting_of_one: 256,
-            waiting_of_addr: 256,
+            waiting_of_addr: None,
             waiting_window: 64 << 10,
             receive_window: 8 << 20,
             receive_bytes: 256 << 20,
@@ -198,6 +198,23 @@ impl Default for HubLimits {
             first_listener_wait: Duration::from_secs(1),
         }
     }
+}
+
+impl HubLimits {
+    pub(super) fn handshakes_of_addr(&self) -> usize {
+        let part = of_addr(self.max_handshakes);
+        self.handshakes_of_addr.unwrap_or(part).max(1)
+    }
+
+    pub(super) fn waiting_of_addr(&self) -> usize {
+        let part = of_addr(self.max_waiting);
+        self.waiting_of_addr.unwrap_or(part).max(1)
+    }
+}
+
+/// How many of so many places one address may have, if nothing else is set: it takes four to have them all.
+fn of_addr(places: usize) -> usize {
+    places / 4
 }
 
 /// Beyond these, a setting stands for "no limit".
@@ -250,7 +267,6 @@ impl HubConfig {
         limits.acks_per_s = limits.acks_per_s.max(1);
         limits.max_streams = limits.max_streams.clamp(1, MAX_STREAMS);
         limits.max_handshakes = limits.max_handshakes.clamp(1, MAX_HANDSHAKES);
-        limits.handshakes_of_addr = limits.handshakes_of_addr.max(1);
         limits.handshakes_of_addr_per_s = limits.handshakes_of_addr_per_s.max(1);
         // What QUIC needs to get anywhere.
         limits.waiting_window = limits.waiting_window.max(MIN_WINDOW);

@@ -79,8 +79,9 @@ impl Setup {
                 limits.max_connections = 6 * scale;
                 limits.max_waiting = 4 * scale;
                 limits.waiting_of_one = 4 * scale;
-                limits.waiting_of_addr = 4 * scale;
+                limits.waiting_of_addr = Some(4 * scale);
                 limits.max_handshakes = 32;
+                limits.handshakes_of_addr = Some(32);
                 limits.max_event_bytes = MIB;
                 limits.send_window = MIB as u32;
                 limits.receive_window = 4 * MIB as u32;
@@ -98,7 +99,7 @@ impl Setup {
                 limits.away_spokes = 1200;
                 limits.max_connections = 1200;
                 limits.max_waiting = 1100;
-                limits.waiting_of_addr = 1100;
+                limits.waiting_of_addr = Some(1100);
                 limits.max_event_bytes = 64 << 10;
                 limits.send_window = 64 << 10;
                 limits.receive_bytes = 16 * MIB;
@@ -108,7 +109,7 @@ impl Setup {
                 // All of them come from one address.
                 limits.handshakes_of_addr_per_s = 2000;
                 limits.max_handshakes = 256;
-                limits.handshakes_of_addr = 256;
+                limits.handshakes_of_addr = Some(256);
             }
         }
         // Nobody is waited for.

@@ -5,6 +5,7 @@ mod common;
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
+    sync::Arc,
     time::Duration,
 };
 
@@ -17,7 +18,7 @@ use iroh_hub::{
     Event, EventTarget, Hub, HubLimits, ListenOptions, Listener, OnFull, Problem, Source, Spoke,
     endpoint, metrics::ConnectionMetrics,
 };
-use tokio::{net::UdpSocket, task::JoinSet, time::timeout};
+use tokio::{net::UdpSocket, sync::Barrier, task::JoinSet, time::timeout};
 
 async fn hub_of(limits: HubLimits) -> Hub {
     hub(Hub::builder().limits(limits)).await
@@ -277,14 +278,20 @@ async fn strangers_of_one_address_have_a_part_of_the_places_however_many_ids_the
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_endpoint_begins_all_of_its_spokes_at_once_though_admission_is_slow() {
-    let admission = iroh_hub::Admission::custom(LIMIT, |_| async {
-        tokio::time::sleep(Duration::from_millis(500)).await;
-        iroh_hub::Decision::Allow
+    const SPOKES: usize = 100;
+    // Nobody is let in before all are there.
+    let all = Arc::new(Barrier::new(SPOKES));
+    let admission = iroh_hub::Admission::custom(LIMIT, move |_| {
+        let all = all.clone();
+        async move {
+            all.wait().await;
+            iroh_hub::Decision::Allow
+        }
     });
     let hub = hub(Hub::builder().admission(admission)).await;
     let endpoint = bind().await;
     let mut connecting = JoinSet::new();
-    for _ in 0..100 {
+    for _ in 0..SPOKES {
         let connect = Spoke::connect(endpoint.clone(), hub.addr());
         connecting.spawn(async move { connect.await.expect("it is let in") });
     }

@@ -907,11 +907,12 @@ impl Guards for Inner {
         for id in ids {
             let (links, was_member) = self.roster.revoke(*id, &revoked(), || self.log.tip());
             members.extend(was_member.then_some(*id));
+            // Before the links end, so that this is what the peer hears. Those of former links too, and those that are none
+            // yet.
+            self.open.close(*id, CloseCode::Refused, REVOKED);
             for link in links {
                 link.revoke();
             }
-            // Those of former links too, and those that are none yet.
-            self.open.close(*id, CloseCode::Refused, REVOKED);
             self.metrics.admission.revoked.inc();
             debug!(target: events::REVOKED, remote = %id.fmt_short());
         }

@@ -201,12 +201,12 @@ impl Default for HubLimits {
 }
 
 impl HubLimits {
-    pub(super) fn handshakes_of_addr(&self) -> usize {
+    pub(super) fn most_handshakes_of_addr(&self) -> usize {
         let part = of_addr(self.max_handshakes);
         self.handshakes_of_addr.unwrap_or(part).max(1)
     }
 
-    pub(super) fn waiting_of_addr(&self) -> usize {
+    pub(super) fn most_waiting_of_addr(&self) -> usize {
         let part = of_addr(self.max_waiting);
         self.waiting_of_addr.unwrap_or(part).max(1)
     }

@@ -53,7 +53,7 @@ impl Strangers {
     fn new(limits: &HubLimits) -> Self {
         Self {
             of_endpoint: Places::new(limits.max_waiting, limits.waiting_of_one),
-            of_network: Places::new(limits.max_waiting, limits.waiting_of_addr()),
+            of_network: Places::new(limits.max_waiting, limits.most_waiting_of_addr()),
         }
     }
 

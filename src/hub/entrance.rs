@@ -31,7 +31,7 @@ use crate::{
 fn door(limits: &HubLimits) -> Door {
     let limits = DoorLimits {
         in_flight: limits.max_handshakes,
-        in_flight_of_addr: limits.handshakes_of_addr(),
+        in_flight_of_addr: limits.most_handshakes_of_addr(),
         validate_above: limits.validate_above,
         of_addr_per_s: limits.handshakes_of_addr_per_s,
     };
@@ -42,7 +42,7 @@ fn door(limits: &HubLimits) -> Door {
 type Handshakes = Places<u64>;
 
 fn handshakes(limits: &HubLimits) -> Handshakes {
-    Places::new(limits.max_handshakes, limits.handshakes_of_addr())
+    Places::new(limits.max_handshakes, limits.most_handshakes_of_addr())
 }
 
 /// Asks the door, and counts what it says. With a place for the handshake, if it is to be begun.

@@ -351,8 +351,8 @@ async fn a_spoke_shows_nothing_of_what_its_hub_tells_it() {
             varint(3),
         ];
         stream.write(frame(topic.concat())).await;
-        // With nobody to evict, and nothing to confirm.
-        let rekey = [vec![9], keys(2, new_key, new_verify), vec![0, 0]];
+        // With nobody to evict, nobody revoked, and nothing to confirm.
+        let rekey = [vec![9], keys(2, new_key, new_verify), vec![0, 0, 0]];
         stream.write(frame(rekey.concat())).await;
         stream.write(event(0, 0, 1, &body(b"n", b"", b"1"))).await;
         until("the spoke has heard an event", || {

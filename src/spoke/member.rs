@@ -152,7 +152,7 @@ impl Seat {
             false => told_by_hub(peer, &own),
         };
         let mut peers: Vec<_> = peers.into_iter().map(allowed).collect();
-        if peers.iter().all(|peer| peer.addrs.is_empty()) {
+        if !peers.is_empty() && peers.iter().all(|peer| peer.addrs.is_empty()) {
             // Nobody is where we may go: the hub is, and it is on the topic.
             peers.push(self.hub.clone());
         }

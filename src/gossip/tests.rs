@@ -170,9 +170,13 @@ async fn until(what: &str, mut is: impl AsyncFnMut() -> bool) {
 }
 
 async fn mesh(count: usize) -> Vec<Node> {
+    mesh_with(count, GossipConfig::default()).await
+}
+
+async fn mesh_with(count: usize, config: GossipConfig) -> Vec<Node> {
     let mut nodes = Vec::new();
     for _ in 0..count {
-        nodes.push(Node::new().await);
+        nodes.push(Node::with(config.clone(), 1, KEY, b"good").await);
     }
     for node in &nodes[1..] {
         node.node.join(vec![nodes[0].addr()]);
@@ -517,17 +521,7 @@ async fn a_rekeyed_topic_goes_on_and_takes_new_members_only_under_its_new_key() 
         previous_key_lifetime: Duration::from_millis(1),
         ..Default::default()
     };
-    let mut nodes = Vec::new();
-    for _ in 0..3 {
-        nodes.push(Node::with(config.clone(), 1, KEY, b"good").await);
-    }
-    for node in &nodes[1..] {
-        node.node.join(vec![nodes[0].addr()]);
-    }
-    until("all are neighbours", async || {
-        nodes.iter().all(|node| node.neighbors() == 2)
-    })
-    .await;
+    let mut nodes = mesh_with(3, config.clone()).await;
     for node in &nodes {
         node.node.rekey(&keys(2, [2; 32]), &[], false);
         node.node
@@ -591,17 +585,7 @@ async fn a_neighbour_that_does_not_get_the_new_key_is_one_no_more() {
         previous_key_lifetime: Duration::from_millis(300),
         ..GossipConfig::default()
     };
-    let mut nodes = Vec::new();
-    for _ in 0..3 {
-        nodes.push(Node::with(config.clone(), 1, KEY, b"good").await);
-    }
-    for node in &nodes[1..] {
-        node.node.join(vec![nodes[0].addr()]);
-    }
-    until("all are neighbours", async || {
-        nodes.iter().all(|node| node.neighbors() == 2)
-    })
-    .await;
+    let nodes = mesh_with(3, config).await;
     for node in &nodes[..2] {
         node.node.rekey(&keys(2, [2; 32]), &[], false);
     }

@@ -1,4 +1,6 @@
 //! The driver of the topic among nodes of one process, with frames that are sealed and opened, or are not.
+//!
+//! Every node takes the events out of the frames and through an inbox, as a spoke does, until a listener would have them.
 
 use std::{
     sync::Arc,
@@ -11,33 +13,92 @@ use iroh::{
     endpoint::Connection,
     protocol::{AcceptError, ProtocolHandler, Router},
 };
-use tokio::{sync::mpsc, time::timeout};
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinHandle,
+    time::timeout,
+};
 
 use crate::{
     endpoint,
+    event::Envelope,
     gossip::{FrameGate, FrameRefused, GOSSIP_ALPN, GossipConfig, GossipEvent, GossipNode},
+    inbox::{Inbox, InboxConfig, Output, Part},
     position::Epoch,
-    seal::{Context, Opener, Sealer},
-    wire::native::PartOf,
+    seal::{Context, Opened, Opener, Sealer},
+    via::Via,
+    wire::{
+        broadcast::{self, Packer},
+        native::{MAX_PART, PartOf},
+    },
 };
 
 /// How long the mesh may take to form, and a burst to arrive.
 const LIMIT: Duration = Duration::from_secs(60);
 
+/// Before a frame that is not sealed: the first offset, and how many events there are.
+const BARE_HEADER: usize = 8 + 2;
+
 /// Opens frames for real, or takes whatever comes.
 struct Gate(Option<Opener>);
 
-impl FrameGate for Gate {
-    type Opened = ();
+/// The events of a frame, from this offset on.
+type Events = (u64, Vec<Bytes>);
 
-    fn open(&mut self, frame: &Bytes) -> Result<(), FrameRefused> {
-        match &mut self.0 {
-            Some(opener) => opener
-                .open(frame)
-                .map(drop)
-                .map_err(|_| FrameRefused::Forged),
-            None => Ok(()),
+impl FrameGate for Gate {
+    type Opened = Events;
+
+    fn open(&mut self, frame: &Bytes) -> Result<Events, FrameRefused> {
+        let events = match &mut self.0 {
+            Some(opener) => match opener.open(frame) {
+                Ok(Opened::Events { first, bodies }) => Some((first, bodies)),
+                _ => None,
+            },
+            None => bare_events(frame),
+        };
+        events.ok_or(FrameRefused::Forged)
+    }
+}
+
+fn bare_events(frame: &Bytes) -> Option<Events> {
+    let (header, content) = frame.split_first_chunk::<BARE_HEADER>()?;
+    let (first, count) = header.split_first_chunk()?;
+    let count = u16::from_be_bytes(count.try_into().ok()?);
+    let bodies = broadcast::unpack(&frame.slice_ref(content), count).ok()?;
+    Some((u64::from_be_bytes(*first), bodies))
+}
+
+/// Takes events to where a listener would have them, and tells how many it had.
+async fn listen(
+    mut events: mpsc::Receiver<GossipEvent<Events>>,
+    epoch: Epoch,
+    heard: watch::Sender<u64>,
+) {
+    let mut inbox = Inbox::new(InboxConfig::default(), Instant::now(), epoch, 0, 0, 1);
+    while let Some(event) = events.recv().await {
+        let GossipEvent::Frame { opened, .. } = event else {
+            continue;
+        };
+        let (first, bodies) = opened;
+        let mut whole = 0;
+        for (offset, body) in (first..).zip(bodies) {
+            let part = Part {
+                offset,
+                part: 0,
+                parts: 1,
+                body,
+                via: Via::Gossip,
+            };
+            if inbox.insert(Instant::now(), part).is_err() {
+                return;
+            }
+            while let Some(output) = inbox.poll(Instant::now()) {
+                if let Output::Event { body, .. } = output {
+                    whole += u64::from(Envelope::from_body(body).is_ok());
+                }
+            }
         }
+        heard.send_modify(|heard| *heard += whole);
     }
 }
 
@@ -53,7 +114,8 @@ impl ProtocolHandler for Accepts {
 
 struct Node {
     node: GossipNode<Gate>,
-    events: mpsc::Receiver<GossipEvent<()>>,
+    heard: watch::Receiver<u64>,
+    listener: JoinHandle<()>,
     router: Router,
 }
 
@@ -102,9 +164,11 @@ impl DriverMesh {
             if let Some(peer) = known.and_then(|at| nodes.get(at)) {
                 node.join(vec![peer.router.endpoint().addr()]);
             }
+            let (told, heard) = watch::channel(0);
             nodes.push(Node {
                 node,
-                events,
+                heard,
+                listener: tokio::spawn(listen(events, epoch, told)),
                 router,
             });
         }
@@ -124,58 +188,57 @@ impl DriverMesh {
         })
     }
 
-    /// Broadcasts so many frames with this content, and gives the time until every node has had all.
+    /// Broadcasts frames with so many of these events each, and gives the time until every node has had all.
     ///
     /// # Errors
     ///
-    /// If they do not arrive within a minute.
-    pub async fn burst(&mut self, frames: usize, content: &[u8]) -> std::io::Result<Duration> {
+    /// If they do not arrive within a minute, or do not fit into a frame.
+    pub async fn burst(&mut self, frames: usize, events: &[Envelope]) -> std::io::Result<Duration> {
         let begun = Instant::now();
         let Some((first, others)) = self.nodes.split_first_mut() else {
             return Ok(Duration::ZERO);
         };
-        let whole = PartOf { part: 0, parts: 2 };
-        let sealer = &mut self.sealer;
-        let sent = &mut self.sent;
-        let send = async {
-            for _ in 0..frames {
-                *sent += 1;
-                let frame = match sealer {
-                    Some(sealer) => sealer
-                        .seal(*sent, 1, whole, content)
-                        .map_err(std::io::Error::other)?,
-                    None => [&sent.to_be_bytes(), content].concat().into(),
-                };
-                first
-                    .node
-                    .broadcast(frame)
-                    .await
-                    .map_err(std::io::Error::other)?;
+        let mut packer = Packer::default();
+        for _ in 0..frames {
+            if !events
+                .iter()
+                .all(|event| packer.push(event.body(), MAX_PART))
+            {
+                return Err(std::io::Error::other("a frame does not hold as many"));
             }
-            Ok::<_, std::io::Error>(())
-        };
-        let receive = async {
+            let (offset, count, content) = (self.sent, packer.count(), packer.take());
+            self.sent += u64::from(count);
+            let frame = match &mut self.sealer {
+                Some(sealer) => sealer
+                    .seal(offset, count, PartOf { part: 0, parts: 1 }, &content)
+                    .map_err(std::io::Error::other)?,
+                None => [
+                    &offset.to_be_bytes()[..],
+                    &count.to_be_bytes()[..],
+                    &content[..],
+                ]
+                .concat()
+                .into(),
+            };
+            let sent = first.node.broadcast(frame).await;
+            sent.map_err(std::io::Error::other)?;
+        }
+        let sent = self.sent;
+        let everywhere = async {
             for other in others {
-                let mut missing = frames;
-                while missing > 0 {
-                    match other.events.recv().await {
-                        Some(GossipEvent::Frame { .. }) => missing -= 1,
-                        Some(_) => {}
-                        None => return Err(std::io::Error::other("a node has ended")),
-                    }
-                }
+                let heard = other.heard.wait_for(|heard| *heard >= sent).await;
+                heard.map_err(std::io::Error::other)?;
             }
-            Ok(())
+            Ok(begun.elapsed())
         };
-        let (sent, received) = timeout(LIMIT, async { tokio::join!(send, receive) }).await?;
-        sent.and(received)?;
-        Ok(begun.elapsed())
+        timeout(LIMIT, everywhere).await?
     }
 
     /// Ends all nodes.
     pub async fn end(self) {
         for node in self.nodes {
             node.node.shutdown().await;
+            node.listener.abort();
             // The endpoint closes by itself, and nothing is measured any more.
             let _ = node.router.shutdown().await;
         }

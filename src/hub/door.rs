@@ -1,7 +1,8 @@
 //! Which handshakes are begun: sans-IO.
 //!
 //! A handshake costs some thousand times what its first packet costs the sender, and nobody has said yet who they are. So each
-//! remote address has a rate and a number in flight, all of them together have another number in flight, and when there are many,
+//! remote address has a rate and a number in flight, all of them together have another number in flight, an address that begins many at
+//! once gets them one after the other, so that they leave time for events, and when there are many,
 //! an address that has not shown that it can be answered is asked to (QUIC Retry), which keeps nothing here. Whoever is over a limit gets no answer: an
 //! honest client asks again by itself after a second, then two, and finds the door open.
 //!
@@ -21,8 +22,12 @@ use crate::gossip::Bucket;
 
 /// How many addresses are watched at most. One that has been quiet for two seconds is as good as one that never came.
 const ADDRS: usize = 4096;
-/// An address may begin as many handshakes at once as in so many seconds.
+/// An address that was quiet may begin as many handshakes as in so many seconds, as fast as they get their turn.
 const AT_ONCE_S: u32 = 2;
+/// A turn comes after so many hundredths of the time between two handshakes at the lasting rate:
+const TURN_PERCENT: u32 = 50;
+/// for all but the first few.
+const WITHOUT_TURN: u32 = 16;
 /// How often the addresses are gone through for some to forget, at most.
 const SWEEP: Duration = Duration::from_millis(100);
 
@@ -48,8 +53,8 @@ pub(crate) struct InFlight {
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Verdict {
-    /// Begin the handshake.
-    Begin,
+    /// Begin the handshake after so long.
+    Begin { after: Duration },
     /// Ask for proof that the address is its sender's.
     Retry,
     /// No answer: the address began too many.
@@ -58,14 +63,44 @@ pub(crate) enum Verdict {
     Crowded,
 }
 
+/// What one address has begun.
+#[derive(Debug)]
+struct Addr {
+    bucket: Bucket,
+    /// When its next turn comes.
+    turn: Instant,
+}
+
+impl Addr {
+    fn new(limits: &DoorLimits, now: Instant) -> Self {
+        let rate = limits.of_addr_per_s;
+        Self {
+            bucket: Bucket::new(rate, rate.saturating_mul(AT_ONCE_S), now),
+            turn: now,
+        }
+    }
+
+    /// The generic cell rate algorithm (ITU-T I.371), for a rate that is above the bucket's.
+    fn begin(&mut self, limits: &DoorLimits, now: Instant) -> Verdict {
+        if !self.bucket.take(1, now) {
+            return Verdict::OverRate;
+        }
+        let each = Duration::from_secs(1) * TURN_PERCENT / 100 / limits.of_addr_per_s.max(1);
+        let turn = self.turn.max(now);
+        self.turn = turn + each;
+        let after = (turn - now).saturating_sub(each * WITHOUT_TURN);
+        Verdict::Begin { after }
+    }
+}
+
 /// See the [module](self).
 #[derive(Debug)]
 pub(crate) struct Door {
     limits: DoorLimits,
     hasher: RandomState,
-    addrs: HashMap<u64, Bucket>,
+    addrs: HashMap<u64, Addr>,
     /// For all addresses that there is no room to watch.
-    others: Bucket,
+    others: Addr,
     swept: Instant,
 }
 
@@ -75,7 +110,7 @@ impl Door {
             limits,
             hasher: RandomState::new(),
             addrs: HashMap::new(),
-            others: bucket(&limits, now),
+            others: Addr::new(&limits, now),
             swept: now,
         }
     }
@@ -102,17 +137,14 @@ impl Door {
             return Verdict::Retry;
         }
         let key = self.key(from);
-        let bucket = if self.addrs.len() >= ADDRS && !self.addrs.contains_key(&key) {
+        let limits = &self.limits;
+        let addr = if self.addrs.len() >= ADDRS && !self.addrs.contains_key(&key) {
             &mut self.others
         } else {
-            let limits = &self.limits;
-            self.addrs.entry(key).or_insert_with(|| bucket(limits, now))
+            let new = || Addr::new(limits, now);
+            self.addrs.entry(key).or_insert_with(new)
         };
-        if bucket.take(1, now) {
-            Verdict::Begin
-        } else {
-            Verdict::OverRate
-        }
+        addr.begin(limits, now)
     }
 
     /// Whose handshakes are counted together.
@@ -132,13 +164,8 @@ impl Door {
             return;
         }
         self.swept = now;
-        self.addrs.retain(|_, bucket| !bucket.is_full(now));
+        self.addrs.retain(|_, addr| !addr.bucket.is_full(now));
     }
-}
-
-fn bucket(limits: &DoorLimits, now: Instant) -> Bucket {
-    let rate = limits.of_addr_per_s;
-    Bucket::new(rate, rate.saturating_mul(AT_ONCE_S), now)
 }
 
 /// A household has a /64 of IPv6 to itself, and may use any address in it.
@@ -166,6 +193,15 @@ mod tests {
 
     const NONE: InFlight = InFlight { all: 0, of_addr: 0 };
 
+    /// The first few do not wait for a turn.
+    const AT_ONCE: Verdict = Verdict::Begin {
+        after: Duration::ZERO,
+    };
+
+    fn begins(verdict: &Verdict) -> bool {
+        matches!(verdict, Verdict::Begin { .. })
+    }
+
     fn ip(ip: impl Into<IpAddr>) -> IncomingAddr {
         IncomingAddr::Ip(SocketAddr::new(ip.into(), 7))
     }
@@ -180,7 +216,7 @@ mod tests {
         let mut door = Door::new(LIMITS, now);
         let mut begun = |now, addr: &IncomingAddr| {
             let knocks = (0..50).map(|_| door.knock(now, addr, false, NONE));
-            knocks.filter(|verdict| *verdict == Verdict::Begin).count()
+            knocks.filter(begins).count()
         };
         assert_eq!(begun(now, &v4(1)), 20);
         assert_eq!(begun(now, &v4(2)), 20);
@@ -191,24 +227,36 @@ mod tests {
     }
 
     #[test]
+    fn an_address_that_begins_many_at_once_gets_them_one_after_the_other() {
+        let now = Instant::now();
+        let mut door = Door::new(LIMITS, now);
+        let mut after = |addr| match door.knock(now, &v4(addr), false, NONE) {
+            Verdict::Begin { after } => after.as_millis(),
+            other => panic!("{other:?}"),
+        };
+        let waits: Vec<_> = (0..20).map(|_| after(1)).collect();
+        let (few, others) = waits.split_at(17);
+        assert!(few.iter().all(|wait| *wait == 0), "{few:?}");
+        assert_eq!(others, [50, 100, 150]);
+        assert_eq!(after(2), 0);
+    }
+
+    #[test]
     fn all_addresses_of_a_household_count_as_one() {
         let now = Instant::now();
         let mut door = Door::new(LIMITS, now);
         let home = "2001:db8:1:2::".parse::<Ipv6Addr>().unwrap().to_bits();
         for n in 0..20 {
             let addr = ip(Ipv6Addr::from_bits(home + n * 977));
-            assert_eq!(door.knock(now, &addr, false, NONE), Verdict::Begin);
+            assert!(begins(&door.knock(now, &addr, false, NONE)));
         }
         let next = ip(Ipv6Addr::from_bits(home + 7));
         assert_eq!(door.knock(now, &next, false, NONE), Verdict::OverRate);
         let other = ip(Ipv6Addr::from_bits(home + (1 << 64)));
-        assert_eq!(door.knock(now, &other, false, NONE), Verdict::Begin);
+        assert_eq!(door.knock(now, &other, false, NONE), AT_ONCE);
         // An IPv4 address is the same however it is written.
         for n in 0..20 {
-            assert_eq!(
-                door.knock(now, &v4(n / 20 + 9), false, NONE),
-                Verdict::Begin
-            );
+            assert!(begins(&door.knock(now, &v4(n / 20 + 9), false, NONE)));
         }
         let mapped = ip(Ipv4Addr::from_bits(9).to_ipv6_mapped());
         assert_eq!(door.knock(now, &mapped, false, NONE), Verdict::OverRate);
@@ -222,9 +270,9 @@ mod tests {
             let in_flight = InFlight { all, of_addr: 0 };
             door.knock(now, &v4(1), validated, in_flight)
         };
-        assert_eq!(knock(false, 49), Verdict::Begin);
+        assert_eq!(knock(false, 49), AT_ONCE);
         assert_eq!(knock(false, 50), Verdict::Retry);
-        assert_eq!(knock(true, 99), Verdict::Begin);
+        assert_eq!(knock(true, 99), AT_ONCE);
         assert_eq!(knock(true, 100), Verdict::Crowded);
     }
 
@@ -240,9 +288,9 @@ mod tests {
             let in_flight = InFlight { all: 49, of_addr };
             door.knock(now, &v4(n), false, in_flight)
         };
-        assert_eq!(knock(1, 9), Verdict::Begin);
+        assert_eq!(knock(1, 9), AT_ONCE);
         assert_eq!(knock(1, 10), Verdict::Crowded);
-        assert_eq!(knock(2, 0), Verdict::Begin);
+        assert_eq!(knock(2, 0), AT_ONCE);
     }
 
     #[test]
@@ -254,7 +302,7 @@ mod tests {
         }
         assert_eq!(door.knock(now, &v4(1 << 30), false, NONE), Verdict::Retry);
         now += Duration::from_secs(u64::from(AT_ONCE_S));
-        assert_eq!(door.knock(now, &v4(1 << 30), false, NONE), Verdict::Begin);
+        assert_eq!(door.knock(now, &v4(1 << 30), false, NONE), AT_ONCE);
         assert_eq!(door.addrs.len(), 1);
     }
 
@@ -267,7 +315,7 @@ mod tests {
         }
         assert_eq!(door.addrs.len(), ADDRS / 2);
         assert_eq!(door.knock(now, &v4(1 << 30), false, NONE), Verdict::Retry);
-        assert_eq!(door.knock(now, &v4(1 << 30), true, NONE), Verdict::Begin);
+        assert_eq!(door.knock(now, &v4(1 << 30), true, NONE), AT_ONCE);
     }
 
     proptest! {
@@ -281,7 +329,7 @@ mod tests {
             for n in 0..knocks {
                 let at = f64::from(seconds) * f64::from(n) / f64::from(knocks);
                 let now = begin + Duration::from_secs_f64(at);
-                begun += u32::from(door.knock(now, &v4(n % addrs), true, NONE) == Verdict::Begin);
+                begun += u32::from(begins(&door.knock(now, &v4(n % addrs), true, NONE)));
                 prop_assert!(door.addrs.len() <= ADDRS);
             }
             let watched = addrs.min(ADDRS as u32 * (seconds * 10 + 1)) + 1;

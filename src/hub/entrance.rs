@@ -9,7 +9,7 @@ use std::{
 
 use iroh::{
     Endpoint,
-    endpoint::{Accepting, Incoming},
+    endpoint::{Incoming, ServerConfig},
     protocol::{IncomingFilter, IncomingFilterOutcome},
 };
 use tokio::time::{Duration, Instant, timeout};
@@ -62,14 +62,17 @@ fn knock(
     };
     let mut verdict = door.knock(now, &from, validated, in_flight);
     let place = match verdict {
-        Verdict::Begin => handshakes.take(key),
+        Verdict::Begin { .. } => {
+            let place = handshakes.take(key);
+            if place.is_none() {
+                verdict = Verdict::Crowded;
+            }
+            place
+        }
         _ => None,
     };
-    if verdict == Verdict::Begin && place.is_none() {
-        verdict = Verdict::Crowded;
-    }
     match verdict {
-        Verdict::Begin => metrics.handshakes_begun.inc(),
+        Verdict::Begin { .. } => metrics.handshakes_begun.inc(),
         Verdict::Retry => metrics.handshakes_retried.inc(),
         Verdict::OverRate => metrics.handshakes_over_rate.inc(),
         Verdict::Crowded => metrics.handshakes_crowded.inc(),
@@ -122,8 +125,8 @@ async fn take_all(hub: Arc<Inner>, endpoint: Endpoint) {
         };
         let Some(incoming) = incoming else { return };
         let metrics = &hub.metrics.connections;
-        let place = match knock(&mut door, &incoming, &handshakes, metrics) {
-            (Verdict::Begin, Some(place)) => place,
+        let (after, place) = match knock(&mut door, &incoming, &handshakes, metrics) {
+            (Verdict::Begin { after }, Some(place)) => (after, place),
             (Verdict::Retry, _) => {
                 if let Err(error) = incoming.retry() {
                     error.into_incoming().ignore();
@@ -135,28 +138,36 @@ async fn take_all(hub: Arc<Inner>, endpoint: Endpoint) {
                 continue;
             }
         };
-        match incoming.accept_with(config.clone()) {
-            Ok(accepting) => {
-                hub.tasks.spawn(handshake(hub.clone(), accepting, place));
-            }
-            Err(error) => {
-                metrics.handshakes_failed.inc();
-                debug!("a connection could not be accepted: {error:#}");
-            }
-        }
+        let handshake = handshake(hub.clone(), incoming, config.clone(), after);
+        hub.tasks.spawn(async move {
+            handshake.await;
+            drop(place);
+        });
     }
 }
 
-/// Sees a handshake through. The place is given back when it has ended, either way.
-async fn handshake(hub: Arc<Inner>, accepting: Accepting, place: Place<u64>) {
+/// Sees a handshake through, once its turn has come.
+async fn handshake(
+    hub: Arc<Inner>,
+    incoming: Incoming,
+    config: Arc<ServerConfig>,
+    after: Duration,
+) {
     let metrics = &hub.metrics.connections;
     metrics.handshakes.inc();
+    let within = after + hub.config.limits.handshake_timeout;
+    let shake = async {
+        tokio::time::sleep(after).await;
+        let accepting = incoming
+            .accept_with(config)
+            .map_err(std::io::Error::other)?;
+        accepting.await.map_err(std::io::Error::other)
+    };
     let done = tokio::select! {
-        done = timeout(hub.config.limits.handshake_timeout, accepting) => Some(done),
+        done = timeout(within, shake) => Some(done),
         () = hub.cancel.cancelled() => None,
     };
     metrics.handshakes.dec();
-    drop(place);
     match done {
         Some(Ok(Ok(connection))) => hub.take(connection),
         Some(Ok(Err(error))) => {
@@ -197,7 +208,8 @@ pub(super) fn filter(limits: &HubLimits, metrics: Arc<ConnectionMetrics>) -> Inc
             begun.at.pop_front();
         }
         match knock(&mut begun.door, incoming, &begun.handshakes, &metrics) {
-            (Verdict::Begin, Some(place)) => {
+            // A router's filter cannot let one wait.
+            (Verdict::Begin { .. }, Some(place)) => {
                 begun.at.push_back((now, place));
                 IncomingFilterOutcome::Accept
             }

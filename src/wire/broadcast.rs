@@ -143,7 +143,7 @@ impl Header {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Frame {
     pub(crate) header: Header,
-    /// Header and ciphertext: what is signed.
+    /// Header and ciphertext: what the signature covers.
     pub(crate) signed: Bytes,
     pub(crate) ciphertext: Bytes,
     pub(crate) signature: [u8; SIGNATURE],

@@ -544,12 +544,12 @@ impl RawMember {
         };
         let sealed = cipher.encrypt(&nonce.into(), payload).expect("it is short");
         let frame = [header, sealed].concat();
-        let domain = b"iroh-hub/1 broadcast frame";
+        let domain = b"iroh-hub/1 broadcast frame, BLAKE3";
         let signed = [
             &domain[..],
             self.hub.as_bytes(),
             &self.secrets().topic,
-            &frame,
+            blake3::hash(&frame).as_bytes(),
         ]
         .concat();
         let mine = SigningKey::from_bytes(&self.peer.endpoint.secret_key().to_bytes());

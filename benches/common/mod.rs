@@ -7,6 +7,7 @@ mod bare_gossip;
 mod bare_streams;
 mod endpoints;
 mod hub_mesh;
+pub mod results;
 mod tally;
 
 use std::{

@@ -1,11 +1,12 @@
 //! What it costs to put an event on the wire and to take it off again, without a network.
 //!
 //! Proves that encoding is no part of the cost of fan-out worth speaking of: an event is encoded once
-//! however many spokes there are, and sealing is paid per frame, so packing shares it out. Groups:
+//! however many spokes there are. Groups:
 //!
 //! - `envelope`: making one from a value, and reading the payload back;
-//! - `native`, `compat`: encode and decode an event in each direct protocol;
-//! - `topic`: seal and open a frame with one event, and with as many as fit; per event.
+//! - `native`, `compat`: encode and decode an event in each direct protocol.
+//!
+//! Frames of the topic are the business of `seal`.
 
 use std::{hint::black_box, time::Duration};
 
@@ -64,39 +65,12 @@ fn direct(c: &mut Criterion) {
     }
 }
 
-fn topic(c: &mut Criterion) {
-    let hub = iroh::SecretKey::from_bytes(&[1; 32]).public();
-    let mut group = c.benchmark_group("topic");
-    for size in SIZES {
-        let many: Vec<Envelope> = (0..1024).map(|_| event(size)).collect();
-        for (name, events) in [("one", &many[..1]), ("packed", &many[..])] {
-            let mut topic = inside::Topic::new(hub).expect("keys fit");
-            let (_, count) = topic.seal(0, events).expect("sealed");
-            group.throughput(Throughput::Elements(count as u64));
-            group.bench_function(BenchmarkId::new(format!("seal_{name}"), size), |b| {
-                b.iter(|| topic.seal(0, black_box(events)));
-            });
-            group.bench_function(
-                BenchmarkId::new(format!("seal_and_open_{name}"), size),
-                |b| {
-                    b.iter(|| {
-                        // A frame opens once, so it is sealed anew.
-                        let (frame, _) = topic.seal(0, black_box(events))?;
-                        topic.open(&frame)
-                    });
-                },
-            );
-        }
-    }
-    group.finish();
-}
-
 criterion_group! {
     name = benches;
     config = Criterion::default()
         .warm_up_time(Duration::from_millis(500))
         .measurement_time(Duration::from_secs(2))
         .sample_size(30);
-    targets = envelope, direct, topic
+    targets = envelope, direct
 }
 criterion_main!(benches);

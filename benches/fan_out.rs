@@ -1,29 +1,36 @@
 //! What it takes to get an event from a hub to all of its spokes, by each way to fan out.
 //!
-//! Two groups of three, for 8, 32 and 100 spokes (endpoints of their own on loopback, all in this process, two workers) and for
-//! events of 64 B, 1 KiB and 16 KiB:
+//! Three groups, for 8, 32, 100 and 300 spokes (endpoints of their own on loopback, all in this process, two workers) and for
+//! events of 64 B, 1 KiB, 16 KiB and 256 KiB:
 //!
 //! - `burst`: events handed over as fast as the mesh takes them, in deliveries a second (events times spokes). It proves
 //!   what a path can carry when it is full, and that batching works.
 //! - `lone`: one event over an idle mesh, until the last spoke has it. It proves what a listener waits for.
+//! - `paced`: fifty events a second; each one's time until the last spoke has it, and the share that takes over 80 ms.
 //!
-//! The third, `sealing`, is the topic's driver, and an inbox at each node: frames with sixty events of 1 KiB that are sealed, and opened at every
-//! node, against such that are not, in turns in one run. It proves what authorship and secrecy cost.
+//! The fourth, `sealing`, is the topic's driver, and an inbox at each node: frames with sixty events of 1 KiB that are sealed,
+//! and opened at every node, against such that are not. It proves what authorship and secrecy cost.
 //!
-//! `direct`, `gossip` and `auto` are this crate. `bare_streams` (iroh and nothing else) and `bare_gossip` (`iroh_gossip::net` and nothing else) are the baselines: what
-//! the library adds in order, repair, proof and admission is the difference to them. Bare gossip loses and reorders;
-//! where a cell did, it is printed, and a burst's time is stretched by its losses, so that its deliveries a second count
-//! what arrived. All nodes share the cores here: costs of the hub by itself are measured by `iroh-hub compare`, which
-//! runs hub and spokes in processes of their own.
+//! `direct`, `gossip` and `auto` are this crate. `bare_streams` (iroh and nothing else) and `bare_gossip`
+//! (`iroh_gossip::net` and nothing else, one event a message) are the baselines: what the library adds in order, repair,
+//! proof and admission is the difference to them. Those that are compared take turns, round after round, each round in another
+//! order; printed is the ratio of each round, its median and its spread. Criterion's own figures are of the first of them.
 //!
-//! `cargo bench --bench fan_out` takes some minutes; a filter such as `-- 'burst/.*/32/1024'` runs a part. `cargo test --benches`
-//! sends a few events through small meshes, to show that all of this works.
+//! Bare gossip loses and reorders; where a cell did, it is printed, and a burst's time is stretched by its losses, so that its
+//! deliveries a second count what arrived. All nodes share the cores here: costs of the hub by itself are measured by
+//! `hub_cost`.
+//!
+//! `cargo bench --bench fan_out` takes half an hour; a filter such as `-- 'burst/.*/32/1024'` runs a part. `cargo test
+//! --benches` sends a few events through small meshes, to show that all of this works.
 
 mod common;
 
 use std::time::Duration;
 
-use common::{Arrived, Auto, BareGossip, BareStreams, Bench, Direct, Gossip, HubMesh, Mesh};
+use common::{
+    AnyMesh, Arrived, Way,
+    results::{Results, Row, Spread},
+};
 use criterion::{
     BenchmarkGroup, BenchmarkId, Criterion, SamplingMode, Throughput, criterion_group,
     criterion_main, measurement::WallTime,
@@ -31,14 +38,34 @@ use criterion::{
 use iroh_hub::{Envelope, bench_support::DriverMesh};
 use tokio::runtime::Runtime;
 
+/// Those that take turns; the others are compared with the first.
+const CONTESTS: [&[Way]; 3] = [
+    &[Way::Direct, Way::BareStreams],
+    &[Way::Gossip, Way::BareGossip, Way::Direct],
+    &[Way::Auto, Way::Direct, Way::Gossip],
+];
+
+/// Who waits longer than this for an event notices.
+const SLOW: Duration = Duration::from_millis(80);
+
+/// Events a second of the paced load.
+const PACE: u32 = 50;
+
 /// How much to measure.
 struct Plan {
+    smoke: bool,
     spokes: &'static [usize],
     sizes: &'static [usize],
     /// Bytes that a burst hands to the hub, at most.
     burst_bytes: usize,
+    /// Bytes that a burst delivers, at most.
+    delivered_bytes: usize,
+    /// Events that a burst delivers, at most.
+    deliveries: usize,
     /// Events in a burst, at most.
     burst_events: usize,
+    /// Events of a paced round.
+    paced_events: usize,
     /// How many nodes receive sealed frames, and others bare ones.
     sealing: &'static [usize],
     /// And how many frames.
@@ -47,18 +74,26 @@ struct Plan {
 
 impl Plan {
     const FULL: Self = Self {
-        spokes: &[8, 32, 100],
-        sizes: &[64, 1024, 16 * 1024],
-        burst_bytes: 512 * 1024,
-        burst_events: 256,
+        smoke: false,
+        spokes: &[8, 32, 100, 300],
+        sizes: &[64, 1024, 16 * 1024, 256 * 1024],
+        burst_bytes: 1 << 20,
+        delivered_bytes: 64 << 20,
+        deliveries: 100_000,
+        burst_events: 1024,
+        paced_events: 25,
         sealing: &[32],
         frames: 100,
     };
     const SMOKE: Self = Self {
+        smoke: true,
         spokes: &[4],
         sizes: &[64, 16 * 1024],
         burst_bytes: 128 * 1024,
+        delivered_bytes: 1 << 20,
+        deliveries: 1000,
         burst_events: 16,
+        paced_events: 4,
         sealing: &[4],
         frames: 8,
     };
@@ -77,35 +112,11 @@ impl Plan {
         self.sizes.iter().copied().max().unwrap_or(1024)
     }
 
-    fn burst_events(&self, size: usize) -> usize {
-        (self.burst_bytes / size).clamp(1, self.burst_events)
-    }
-}
-
-/// What went missing or came out of order in one cell.
-#[derive(Default)]
-struct Faults {
-    expected: u64,
-    lost: u64,
-    disordered: u64,
-}
-
-impl Faults {
-    fn add(&mut self, arrived: Arrived) {
-        self.expected += arrived.expected;
-        self.lost += arrived.expected - arrived.delivered;
-        self.disordered += arrived.disordered;
-    }
-
-    fn print(&self, cell: &str) {
-        if self.lost + self.disordered > 0 {
-            let Self {
-                expected,
-                lost,
-                disordered,
-            } = self;
-            eprintln!("{cell}: {lost} of {expected} deliveries lost, {disordered} out of order");
-        }
+    fn burst_events(&self, spokes: usize, size: usize) -> usize {
+        (self.burst_bytes / size)
+            .min(self.delivered_bytes / (size * spokes))
+            .min(self.deliveries / spokes)
+            .clamp(1, self.burst_events)
     }
 }
 
@@ -118,96 +129,229 @@ fn runtime() -> Runtime {
 }
 
 /// What a group measures.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Group {
     Burst,
     Lone,
+    Paced,
 }
 
 impl Group {
-    /// Runs one round, and gives the time that it counts for.
-    async fn round<M: Mesh>(
-        self,
-        mesh: &Bench<M>,
-        plan: &Plan,
-        size: usize,
-    ) -> (Arrived, Duration) {
-        let arrived = match self {
-            Self::Burst => mesh.burst(plan.burst_events(size), size).await,
-            Self::Lone => mesh.lone(size).await,
+    fn name(self) -> &'static str {
+        match self {
+            Self::Burst => "burst",
+            Self::Lone => "lone",
+            Self::Paced => "paced",
         }
-        .expect("the hub takes events");
-        let counts_for = match self {
-            Self::Burst => {
-                let delivered = arrived.delivered.max(1) as f64;
-                arrived.elapsed.mul_f64(arrived.expected as f64 / delivered)
-            }
-            Self::Lone => arrived.elapsed,
-        };
-        (arrived, counts_for)
     }
 }
 
-/// Measures one way to fan out. A mesh is started when the first of its cells runs, so that a filter costs nothing for
-/// what it leaves out.
-fn cells<M: Mesh>(group: &mut BenchmarkGroup<'_, WallTime>, kind: Group, plan: &Plan) {
+/// What one way came to in one cell.
+#[derive(Default)]
+struct Side {
+    /// A figure for each round, in seconds: of a burst the whole time, stretched by losses, else the time to the last spoke.
+    rounds: Vec<f64>,
+    events: u64,
+    /// Events that took longer than [`SLOW`].
+    slow: u64,
+    expected: u64,
+    lost: u64,
+    disordered: u64,
+}
+
+impl Side {
+    fn add(&mut self, arrived: Arrived) {
+        self.expected += arrived.expected;
+        self.lost += arrived.expected - arrived.delivered;
+        self.disordered += arrived.disordered;
+    }
+
+    /// Runs one round, and gives the time that it counts for.
+    async fn round(
+        &mut self,
+        group: Group,
+        mesh: &AnyMesh,
+        plan: &Plan,
+        spokes: usize,
+        size: usize,
+    ) -> Duration {
+        let times = match group {
+            Group::Burst => {
+                let burst = mesh.burst(plan.burst_events(spokes, size), size).await;
+                let arrived = burst.expect("the hub takes events");
+                self.add(arrived);
+                let stretched = arrived.expected as f64 / arrived.delivered.max(1) as f64;
+                vec![arrived.elapsed.mul_f64(stretched)]
+            }
+            Group::Lone => {
+                let arrived = mesh.lone(size).await.expect("the hub takes events");
+                self.add(arrived);
+                vec![arrived.elapsed]
+            }
+            Group::Paced => {
+                let paced = mesh.paced(plan.paced_events, PACE, size).await;
+                let paced = paced.expect("the hub takes events");
+                self.add(paced.arrived);
+                paced.times
+            }
+        };
+        self.events += times.len() as u64;
+        self.slow += times.iter().filter(|time| **time > SLOW).count() as u64;
+        let typical = Spread::of(times.iter().map(Duration::as_secs_f64)).median;
+        self.rounds.push(typical);
+        Duration::from_secs_f64(typical)
+    }
+
+    fn show(&self, results: &mut Results, group: Group, row: Row<'_>, way: Way, events: usize) {
+        let deliveries = (events * row.spokes) as f64;
+        match group {
+            Group::Burst => {
+                let rates = self.rounds.iter().map(|time| deliveries / time);
+                results.measured(row, way.name(), "deliveries_per_s", Spread::of(rates));
+            }
+            Group::Lone | Group::Paced => {
+                let times = self.rounds.iter().map(|time| time * 1000.0);
+                results.measured(row, way.name(), "ms", Spread::of(times));
+                println!(
+                    "    {} of {} events took more than {SLOW:?} to the last spoke",
+                    self.slow, self.events
+                );
+            }
+        }
+        if self.lost + self.disordered > 0 {
+            println!(
+                "    {} of {} deliveries lost, {} out of order",
+                self.lost, self.expected, self.disordered
+            );
+        }
+    }
+}
+
+/// Measures those that take turns in one cell; `meshes` keeps what was started for the cells before.
+fn contest(
+    group: &mut BenchmarkGroup<'_, WallTime>,
+    (kind, plan): (Group, &Plan),
+    results: &mut Results,
+    runtime: &Runtime,
+    meshes: &mut Vec<(Way, AnyMesh)>,
+    (ways, spokes, size): (&[Way], usize, usize),
+) {
+    let Some(first) = ways.first() else { return };
+    let events = plan.burst_events(spokes, size);
+    if kind == Group::Burst {
+        group.throughput(Throughput::Elements((events * spokes) as u64));
+    }
+    let mut sides: Vec<Side> = ways.iter().map(|_| Side::default()).collect();
+    let mut turn = 0;
+    let id = BenchmarkId::new(first.name(), format!("{spokes}/{size}"));
+    group.bench_function(id, |bencher| {
+        for way in ways {
+            if !meshes.iter().any(|(started, _)| started == way) {
+                let mesh = runtime.block_on(way.start(spokes, plan.max_payload()));
+                meshes.push((*way, mesh.expect("the mesh starts")));
+            }
+        }
+        bencher.iter_custom(|rounds| {
+            let mut total = Duration::ZERO;
+            for _ in 0..rounds {
+                turn += 1;
+                for nth in 0..ways.len() {
+                    let at = (turn + nth) % ways.len();
+                    let (way, side) = (ways[at], &mut sides[at]);
+                    let Some((_, mesh)) = meshes.iter().find(|(started, _)| *started == way) else {
+                        continue;
+                    };
+                    let time = runtime.block_on(side.round(kind, mesh, plan, spokes, size));
+                    if at == 0 {
+                        total += time;
+                    }
+                }
+            }
+            total
+        });
+    });
+    if turn == 0 {
+        // Filtered out.
+        return;
+    }
+    let row = Row {
+        case: kind.name(),
+        spokes,
+        size: Some(size),
+    };
+    for (way, side) in ways.iter().zip(&sides) {
+        side.show(results, kind, row, *way, events);
+    }
+    let Some((mine, others)) = sides.split_first() else {
+        return;
+    };
+    for (way, other) in ways.iter().skip(1).zip(others) {
+        let pairs = mine
+            .rounds
+            .iter()
+            .copied()
+            .zip(other.rounds.iter().copied());
+        // Of a burst, the rates.
+        let pairs = pairs.map(|(a, b)| if kind == Group::Burst { (b, a) } else { (a, b) });
+        let ratio = format!("{}/{}", first.name(), way.name());
+        results.ratio(row, &ratio, Spread::of_ratios(pairs));
+    }
+    if let (Way::Auto, [direct, gossip]) = (first, others) {
+        // The fixed strategy that is better in this cell, not in each round, else noise would choose.
+        let median = |side: &Side| Spread::of(side.rounds.iter().copied()).median;
+        let fixed = match median(direct) <= median(gossip) {
+            true => direct,
+            false => gossip,
+        };
+        let pairs = mine
+            .rounds
+            .iter()
+            .copied()
+            .zip(fixed.rounds.iter().copied());
+        let pairs = pairs.map(|(a, b)| if kind == Group::Burst { (b, a) } else { (a, b) });
+        results.ratio(row, "auto/better", Spread::of_ratios(pairs));
+    }
+}
+
+/// Every contest at every number of spokes and size.
+fn group(criterion: &mut Criterion, kind: Group) {
+    let plan = Plan::from_args();
+    let mut group = criterion.benchmark_group(kind.name());
+    group.sampling_mode(SamplingMode::Flat);
+    let mut results = Results::new(format!("fan_out_{}", kind.name()), plan.smoke);
     let runtime = runtime();
     for &spokes in plan.spokes {
-        let mut mesh = None;
+        let mut meshes = Vec::new();
         for &size in plan.sizes {
-            if let Group::Burst = kind {
-                let deliveries = plan.burst_events(size) * spokes;
-                group.throughput(Throughput::Elements(deliveries as u64));
+            for ways in CONTESTS {
+                let what = (ways, spokes, size);
+                contest(
+                    &mut group,
+                    (kind, plan),
+                    &mut results,
+                    &runtime,
+                    &mut meshes,
+                    what,
+                );
             }
-            let mut faults = Faults::default();
-            let id = BenchmarkId::new(M::NAME, format!("{spokes}/{size}"));
-            group.bench_function(id, |bencher| {
-                let mesh: &Bench<M> = mesh.get_or_insert_with(|| {
-                    runtime
-                        .block_on(Bench::start(spokes, plan.max_payload()))
-                        .expect("the mesh starts")
-                });
-                bencher.iter_custom(|rounds| {
-                    runtime.block_on(async {
-                        let mut total = Duration::ZERO;
-                        for _ in 0..rounds {
-                            let (arrived, counts_for) = kind.round(mesh, plan, size).await;
-                            faults.add(arrived);
-                            total += counts_for;
-                        }
-                        total
-                    })
-                });
-            });
-            faults.print(&format!("{}/{spokes}/{size}", M::NAME));
         }
-        if let Some(mesh) = mesh {
+        for (_, mesh) in meshes {
             runtime.block_on(mesh.stop());
         }
     }
-}
-
-/// Every way to fan out, side by side.
-fn all_meshes(group: &mut BenchmarkGroup<'_, WallTime>, kind: Group, plan: &Plan) {
-    cells::<BareStreams>(group, kind, plan);
-    cells::<BareGossip>(group, kind, plan);
-    cells::<HubMesh<Direct>>(group, kind, plan);
-    cells::<HubMesh<Gossip>>(group, kind, plan);
-    cells::<HubMesh<Auto>>(group, kind, plan);
+    group.finish();
 }
 
 fn burst(criterion: &mut Criterion) {
-    let mut group = criterion.benchmark_group("burst");
-    group.sampling_mode(SamplingMode::Flat);
-    all_meshes(&mut group, Group::Burst, Plan::from_args());
-    group.finish();
+    group(criterion, Group::Burst);
 }
 
 fn lone(criterion: &mut Criterion) {
-    let mut group = criterion.benchmark_group("lone");
-    group.sampling_mode(SamplingMode::Flat);
-    all_meshes(&mut group, Group::Lone, Plan::from_args());
-    group.finish();
+    group(criterion, Group::Lone);
+}
+
+fn paced(criterion: &mut Criterion) {
+    group(criterion, Group::Paced);
 }
 
 /// Events of 1 KiB that a packed frame has.
@@ -218,10 +362,10 @@ fn sealing(criterion: &mut Criterion) {
     let plan = Plan::from_args();
     let mut group = criterion.benchmark_group("sealing");
     group.sampling_mode(SamplingMode::Flat);
+    let mut results = Results::new("fan_out_sealing", plan.smoke);
     let runtime = runtime();
-    let payload = "z".repeat(1024);
-    let event = Envelope::new("bench", &payload).expect("an event");
-    let content = vec![event; PACKED];
+    let event = Envelope::new("bench", &"z".repeat(1024)).expect("an event");
+    let events = vec![event; PACKED];
     for &nodes in plan.sealing {
         let start = |sealed| {
             let mesh = runtime.block_on(DriverMesh::start(nodes, sealed));
@@ -233,13 +377,13 @@ fn sealing(criterion: &mut Criterion) {
         group.bench_function(BenchmarkId::new("sealed", nodes), |bencher| {
             let (sealed, bare) = meshes.get_or_insert_with(|| (start(true), start(false)));
             let burst = |mesh: &mut DriverMesh| {
-                let time = runtime.block_on(mesh.burst(plan.frames, &content));
+                let time = runtime.block_on(mesh.burst(plan.frames, &events));
                 time.expect("all arrive")
             };
             bencher.iter_custom(|rounds| {
                 let mut total = Duration::ZERO;
-                for round in 0..rounds {
-                    let (with, without) = if round % 2 == 0 {
+                for _ in 0..rounds {
+                    let (with, without) = if pairs.len().is_multiple_of(2) {
                         let with = burst(sealed);
                         (with, burst(bare))
                     } else {
@@ -254,27 +398,35 @@ fn sealing(criterion: &mut Criterion) {
         });
         if let Some((sealed, bare)) = meshes {
             runtime.block_on(async { tokio::join!(sealed.end(), bare.end()) });
-        }
-        let mut ratios: Vec<f64> = pairs.iter().map(|(with, without)| with / without).collect();
-        ratios.sort_by(f64::total_cmp);
-        let at = |share: f64| ratios.get((ratios.len() as f64 * share) as usize);
-        if let (Some(low), Some(median), Some(high)) = (at(0.1), at(0.5), at(0.9)) {
-            eprintln!(
-                "sealing/{nodes}: {median:.2} times as long as without (p10-p90 {low:.2}-{high:.2}, {} pairs)",
-                ratios.len()
-            );
+            let row = Row {
+                case: "sealing",
+                spokes: nodes,
+                size: Some(1024),
+            };
+            let ratios = Spread::of_ratios(pairs);
+            results.ratio(row, "sealed/bare", ratios);
         }
     }
     group.finish();
 }
 
-criterion_group! {
-    name = fan_out;
-    config = Criterion::default()
+fn config() -> Criterion {
+    Criterion::default()
         .sample_size(10)
         .warm_up_time(Duration::from_millis(300))
         .measurement_time(Duration::from_secs(1))
-        .without_plots();
-    targets = burst, lone, sealing
+        .without_plots()
 }
-criterion_main!(fan_out);
+
+criterion_group! {
+    name = fan_out;
+    config = config();
+    targets = burst, paced, sealing
+}
+criterion_group! {
+    name = alone;
+    // Some events take their time, and it is those that count.
+    config = config().measurement_time(Duration::from_secs(4));
+    targets = lone
+}
+criterion_main!(fan_out, alone);

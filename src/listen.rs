@@ -296,7 +296,16 @@ impl Listeners {
             return;
         }
         let mut closed = false;
-        for slot in self.wanting(&item) {
+        // Whoever has room is served at once; only those who are to be waited for cost more than that.
+        let mut full = Vec::new();
+        for slot in self.slots().iter().filter(|slot| slot.wants(&item)) {
+            match slot.give_now(&item, &handed) {
+                Given::Done => {}
+                Given::Wait => full.push(slot.clone()),
+                Given::Closed => closed = true,
+            }
+        }
+        for slot in full {
             tokio::select! {
                 biased;
                 () = slot.give(item.clone(), &handed) => {}
@@ -309,18 +318,6 @@ impl Listeners {
         if closed {
             self.slots().retain(|slot| !slot.queue.is_closed());
         }
-    }
-
-    fn wanting(&self, item: &Incoming) -> Vec<Arc<Slot>> {
-        self.slots()
-            .iter()
-            .filter(|slot| match item {
-                Incoming::Event(event) => slot.pattern.matches(event.envelope.event_type()),
-                Incoming::Missed(_) | Incoming::Lagged(_) => true,
-                Incoming::Status(_) => slot.statuses,
-            })
-            .cloned()
-            .collect()
     }
 
     /// Ends every listener once it has taken what is queued.
@@ -348,41 +345,82 @@ fn cost(item: &Incoming) -> usize {
     bytes.saturating_add(ITEM_COST)
 }
 
+/// A place in a queue, and its bytes of it.
+type Room<'a> = (mpsc::Permit<'a, Queued>, OwnedSemaphorePermit);
+
+/// What became of an item for one listener.
+enum Given {
+    /// It has it, or has been told that it is too slow for it.
+    Done,
+    /// It has no room, and wants the link to be held back.
+    Wait,
+    /// Nobody listens any more.
+    Closed,
+}
+
 impl Slot {
-    async fn give(&self, item: Incoming, handed: impl Fn()) {
-        let behind = self.lagged.load(Ordering::Acquire) > 0;
-        // What is larger than all there is takes all there is.
-        let cost = u32::try_from(cost(&item)).unwrap_or(u32::MAX);
-        let cost = cost.min(self.bytes);
-        let (permit, room) = match self.try_place(cost) {
-            Ok(place) => place,
-            Err(Full::Closed) => return,
-            Err(Full::NoRoom) => match self.on_full {
+    fn wants(&self, item: &Incoming) -> bool {
+        match item {
+            Incoming::Event(event) => self.pattern.matches(event.envelope.event_type()),
+            Incoming::Missed(_) | Incoming::Lagged(_) => true,
+            Incoming::Status(_) => self.statuses,
+        }
+    }
+
+    /// What an item costs here: what is larger than all there is takes all there is.
+    fn cost(&self, item: &Incoming) -> u32 {
+        u32::try_from(cost(item))
+            .unwrap_or(u32::MAX)
+            .min(self.bytes)
+    }
+
+    fn give_now(&self, item: &Incoming, handed: impl Fn()) -> Given {
+        match self.try_place(self.cost(item)) {
+            Ok(place) => {
+                handed();
+                self.put(place, item.clone());
+                Given::Done
+            }
+            Err(Full::Closed) => Given::Closed,
+            Err(Full::NoRoom) => {
                 // Who was waited for in vain is not waited for again before it has caught up.
-                OnFull::Hold { at_most } if !behind => {
-                    match timeout(at_most, self.place(cost)).await {
-                        Ok(Some(place)) => place,
-                        Ok(None) => return,
-                        Err(_) => return self.drop_one(&item),
+                let behind = self.lagged.load(Ordering::Acquire) > 0;
+                match self.on_full {
+                    OnFull::Hold { .. } if !behind => Given::Wait,
+                    OnFull::Hold { .. } | OnFull::Lag => {
+                        self.drop_one(item);
+                        Given::Done
                     }
                 }
-                OnFull::Hold { .. } | OnFull::Lag => return self.drop_one(&item),
-            },
+            }
+        }
+    }
+
+    /// Waits for room, as long as the listener may hold the link back.
+    async fn give(&self, item: Incoming, handed: impl Fn()) {
+        let OnFull::Hold { at_most } = self.on_full else {
+            return self.drop_one(&item);
         };
-        let lagged = self.lagged.swap(0, Ordering::AcqRel);
-        handed();
+        match timeout(at_most, self.place(self.cost(&item))).await {
+            Ok(Some(place)) => {
+                handed();
+                self.put(place, item);
+            }
+            Ok(None) => {}
+            Err(_) => self.drop_one(&item),
+        }
+    }
+
+    fn put(&self, (permit, room): Room<'_>, item: Incoming) {
         permit.send(Queued {
-            lagged,
+            lagged: self.lagged.swap(0, Ordering::AcqRel),
             item,
             _room: room,
         });
     }
 
     /// A place in the queue for so many bytes, if there is one.
-    fn try_place(
-        &self,
-        cost: u32,
-    ) -> Result<(mpsc::Permit<'_, Queued>, OwnedSemaphorePermit), Full> {
+    fn try_place(&self, cost: u32) -> Result<Room<'_>, Full> {
         let permit = self.queue.try_reserve().map_err(|error| match error {
             mpsc::error::TrySendError::Closed(()) => Full::Closed,
             mpsc::error::TrySendError::Full(()) => Full::NoRoom,
@@ -392,7 +430,7 @@ impl Slot {
     }
 
     /// Waits for a place; `None` if nobody listens any more.
-    async fn place(&self, cost: u32) -> Option<(mpsc::Permit<'_, Queued>, OwnedSemaphorePermit)> {
+    async fn place(&self, cost: u32) -> Option<Room<'_>> {
         // Who waits for bytes has a place for them already, so that nobody gets in between.
         let permit = self.queue.reserve().await.ok()?;
         tokio::select! {

@@ -312,16 +312,18 @@ impl Session {
     async fn frames(&mut self, first: Bytes) -> Result<(), LinkError> {
         let mut frame = Some(first);
         let mut budget = FRAMES_AT_ONCE;
+        // They are taken in without a pause, so one look at the clock does for all.
+        let now = Instant::now();
         while let Some(bytes) = frame.take() {
             match ToSpoke::decode(bytes)? {
-                Some(frame) => self.reception.frame(Instant::now(), frame)?,
+                Some(frame) => self.reception.frame(now, frame)?,
                 None => {
                     self.shared.metrics.link.frames_unknown.inc();
                 }
             }
             budget -= 1;
             // Let out at once, so that what comes in its turn is never buffered.
-            let held = self.let_out().await?;
+            let held = self.let_out_at(now).await?;
             if budget > 0 && (!held || self.reception.has_room()) {
                 frame = self.link.buffered()?;
             }
@@ -331,16 +333,20 @@ impl Session {
 
     /// Hands what is let out to the listeners, and does what is ordered; says whether they hold it back.
     async fn let_out(&mut self) -> Result<bool, LinkError> {
+        self.let_out_at(Instant::now()).await
+    }
+
+    async fn let_out_at(&mut self, now: Instant) -> Result<bool, LinkError> {
         let held = loop {
             let Ok(permit) = self.deliver.try_reserve() else {
                 break true;
             };
-            let Some(item) = self.reception.poll_delivery(Instant::now()) else {
+            let Some(item) = self.reception.poll_delivery(now) else {
                 break false;
             };
             permit.send(item);
         };
-        while let Some(order) = self.reception.poll_order(Instant::now()) {
+        while let Some(order) = self.reception.poll_order(now) {
             self.obey(order).await?;
         }
         self.shared.set_served(self.reception.is_served());

@@ -1,0 +1,274 @@
+//! The page: for each bench what it asks, plots, figures and ratios.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write,
+};
+
+use super::{
+    machine::Machine,
+    plot::{self, Line, Point, short},
+    rows::Row,
+};
+
+/// The page and its plots, by file name.
+#[derive(Debug)]
+pub struct Page {
+    pub text: String,
+    pub plots: BTreeMap<String, String>,
+}
+
+/// A bench, its title, and what it asks. In the order of the page; a bench that is not here comes last.
+const ABOUT: [(&str, &str, &str); 9] = [
+    (
+        "fan_out_burst",
+        "Burst: as fast as the mesh takes them",
+        "Deliveries a second (events times spokes), all nodes in one process. Bare gossip loses and reorders; what it lost is not counted as delivered.",
+    ),
+    (
+        "fan_out_lone",
+        "Lone event: how long until the last spoke has it",
+        "One event over an idle mesh, all nodes in one process.",
+    ),
+    (
+        "fan_out_paced",
+        "Paced: fifty events a second",
+        "Each event's time until the last spoke has it, all nodes in one process.",
+    ),
+    (
+        "fan_out_sealing",
+        "What sealing costs the topic",
+        "The same frames through the same driver, sealed and not, in turns.",
+    ),
+    (
+        "hub_cost",
+        "What a hub pays",
+        "The hub alone in its process, its spokes in another.",
+    ),
+    (
+        "uplink",
+        "A thin uplink",
+        "The hub's uplink limited to 10 Mbit/s: one event over an idle mesh, until the last spoke has it.",
+    ),
+    (
+        "layout",
+        "Streams, connections and datagrams",
+        "Several spokes of one process on one connection, or on one each; streams against datagrams.",
+    ),
+    (
+        "connect",
+        "All arrive at once",
+        "Until all that connect at the same moment are welcomed.",
+    ),
+    (
+        "simulate",
+        "Beyond this machine",
+        "`iroh-hub simulate`: the code that ships, in virtual time. Time and memory of the run are this machine's.",
+    ),
+];
+
+const HEAD: &str = "# What was measured
+
+This page is made by `cargo bench --bench report` from the files in `results`, which the benches write: `cargo bench` runs them
+all and makes it again, `cargo bench --bench NAME` one of them. What each proves, and how, is in the head of its source. Figures are medians, with the tenth and
+the ninetieth percentile in brackets; ratios are those of rounds that took turns in one run. Loopback has no uplink to fill and no loss: compare
+the ways with each other, and take no figure for a promise.
+";
+
+/// Makes the page.
+pub fn make(rows: &[Row], machine: Option<&Machine>) -> anyhow::Result<Page> {
+    let mut page = Page {
+        text: HEAD.to_owned(),
+        plots: BTreeMap::new(),
+    };
+    if let Some(machine) = machine {
+        let Machine {
+            processor,
+            cores,
+            memory,
+            system,
+            compiler,
+            crates,
+        } = machine;
+        writeln!(
+            page.text,
+            "\nMachine: {cores} cores of {processor}, {memory}, {system}; {compiler}; {}.",
+            crates.join(", ")
+        )?;
+    }
+    let known = ABOUT.map(|(bench, _, _)| bench);
+    let others: BTreeSet<&str> = rows.iter().map(|row| row.bench.as_str()).collect();
+    let others = others.into_iter().filter(|bench| !known.contains(bench));
+    let others = others.map(|bench| (bench, bench, ""));
+    for (bench, title, about) in ABOUT.into_iter().chain(others) {
+        let rows: Vec<&Row> = rows.iter().filter(|row| row.bench == bench).collect();
+        if rows.is_empty() {
+            continue;
+        }
+        writeln!(page.text, "\n## {title}\n\n{about}")?;
+        plots(&mut page, bench, &rows)?;
+        figures(&mut page.text, &rows)?;
+        ratios(&mut page.text, &rows)?;
+    }
+    Ok(page)
+}
+
+/// What one plot, or one row of figures, is about.
+type Subject<'a> = (&'a str, Option<usize>, &'a str);
+
+fn size_of(size: Option<usize>) -> String {
+    match size {
+        None => String::new(),
+        Some(size) if size >= 1024 && size.is_multiple_of(1024) => format!("{} KiB", size / 1024),
+        Some(size) => format!("{size} B"),
+    }
+}
+
+/// Those of one subject, one list for each alternative, in the order in which they were measured.
+fn by_alternative<'a>(rows: &[&'a Row], subject: Subject<'_>) -> Vec<(&'a str, Vec<&'a Row>)> {
+    let mut all: Vec<(&str, Vec<&Row>)> = Vec::new();
+    for row in rows {
+        let (Some(alternative), Some(unit)) = (row.alternative.as_deref(), row.unit.as_deref())
+        else {
+            continue;
+        };
+        if (row.case.as_str(), row.size, unit) != subject {
+            continue;
+        }
+        match all.iter_mut().find(|(name, _)| *name == alternative) {
+            // Measured again beside something else: the first stands.
+            Some((_, of)) if of.iter().any(|known| known.spokes == row.spokes) => {}
+            Some((_, of)) => of.push(row),
+            None => all.push((alternative, vec![row])),
+        }
+    }
+    all
+}
+
+fn subjects<'a>(rows: &[&'a Row]) -> Vec<Subject<'a>> {
+    let mut subjects = Vec::new();
+    for row in rows {
+        if let Some(unit) = row.unit.as_deref() {
+            let subject = (row.case.as_str(), row.size, unit);
+            if !subjects.contains(&subject) {
+                subjects.push(subject);
+            }
+        }
+    }
+    subjects
+}
+
+fn plots(page: &mut Page, bench: &str, rows: &[&Row]) -> anyhow::Result<()> {
+    let mut text = String::new();
+    for subject in subjects(rows) {
+        let (case, size, unit) = subject;
+        let lines = by_alternative(rows, subject).into_iter();
+        let lines = lines.map(|(name, rows)| Line {
+            name: name.to_owned(),
+            points: rows
+                .iter()
+                .map(|row| Point {
+                    spokes: row.spokes as f64,
+                    median: row.median,
+                    p10: row.p10,
+                    p90: row.p90,
+                })
+                .collect(),
+        });
+        let lines: Vec<Line> = lines.collect();
+        let title = [case.to_owned(), size_of(size)].join(" ");
+        let title = title.trim();
+        let Some(svg) = plot::draw(title, &unit.replace('_', " "), &lines)? else {
+            continue;
+        };
+        let name = [bench, case, &size_of(size), unit].join("-");
+        let name: String = name
+            .chars()
+            .map(|c| if c.is_ascii_alphanumeric() { c } else { '_' })
+            .collect();
+        writeln!(text, "![{title}, {unit}](plots/{name}.svg)")?;
+        page.plots.insert(format!("{name}.svg"), svg);
+    }
+    if !text.is_empty() {
+        write!(page.text, "\n{text}")?;
+    }
+    Ok(())
+}
+
+fn spread(row: &Row) -> String {
+    let [median, p10, p90] = [row.median, row.p10, row.p90].map(short);
+    match row.n {
+        0 | 1 => median,
+        _ => format!("{median} ({p10}-{p90})"),
+    }
+}
+
+fn figures(text: &mut String, rows: &[&Row]) -> anyhow::Result<()> {
+    let mut alternatives: Vec<&str> = Vec::new();
+    for row in rows {
+        if let Some(name) = row
+            .alternative
+            .as_deref()
+            .filter(|n| !alternatives.contains(n))
+        {
+            alternatives.push(name);
+        }
+    }
+    if alternatives.is_empty() {
+        return Ok(());
+    }
+    writeln!(
+        text,
+        "\n| | event | spokes | {} |",
+        alternatives.join(" | ")
+    )?;
+    writeln!(text, "|---|---|---|{}", "---|".repeat(alternatives.len()))?;
+    for subject in subjects(rows) {
+        let of = by_alternative(rows, subject);
+        let spokes: BTreeSet<usize> = of
+            .iter()
+            .flat_map(|(_, rows)| rows.iter().map(|row| row.spokes))
+            .collect();
+        let (case, size, unit) = subject;
+        for spokes in spokes {
+            let cell = |name: &&str| {
+                let rows = of.iter().find(|(of, _)| of == name);
+                let row = rows.and_then(|(_, rows)| rows.iter().find(|row| row.spokes == spokes));
+                row.map_or_else(String::new, |row| spread(row))
+            };
+            let cells: Vec<String> = alternatives.iter().map(cell).collect();
+            let unit = unit.replace('_', " ");
+            let size = size_of(size);
+            writeln!(
+                text,
+                "| {case}, {unit} | {size} | {spokes} | {} |",
+                cells.join(" | ")
+            )?;
+        }
+    }
+    Ok(())
+}
+
+fn ratios(text: &mut String, rows: &[&Row]) -> anyhow::Result<()> {
+    let rows: Vec<_> = rows
+        .iter()
+        .filter_map(|row| Some((row.ratio.as_deref()?, row)))
+        .collect();
+    if rows.is_empty() {
+        return Ok(());
+    }
+    writeln!(
+        text,
+        "\n| ratio | | event | spokes | median (p10-p90) | pairs |"
+    )?;
+    writeln!(text, "|---|---|---|---|---|---|")?;
+    for (ratio, row) in rows {
+        let (case, size, spokes, n) = (&row.case, size_of(row.size), row.spokes, row.n);
+        writeln!(
+            text,
+            "| {ratio} | {case} | {size} | {spokes} | {} | {n} |",
+            spread(row)
+        )?;
+    }
+    Ok(())
+}

@@ -1,0 +1,47 @@
+//! The results, as the benches wrote them.
+
+use std::{fs, path::Path};
+
+use anyhow::Context;
+use serde::Deserialize;
+
+/// One figure, or one ratio of two.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Row {
+    pub bench: String,
+    pub case: String,
+    pub alternative: Option<String>,
+    pub unit: Option<String>,
+    pub ratio: Option<String>,
+    pub spokes: usize,
+    pub size: Option<usize>,
+    pub median: f64,
+    pub p10: f64,
+    pub p90: f64,
+    pub n: usize,
+}
+
+/// Whether a file has results.
+pub fn is_results(path: &Path) -> bool {
+    path.extension().is_some_and(|end| end == "jsonl")
+}
+
+/// All results in a folder; none if there is no such folder.
+pub fn read(folder: &Path) -> anyhow::Result<Vec<Row>> {
+    let mut rows = Vec::new();
+    if !folder.exists() {
+        return Ok(rows);
+    }
+    let mut paths = Vec::new();
+    for file in fs::read_dir(folder)? {
+        paths.push(file?.path());
+    }
+    paths.sort();
+    for path in paths.iter().filter(|path| is_results(path)) {
+        for line in fs::read_to_string(path)?.lines() {
+            let row = serde_json::from_str(line);
+            rows.push(row.with_context(|| format!("{}: {line}", path.display()))?);
+        }
+    }
+    Ok(rows)
+}

@@ -19,7 +19,7 @@ const STEP_LIMIT: Duration = Duration::from_secs(120);
 const WARM_UP: usize = 50;
 const WARM_UP_GAP: Duration = Duration::from_millis(5);
 /// Times that a mesh is started until it reaches every spoke.
-const STARTS: u32 = 5;
+const STARTS: u32 = 2;
 /// After a round, for the acknowledgements that belong to it.
 const TAIL: Duration = Duration::from_millis(50);
 /// Between rounds, for what the one before left to do.

@@ -35,7 +35,7 @@ impl Plan {
         rounds: 5,
         burst_deliveries: 50_000,
         burst_events: (256, 2048),
-        paced_events: 60,
+        paced_events: 50,
         pace: Duration::from_millis(20),
         idle_spokes: &[300],
         idle_before: Duration::from_secs(2),

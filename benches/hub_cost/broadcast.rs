@@ -12,12 +12,22 @@ use crate::common::{
     results::{Results, Row, Spread},
 };
 
-const ALL: [Alternative; 4] = [
+/// In the order of what each round used.
+static ALL: [Alternative; 4] = [
     Alternative::Direct,
     Alternative::Gossip,
     Alternative::BareStreams,
     Alternative::BareGossip,
 ];
+
+/// A bare gossip mesh of more spokes takes minutes to start on a busy machine, and then leaves some of them behind.
+const MOST_BARE_GOSSIP: usize = 100;
+
+/// The alternatives for so many spokes.
+fn alternatives(spokes: usize) -> &'static [Alternative] {
+    let left_out = usize::from(spokes > MOST_BARE_GOSSIP);
+    &ALL[..ALL.len() - left_out]
+}
 
 /// Who is compared with whom: what of the first, over that of the second.
 const RATIOS: [(Alternative, Alternative); 3] = [
@@ -37,8 +47,8 @@ pub(crate) async fn measure(plan: &Plan, results: &mut Results) -> Result<()> {
             continue;
         };
         let mut pairs = Vec::new();
-        for alternative in ALL {
-            pairs.push(Pair::warm(alternative, spokes, max_payload).await?);
+        for alternative in alternatives(spokes) {
+            pairs.push(Pair::warm(*alternative, spokes, max_payload).await?);
         }
         for size in sizes {
             let cell = Cell::run(plan, &mut pairs, spokes, size).await?;
@@ -124,12 +134,13 @@ impl Cell {
             size: Some(self.size),
         };
         let spokes = self.spokes as f64;
+        let ran = alternatives(self.spokes);
         let kinds = [
             ("burst", "burst_per_delivery", "burst_copies", &self.burst),
             ("paced", "paced_per_delivery", "paced_copies", &self.paced),
         ];
         for (cpu, per_delivery, copies, rounds) in kinds {
-            for (at, alternative) in ALL.iter().enumerate() {
+            for (at, alternative) in ran.iter().enumerate() {
                 let name = alternative.name();
                 let took = || rounds.iter().map(|round| round[at]);
                 let of = |value: fn(Used) -> f64| Spread::of(took().map(value));
@@ -141,13 +152,12 @@ impl Cell {
                 results.measured(row(copies), name, "copies", copied);
             }
             for (a, b) in RATIOS {
-                let pairs = rounds.iter().map(|round| {
-                    let cpu = |which: Alternative| {
-                        let at = ALL.iter().position(|each| *each == which);
-                        at.map_or(f64::NAN, |at| round[at].cpu_us)
-                    };
-                    (cpu(a), cpu(b))
-                });
+                let at = |which| ran.iter().position(|each| *each == which);
+                let (Some(at_a), Some(at_b)) = (at(a), at(b)) else {
+                    continue;
+                };
+                let both = |round: &[Used; ALL.len()]| (round[at_a].cpu_us, round[at_b].cpu_us);
+                let pairs = rounds.iter().map(both);
                 let ratio = format!("{}/{}", a.name(), b.name());
                 results.ratio(row(cpu), &ratio, Spread::of_ratios(pairs));
             }

@@ -26,11 +26,10 @@ const JOINING: usize = 20;
 /// How long a spoke may take to find its first neighbour.
 const JOIN_LIMIT: Duration = Duration::from_secs(20);
 
-/// A hub that is one node of a gossip topic.
+/// A hub that is one node of a gossip topic, and its spokes, which are the others.
 pub struct BareGossip {
-    hub: GossipSender,
-    routers: Vec<Router>,
-    _tasks: JoinSet<()>,
+    hub: BareGossipHub,
+    spokes: BareGossipSpokes,
 }
 
 impl Mesh for BareGossip {
@@ -38,30 +37,89 @@ impl Mesh for BareGossip {
 
     async fn start(spokes: usize, max_payload: usize, tally: Arc<Tally>) -> Result<Self> {
         let known = MemoryLookup::new();
-        let topic = TopicId::from_bytes([7; 32]);
-        let max = max_payload + FRAMING;
-        let mut tasks = JoinSet::new();
+        let hub = BareGossipHub::start(&known, max_payload).await?;
+        let hub_id = hub.endpoint().id();
+        let spokes = BareGossipSpokes::join(&known, hub_id, spokes, max_payload, tally).await?;
+        Ok(Self { hub, spokes })
+    }
 
-        let (hub_router, hub_gossip) = node(&known, max).await?;
-        let hub_id = hub_router.endpoint().id();
-        let (hub, mut hub_events) = subscribe(&hub_gossip, topic, vec![]).await?.split();
+    async fn publish(&self, payload: Bytes) -> Result<()> {
+        self.hub.publish(payload).await
+    }
+
+    async fn stop(self) {
+        let routers = self.spokes.routers.iter().chain([&self.hub.router]);
+        for closed in n0_future::join_all(routers.map(Router::shutdown)).await {
+            if let Err(error) = closed {
+                eprintln!("a router did not shut down: {error}");
+            }
+        }
+    }
+}
+
+/// The hub of [`BareGossip`] alone.
+pub struct BareGossipHub {
+    sender: GossipSender,
+    router: Router,
+    _draining: JoinSet<()>,
+}
+
+impl BareGossipHub {
+    /// Waits for spokes to join.
+    pub async fn start(known: &MemoryLookup, max_payload: usize) -> Result<Self> {
+        let (router, gossip) = node(known, max_payload + FRAMING).await?;
+        let (sender, mut events) = subscribe(&gossip, topic(), vec![]).await?.split();
+        let mut draining = JoinSet::new();
         // Nobody reads the topic at the hub, but a stream that is not drained lags.
-        tasks.spawn(async move { while let Some(Ok(_)) = hub_events.next().await {} });
+        draining.spawn(async move { while let Some(Ok(_)) = events.next().await {} });
+        Ok(Self {
+            sender,
+            router,
+            _draining: draining,
+        })
+    }
 
-        let mut routers = vec![hub_router];
+    /// The hub's endpoint.
+    pub fn endpoint(&self) -> &Endpoint {
+        self.router.endpoint()
+    }
+
+    /// Hands one payload to the topic.
+    pub async fn publish(&self, payload: Bytes) -> Result<()> {
+        Ok(self.sender.broadcast(payload).await?)
+    }
+}
+
+/// The spokes of [`BareGossip`] alone.
+pub struct BareGossipSpokes {
+    routers: Vec<Router>,
+    _reading: JoinSet<()>,
+}
+
+impl BareGossipSpokes {
+    /// Joins so many to the topic of a hub, whose address is known.
+    pub async fn join(
+        known: &MemoryLookup,
+        hub: EndpointId,
+        spokes: usize,
+        max_payload: usize,
+        tally: Arc<Tally>,
+    ) -> Result<Self> {
+        let mut reading = JoinSet::new();
+        let mut routers = Vec::with_capacity(spokes);
         let mut joined: Vec<EndpointId> = Vec::new();
         let mut joining = Vec::new();
         for number in 0..spokes {
-            let (router, gossip) = node(&known, max).await?;
+            let (router, gossip) = node(known, max_payload + FRAMING).await?;
             let early = joined.len() < BOOTSTRAPS;
             let peers = if early {
-                vec![hub_id]
+                vec![hub]
             } else {
                 let stride = joined.len() / BOOTSTRAPS;
                 let nth = |n| joined[(number + n * stride) % joined.len()];
                 (0..BOOTSTRAPS).map(nth).collect()
             };
-            let (sender, events) = subscribe(&gossip, topic, peers).await?.split();
+            let (sender, events) = subscribe(&gossip, topic(), peers).await?.split();
             joining.push((number, router.endpoint().id(), sender, events));
             routers.push(router);
             if early || joining.len() == JOINING || number + 1 == spokes {
@@ -69,7 +127,7 @@ impl Mesh for BareGossip {
                     timeout(JOIN_LIMIT, events.joined())
                         .await
                         .map_err(|_| "a spoke found no neighbour")??;
-                    tasks.spawn(read(sender, events, number, tally.clone()));
+                    reading.spawn(read(sender, events, number, tally.clone()));
                     joined.push(id);
                 }
             }
@@ -77,24 +135,14 @@ impl Mesh for BareGossip {
         // The overlay goes on shuffling neighbours for a while after the last join.
         tokio::time::sleep(Duration::from_millis(500)).await;
         Ok(Self {
-            hub,
             routers,
-            _tasks: tasks,
+            _reading: reading,
         })
     }
+}
 
-    async fn publish(&self, payload: Bytes) -> Result<()> {
-        Ok(self.hub.broadcast(payload).await?)
-    }
-
-    async fn stop(self) {
-        let closing = self.routers.iter().map(Router::shutdown);
-        for closed in n0_future::join_all(closing).await {
-            if let Err(error) = closed {
-                eprintln!("a router did not shut down: {error}");
-            }
-        }
-    }
+fn topic() -> TopicId {
+    TopicId::from_bytes([7; 32])
 }
 
 async fn node(known: &MemoryLookup, max: usize) -> Result<(Router, Gossip)> {

@@ -6,25 +6,26 @@ use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use iroh::{
-    Endpoint,
+    Endpoint, EndpointAddr,
     address_lookup::memory::MemoryLookup,
-    endpoint::{RecvStream, SendStream},
+    endpoint::{Connection, RecvStream, SendStream},
 };
 use tokio::{sync::mpsc, task::JoinSet};
 
 use super::{Error, Mesh, Result, Tally, endpoints::bind};
 
-const ALPN: &[u8] = b"bench/bare-streams";
+/// What its endpoints speak.
+pub const ALPN: &[u8] = b"bench/bare-streams";
 /// Payloads that one spoke's writer may be behind by.
 const QUEUE: usize = 1024;
 /// Payloads that go out in one write.
 const COALESCE: usize = 64;
 
-/// A hub with one stream per spoke.
+/// A hub with one stream per spoke, and its spokes.
 pub struct BareStreams {
-    writers: Vec<mpsc::Sender<Bytes>>,
-    endpoints: Vec<Endpoint>,
-    _tasks: JoinSet<()>,
+    hub: BareStreamsHub,
+    spokes: Vec<Endpoint>,
+    _reading: JoinSet<()>,
 }
 
 impl Mesh for BareStreams {
@@ -32,49 +33,72 @@ impl Mesh for BareStreams {
 
     async fn start(spokes: usize, _max_payload: usize, tally: Arc<Tally>) -> Result<Self> {
         let known = MemoryLookup::new();
-        let hub = bind(ALPN, &known).await?;
         let mut mesh = Self {
-            writers: Vec::with_capacity(spokes),
-            endpoints: vec![hub.clone()],
-            _tasks: JoinSet::new(),
+            hub: BareStreamsHub::new(bind(ALPN, &known).await?),
+            spokes: Vec::with_capacity(spokes),
+            _reading: JoinSet::new(),
         };
         for number in 0..spokes {
             let spoke = bind(ALPN, &known).await?;
-            let dial = async {
-                let connection = spoke.connect(hub.addr(), ALPN).await?;
-                let (mut send, recv) = connection.open_bi().await?;
-                // The stream exists for the hub only once something is written on it.
-                send.write_all(&[0]).await?;
-                Ok::<_, Error>((connection, send, recv))
-            };
-            let accept = async {
-                let incoming = hub
-                    .accept()
-                    .await
-                    .ok_or_else(|| Error::from("the hub's endpoint is closed"))?;
-                let connection = incoming.await?;
-                let (send, recv) = connection.accept_bi().await?;
-                Ok::<_, Error>((connection, send, recv))
-            };
-            let (dialled, accepted) = tokio::try_join!(dial, accept)?;
-            let (queue, payloads) = mpsc::channel(QUEUE);
-            mesh.writers.push(queue);
-            mesh._tasks.spawn(async move {
-                // The connection and the unused half live as long as the writer.
-                let (_connection, send, _recv) = accepted;
-                write(send, payloads).await;
-            });
-            let tally = tally.clone();
-            mesh._tasks.spawn(async move {
-                let (_connection, _send, recv) = dialled;
-                read(recv, number, &tally).await;
-            });
-            mesh.endpoints.push(spoke);
+            let dial = BareStream::dial(&spoke, mesh.hub.endpoint.addr());
+            let (dialled, ()) = tokio::try_join!(dial, mesh.hub.accept())?;
+            mesh._reading.spawn(dialled.read(number, tally.clone()));
+            mesh.spokes.push(spoke);
         }
         Ok(mesh)
     }
 
     async fn publish(&self, payload: Bytes) -> Result<()> {
+        self.hub.publish(payload).await
+    }
+
+    async fn stop(self) {
+        drop(self.hub.writers);
+        let endpoints = self.spokes.iter().chain([&self.hub.endpoint]);
+        n0_future::join_all(endpoints.map(Endpoint::close)).await;
+    }
+}
+
+/// The hub of [`BareStreams`] alone.
+pub struct BareStreamsHub {
+    endpoint: Endpoint,
+    writers: Vec<mpsc::Sender<Bytes>>,
+    _writing: JoinSet<()>,
+}
+
+impl BareStreamsHub {
+    /// On an endpoint that accepts [`ALPN`].
+    pub fn new(endpoint: Endpoint) -> Self {
+        Self {
+            endpoint,
+            writers: Vec::new(),
+            _writing: JoinSet::new(),
+        }
+    }
+
+    /// The hub's endpoint.
+    pub fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
+    /// Waits for one more spoke.
+    pub async fn accept(&mut self) -> Result<()> {
+        let incoming = self.endpoint.accept().await;
+        let incoming = incoming.ok_or_else(|| Error::from("the hub's endpoint is closed"))?;
+        let connection = incoming.await?;
+        let (send, recv) = connection.accept_bi().await?;
+        let (queue, payloads) = mpsc::channel(QUEUE);
+        self.writers.push(queue);
+        self._writing.spawn(async move {
+            // The connection and the unused half live as long as the writer.
+            let (_connection, _recv) = (connection, recv);
+            write(send, payloads).await;
+        });
+        Ok(())
+    }
+
+    /// Hands one payload to every writer.
+    pub async fn publish(&self, payload: Bytes) -> Result<()> {
         let mut frame = BytesMut::with_capacity(4 + payload.len());
         frame.put_u32(payload.len() as u32);
         frame.put_slice(&payload);
@@ -84,10 +108,32 @@ impl Mesh for BareStreams {
         }
         Ok(())
     }
+}
 
-    async fn stop(self) {
-        drop(self.writers);
-        n0_future::join_all(self.endpoints.iter().map(Endpoint::close)).await;
+/// The stream of one spoke of [`BareStreams`].
+pub struct BareStream {
+    _connection: Connection,
+    _send: SendStream,
+    recv: RecvStream,
+}
+
+impl BareStream {
+    /// Connects a spoke to its hub.
+    pub async fn dial(spoke: &Endpoint, hub: EndpointAddr) -> Result<Self> {
+        let connection = spoke.connect(hub, ALPN).await?;
+        let (mut send, recv) = connection.open_bi().await?;
+        // The stream exists for the hub only once something is written on it.
+        send.write_all(&[0]).await?;
+        Ok(Self {
+            _connection: connection,
+            _send: send,
+            recv,
+        })
+    }
+
+    /// Counts what comes, until the stream ends.
+    pub async fn read(mut self, number: usize, tally: Arc<Tally>) {
+        read(&mut self.recv, number, &tally).await;
     }
 }
 
@@ -101,7 +147,7 @@ async fn write(mut send: SendStream, mut payloads: mpsc::Receiver<Bytes>) {
     }
 }
 
-async fn read(mut recv: RecvStream, spoke: usize, tally: &Tally) {
+async fn read(recv: &mut RecvStream, spoke: usize, tally: &Tally) {
     let mut buffer = BytesMut::new();
     while let Ok(Some(chunk)) = recv.read_chunk(256 * 1024).await {
         buffer.extend_from_slice(&chunk);

@@ -102,15 +102,12 @@ impl<S: Strategy> Mesh for HubMesh<S> {
             mesh._tasks.spawn(read(listener, number, tally.clone()));
             mesh.spokes.push(spoke);
         }
-        mesh.settle(spokes).await?;
+        settle::<S>(&mesh.hub, spokes).await?;
         Ok(mesh)
     }
 
     async fn publish(&self, payload: Bytes) -> Result<()> {
-        // Payloads are JSON here: a string that is as long as the bytes of the baselines.
-        let text = std::str::from_utf8(&payload)?;
-        self.hub.broadcast(Envelope::new("bench", &text)?).await?;
-        Ok(())
+        broadcast(&self.hub, payload).await
     }
 
     async fn stop(self) {
@@ -119,27 +116,35 @@ impl<S: Strategy> Mesh for HubMesh<S> {
     }
 }
 
-impl<S: Strategy> HubMesh<S> {
-    async fn settle(&self, spokes: usize) -> Result<()> {
-        let started = Instant::now();
-        let mut before = Vec::new();
-        let mut since = started;
-        while started.elapsed() < SETTLE_LIMIT {
-            let paths: Vec<Path> = self.hub.spokes().iter().map(|spoke| spoke.path).collect();
-            if paths != before {
-                since = Instant::now();
-            }
-            if paths.len() == spokes && S::is_meant(&paths) && since.elapsed() > SETTLED {
-                return Ok(());
-            }
-            before = paths;
-            sleep(Duration::from_millis(20)).await;
-        }
-        Err(Error::from("the spokes did not settle on their path"))
-    }
+/// Broadcasts a payload.
+pub async fn broadcast(hub: &Hub, payload: Bytes) -> Result<()> {
+    // Payloads are JSON here: a string that is as long as the bytes of the baselines.
+    let text = std::str::from_utf8(&payload)?;
+    hub.broadcast(Envelope::new("bench", &text)?).await?;
+    Ok(())
 }
 
-async fn read(mut listener: Listener, spoke: usize, tally: Arc<Tally>) {
+/// Waits until so many spokes are where the strategy means them to be.
+pub async fn settle<S: Strategy>(hub: &Hub, spokes: usize) -> Result<()> {
+    let started = Instant::now();
+    let mut before = Vec::new();
+    let mut since = started;
+    while started.elapsed() < SETTLE_LIMIT {
+        let paths: Vec<Path> = hub.spokes().iter().map(|spoke| spoke.path).collect();
+        if paths != before {
+            since = Instant::now();
+        }
+        if paths.len() == spokes && S::is_meant(&paths) && since.elapsed() > SETTLED {
+            return Ok(());
+        }
+        before = paths;
+        sleep(Duration::from_millis(20)).await;
+    }
+    Err(Error::from("the spokes did not settle on their path"))
+}
+
+/// Counts what a spoke's listener gets.
+pub async fn read(mut listener: Listener, spoke: usize, tally: Arc<Tally>) {
     while let Some(incoming) = listener.recv().await {
         if let Incoming::Event(event) = incoming
             && let Ok(payload) = event.envelope.payload::<&str>()

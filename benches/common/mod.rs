@@ -3,10 +3,13 @@
 //! A new way to fan out is one file here that implements [`Mesh`]: start a hub and its spokes, publish one payload. The
 //! sending of bursts, the timing and the counting of losses are written once, in [`Bench`].
 
-mod bare_gossip;
-mod bare_streams;
+// Each bench uses a part of it.
+#![allow(dead_code, unused_imports)]
+
+pub mod bare_gossip;
+pub mod bare_streams;
 mod endpoints;
-mod hub_mesh;
+pub mod hub_mesh;
 pub mod results;
 mod tally;
 mod ways;

@@ -1,0 +1,83 @@
+//! How much to measure.
+
+use std::time::Duration;
+
+/// Spokes, and the sizes of the events that they are sent.
+type Mesh = (usize, &'static [usize]);
+
+pub(crate) struct Plan {
+    pub(crate) smoke: bool,
+    pub(crate) meshes: &'static [Mesh],
+    pub(crate) rounds: usize,
+    /// Deliveries of a burst, within bounds for its events.
+    burst_deliveries: usize,
+    burst_events: (usize, usize),
+    /// Events that are paced.
+    pub(crate) paced_events: usize,
+    pub(crate) pace: Duration,
+    pub(crate) idle_spokes: &'static [usize],
+    /// How long spokes are left alone before memory is looked at.
+    pub(crate) idle_before: Duration,
+    /// How long CPU time is taken for: whole intervals of the keep-alive, which is 4 s.
+    pub(crate) idle_for: Duration,
+    filter: Option<String>,
+}
+
+impl Plan {
+    const FULL: Self = Self {
+        smoke: false,
+        meshes: &[
+            (10, &[1024]),
+            (50, &[1024]),
+            (100, &[1024, 64]),
+            (300, &[1024]),
+        ],
+        rounds: 5,
+        burst_deliveries: 50_000,
+        burst_events: (256, 2048),
+        paced_events: 50,
+        pace: Duration::from_millis(20),
+        idle_spokes: &[300],
+        idle_before: Duration::from_secs(2),
+        idle_for: Duration::from_secs(8),
+        filter: None,
+    };
+    const SMOKE: Self = Self {
+        smoke: true,
+        meshes: &[(4, &[1024])],
+        rounds: 1,
+        burst_deliveries: 64,
+        burst_events: (1, 16),
+        paced_events: 8,
+        pace: Duration::from_millis(2),
+        idle_spokes: &[4],
+        idle_before: Duration::from_millis(100),
+        idle_for: Duration::from_millis(500),
+        filter: None,
+    };
+
+    /// Smoke-runs unless `cargo bench` called.
+    pub(crate) fn from_args() -> Self {
+        let has = |flag| std::env::args().any(|arg| arg == flag);
+        if !has("--bench") || has("--test") {
+            return Self::SMOKE;
+        }
+        let filter = std::env::args().skip(1).find(|arg| !arg.starts_with('-'));
+        Self {
+            filter,
+            ..Self::FULL
+        }
+    }
+
+    /// Whether a part is asked for.
+    pub(crate) fn has(&self, part: &str) -> bool {
+        let filter = self.filter.as_deref();
+        filter.is_none_or(|filter| part.contains(filter))
+    }
+
+    /// Events of a burst: fewer where each is many deliveries.
+    pub(crate) fn burst(&self, spokes: usize) -> usize {
+        let (least, most) = self.burst_events;
+        (self.burst_deliveries / spokes).clamp(least, most)
+    }
+}

@@ -3,9 +3,10 @@
 //! A new way to fan out is one file here that implements [`Mesh`]: start a hub and its spokes, publish one payload. The
 //! sending of bursts, the timing and the counting of losses are written once, in [`Bench`].
 
+pub mod args;
 mod bare_gossip;
 mod bare_streams;
-mod endpoints;
+pub mod endpoints;
 mod hub_mesh;
 pub mod results;
 mod tally;

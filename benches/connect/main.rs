@@ -1,0 +1,145 @@
+//! What it takes to let in many spokes that arrive at the same moment.
+//!
+//! It answers the second of the questions that the specification (`seeds/`, "R&D Needed") left open: "Concurrent accept: can
+//! `endpoint.accept()` handle multiple simultaneous connections?"
+//!
+//! ANSWER
+//!
+//! 100, 300 and 1,000 spokes, endpoints of their own on loopback in this process (two workers) and bound beforehand, all begin to
+//! connect at once:
+//!
+//! - `bare`: an iroh endpoint accepts connections and one bi-stream each, with one small frame there and one back. The baseline.
+//! - `direct`: `Spoke::connect` to a [`Hub`](iroh_hub::Hub) that serves its spokes directly.
+//! - `gossip`: the same to a hub that serves them by the topic.
+//!
+//! For each: the time until the last one is welcomed (`all_welcomed`) and of one spoke (`one_spoke_p50`, `one_spoke_p99`). For
+//! the hubs also until all spokes have heard an event that the hub broadcasts as soon as the last is welcomed (`all_heard`),
+//! and for `gossip` until the topic serves every one of them (`all_on_topic`); who joins the topic is let on it at a bounded rate, and
+//! is served directly meanwhile. All times count from the moment of arrival. A round has one storm by each alternative, in
+//! an order that is turned round from one to the next; every storm has a hub and endpoints of its own. Connects that failed
+//! are counted and printed.
+//!
+//! All come from one address here, which a hub takes for one household or one attacker: with its default limits it begins
+//! 200 handshakes a second of one address (400 at once), has 128 of its handshakes in flight and 256 of its connections
+//! waiting for a welcome, and asks for proof of the address (QUIC Retry) above 64 handshakes. So the hubs here have
+//! `handshakes_of_addr_per_s`, `max_handshakes`, `handshakes_of_addr`, `validate_above`, `max_waiting` and `waiting_of_addr` of
+//! [`HubLimits`](iroh_hub::HubLimits) raised beyond the storm. `default_limits` is one storm against a hub at its defaults, for what they cost.
+//!
+//! `cargo bench --bench connect` takes about five minutes, and needs `ulimit -n` to be over 2,100; `-- storm/300` runs a
+//! part, so do `-- default_limits` and `-- storm`. `cargo test --benches` runs small storms, to show that all of this works.
+
+#[path = "../common/mod.rs"]
+#[allow(dead_code, unused_imports)]
+mod common;
+
+mod bare;
+mod hub;
+mod storm;
+
+use common::{
+    Result,
+    args::{Filter, is_smoke, runtime},
+    results::{Results, Row, Spread},
+};
+use storm::{Storm, Times};
+
+/// Spokes of a storm, and rounds of them.
+type Plan = &'static [(usize, usize)];
+
+const FULL: Plan = &[(100, 9), (300, 7), (1000, 5)];
+const SMOKE: Plan = &[(4, 1)];
+
+/// Spokes and rounds of storms against a hub with its default limits.
+const FULL_DEFAULTS: Plan = &[(1000, 1)];
+
+const ALTERNATIVES: [Storm; 3] = [Storm::Bare, Storm::Direct, Storm::Gossip];
+
+fn main() -> Result<()> {
+    let smoke = is_smoke();
+    let (plan, defaults) = match smoke {
+        true => (SMOKE, SMOKE),
+        false => (FULL, FULL_DEFAULTS),
+    };
+    let filter = Filter::from_args();
+    let mut results = Results::create("connect", smoke)?;
+    runtime()?.block_on(async {
+        // The first storm of a process finds cold caches and a small heap.
+        let warm_up = plan.first().map_or(1, |(spokes, _)| *spokes);
+        for storm in ALTERNATIVES {
+            storm.run(warm_up).await?;
+        }
+        for &(spokes, rounds) in plan {
+            if filter.takes(&format!("storm/{spokes}")) {
+                storms(&mut results, spokes, rounds).await?;
+            }
+        }
+        for &(spokes, rounds) in defaults {
+            if filter.takes(&format!("default_limits/{spokes}")) {
+                default_limits(&mut results, spokes, rounds).await?;
+            }
+        }
+        Ok(())
+    })
+}
+
+async fn storms(results: &mut Results, spokes: usize, rounds: usize) -> Result<()> {
+    let mut measured: [Vec<Times>; 3] = Default::default();
+    for round in 0..rounds {
+        let mut order: Vec<usize> = (0..ALTERNATIVES.len()).collect();
+        if round % 2 == 1 {
+            order.reverse();
+        }
+        for at in order {
+            let times = ALTERNATIVES[at].run(spokes).await?;
+            times.report_failures(ALTERNATIVES[at], spokes);
+            measured[at].push(times);
+        }
+    }
+    let [bare, direct, gossip] = &measured;
+    for case in Times::CASES {
+        let row = row(case, spokes);
+        for (storm, times) in ALTERNATIVES.iter().zip(&measured) {
+            let values: Vec<f64> = times.iter().filter_map(|times| times.ms(case)).collect();
+            if !values.is_empty() {
+                results.measured(row, storm.name(), "ms", Spread::of(values));
+            }
+        }
+        for (name, of, to) in [
+            ("direct/bare", direct, bare),
+            ("gossip/bare", gossip, bare),
+            ("gossip/direct", gossip, direct),
+        ] {
+            let pairs = of.iter().zip(to);
+            let pairs = pairs.filter_map(|(of, to)| Some((of.ms(case)?, to.ms(case)?)));
+            let pairs: Vec<(f64, f64)> = pairs.collect();
+            // What one side has no time for has no ratio; and where the baseline is the hub itself, only what bare streams lack.
+            if !pairs.is_empty() {
+                results.ratio(row, name, Spread::of_ratios(pairs));
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn default_limits(results: &mut Results, spokes: usize, rounds: usize) -> Result<()> {
+    let mut all = Vec::new();
+    for _ in 0..rounds {
+        let times = Storm::DirectDefaults.run(spokes).await?;
+        times.report_failures(Storm::DirectDefaults, spokes);
+        all.push(times);
+    }
+    for case in ["all_welcomed", "one_spoke_p50", "one_spoke_p99"] {
+        let values: Vec<f64> = all.iter().filter_map(|times| times.ms(case)).collect();
+        let name = Storm::DirectDefaults.name();
+        results.measured(row(case, spokes), name, "ms", Spread::of(values));
+    }
+    Ok(())
+}
+
+fn row(case: &str, spokes: usize) -> Row<'_> {
+    Row {
+        case,
+        spokes,
+        size: None,
+    }
+}

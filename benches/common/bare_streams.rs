@@ -16,7 +16,7 @@ use super::{Error, Mesh, Result, Tally, endpoints::bind};
 
 const ALPN: &[u8] = b"bench/bare-streams";
 /// Payloads that one spoke's writer may be behind by.
-const QUEUE: usize = 1024;
+pub const QUEUE: usize = 1024;
 /// Payloads that go out in one write.
 const COALESCE: usize = 64;
 
@@ -67,7 +67,7 @@ impl Mesh for BareStreams {
             let tally = tally.clone();
             mesh._tasks.spawn(async move {
                 let (_connection, _send, recv) = dialled;
-                read(recv, number, &tally).await;
+                read(recv, |payload| tally.record(number, payload)).await;
             });
             mesh.endpoints.push(spoke);
         }
@@ -75,10 +75,7 @@ impl Mesh for BareStreams {
     }
 
     async fn publish(&self, payload: Bytes) -> Result<()> {
-        let mut frame = BytesMut::with_capacity(4 + payload.len());
-        frame.put_u32(payload.len() as u32);
-        frame.put_slice(&payload);
-        let frame = frame.freeze();
+        let frame = frame(&payload);
         for writer in &self.writers {
             writer.send(frame.clone()).await?;
         }
@@ -91,7 +88,16 @@ impl Mesh for BareStreams {
     }
 }
 
-async fn write(mut send: SendStream, mut payloads: mpsc::Receiver<Bytes>) {
+/// A payload behind its length.
+pub fn frame(payload: &[u8]) -> Bytes {
+    let mut frame = BytesMut::with_capacity(4 + payload.len());
+    frame.put_u32(payload.len() as u32);
+    frame.put_slice(payload);
+    frame.freeze()
+}
+
+/// Writes what is queued, as much at a time as there is.
+pub async fn write(mut send: SendStream, mut payloads: mpsc::Receiver<Bytes>) {
     let mut batch = Vec::with_capacity(COALESCE);
     while payloads.recv_many(&mut batch, COALESCE).await > 0 {
         if send.write_all_chunks(&mut batch).await.is_err() {
@@ -101,7 +107,8 @@ async fn write(mut send: SendStream, mut payloads: mpsc::Receiver<Bytes>) {
     }
 }
 
-async fn read(mut recv: RecvStream, spoke: usize, tally: &Tally) {
+/// Reads frames, and hands on what is in each.
+pub async fn read(mut recv: RecvStream, mut each: impl FnMut(&[u8])) {
     let mut buffer = BytesMut::new();
     while let Ok(Some(chunk)) = recv.read_chunk(256 * 1024).await {
         buffer.extend_from_slice(&chunk);
@@ -111,7 +118,7 @@ async fn read(mut recv: RecvStream, spoke: usize, tally: &Tally) {
                 break;
             }
             let frame = buffer.split_to(4 + len);
-            tally.record(spoke, &frame[4..]);
+            each(&frame[4..]);
         }
     }
 }

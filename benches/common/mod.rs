@@ -5,7 +5,7 @@
 
 pub mod args;
 mod bare_gossip;
-mod bare_streams;
+pub mod bare_streams;
 pub mod endpoints;
 mod hub_mesh;
 pub mod results;
@@ -51,6 +51,14 @@ pub trait Mesh: Sized {
 
     /// Closes all endpoints.
     async fn stop(self);
+}
+
+/// The outcome of a paced round.
+pub struct Paced {
+    /// As of a burst.
+    pub arrived: Arrived,
+    /// For each event that arrived anywhere, until it last did.
+    pub times: Vec<Duration>,
 }
 
 /// A running mesh and the count of what its spokes received.
@@ -99,6 +107,27 @@ impl<M: Mesh> Bench<M> {
     pub async fn lone(&self, size: usize) -> Result<Arrived> {
         tokio::time::sleep(IDLE).await;
         self.burst(1, size).await
+    }
+
+    /// Sends so many payloads a second, and gives each one's time until its last arrival.
+    pub async fn paced(&self, events: usize, per_s: u32, size: usize) -> Result<Paced> {
+        let payloads = self.tally.begin(events, size);
+        let begun = Instant::now();
+        let mut tick = tokio::time::interval(Duration::from_secs(1) / per_s);
+        let mut sent = Vec::with_capacity(events);
+        for payload in payloads {
+            tick.tick().await;
+            sent.push(Instant::now());
+            self.mesh.publish(payload).await?;
+        }
+        let arrived = self.tally.finish(begun, PATIENCE).await;
+        let last = self.tally.last_arrivals();
+        let times = sent.into_iter().zip(last);
+        let times = times.filter_map(|(sent, last)| Some(last? - sent));
+        Ok(Paced {
+            arrived,
+            times: times.collect(),
+        })
     }
 
     /// Closes the mesh.

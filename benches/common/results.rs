@@ -4,7 +4,7 @@
 
 use std::{
     fs::{self, File},
-    io::Write,
+    io::{self, Write},
     path::PathBuf,
 };
 
@@ -79,26 +79,19 @@ struct Line<'a> {
 /// The results of one bench. Prints each row, and writes it to a file unless it is a smoke run.
 #[derive(Debug)]
 pub struct Results {
-    bench: &'static str,
+    bench: String,
+    smoke: bool,
     file: Option<File>,
 }
 
 impl Results {
-    /// Replaces the results of an earlier run.
-    ///
-    /// # Errors
-    ///
-    /// If the file cannot be made.
-    pub fn create(bench: &'static str, smoke: bool) -> std::io::Result<Self> {
-        let file = match smoke {
-            true => None,
-            false => {
-                let target = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("target/bench-results");
-                fs::create_dir_all(&target)?;
-                Some(File::create(target.join(format!("{bench}.jsonl")))?)
-            }
-        };
-        Ok(Self { bench, file })
+    /// The first row replaces the results of an earlier run.
+    pub fn new(bench: impl Into<String>, smoke: bool) -> Self {
+        Self {
+            bench: bench.into(),
+            smoke,
+            file: None,
+        }
     }
 
     /// What one alternative came to.
@@ -129,16 +122,28 @@ impl Results {
     }
 
     fn write(&mut self, row: Row<'_>, what: What<'_>, spread: Spread) {
-        let Some(file) = &mut self.file else { return };
+        if self.smoke {
+            return;
+        }
         let line = Line {
-            bench: self.bench,
+            bench: &self.bench,
             row,
             what,
             spread,
         };
-        let written = serde_json::to_string(&line).map(|line| writeln!(file, "{line}"));
-        if !matches!(written, Ok(Ok(()))) {
-            eprintln!("{}: a result could not be written", self.bench);
+        let file = match &mut self.file {
+            Some(file) => Ok(file),
+            none => create(&self.bench).map(|file| none.insert(file)),
+        };
+        let written = file.and_then(|file| writeln!(file, "{}", serde_json::to_string(&line)?));
+        if let Err(error) = written {
+            eprintln!("{}: a result could not be written: {error}", self.bench);
         }
     }
+}
+
+fn create(bench: &str) -> io::Result<File> {
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("target/bench-results");
+    fs::create_dir_all(&folder)?;
+    File::create(folder.join(format!("{bench}.jsonl")))
 }

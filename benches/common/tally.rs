@@ -44,7 +44,10 @@ struct Round {
     expected: u64,
     delivered: u64,
     disordered: u64,
+    /// The index that each spoke should get next.
     next: Vec<u64>,
+    /// When each event last arrived.
+    arrivals: Vec<Option<Instant>>,
     last: Option<Instant>,
 }
 
@@ -59,6 +62,7 @@ impl Tally {
                 delivered: 0,
                 disordered: 0,
                 next: vec![0; spokes],
+                arrivals: Vec::new(),
                 last: None,
             }),
             done: Notify::new(),
@@ -74,6 +78,7 @@ impl Tally {
         state.delivered = 0;
         state.disordered = 0;
         state.next.fill(0);
+        state.arrivals = vec![None; events];
         state.last = None;
         (0..events as u64)
             .map(|index| payload(number, index, size))
@@ -96,6 +101,9 @@ impl Tally {
         state.disordered += u64::from(!in_order);
         state.delivered += 1;
         state.last = Some(now);
+        if let Some(arrival) = state.arrivals.get_mut(index as usize) {
+            *arrival = Some(now);
+        }
         if state.delivered == state.expected {
             self.done.notify_one();
         }
@@ -113,6 +121,12 @@ impl Tally {
                 return before;
             }
         }
+    }
+
+    /// When each event of the round last arrived so far.
+    pub fn last_arrivals(&self) -> Vec<Option<Instant>> {
+        let state = self.state.lock().expect("not poisoned");
+        state.arrivals.clone()
     }
 
     /// A round in which nothing arrived at all counts as the patience that it took.

@@ -61,7 +61,7 @@ fn main() -> Result<()> {
         false => (FULL, FULL_DEFAULTS),
     };
     let filter = Filter::from_args();
-    let mut results = Results::create("connect", smoke)?;
+    let mut results = Results::new("connect", smoke);
     runtime()?.block_on(async {
         // The first storm of a process finds cold caches and a small heap.
         let warm_up = plan.first().map_or(1, |(spokes, _)| *spokes);

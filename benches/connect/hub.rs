@@ -17,7 +17,7 @@ use crate::{
 /// More than any storm here has.
 const PLENTY: usize = 8192;
 /// For how long a broadcast, or the topic, may take to reach all.
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(40);
 /// How often the hub is asked where its spokes are. That goes over all of them, so not too often.
 const POLL: Duration = Duration::from_millis(20);
 
@@ -65,7 +65,10 @@ pub(crate) async fn storm(storm: Storm, endpoints: Vec<Endpoint>) -> Result<Time
         );
     }
     if let Storm::Gossip = storm {
-        arrived.times.on_topic = on_topic(&hub, spokes.len(), began).await;
+        match on_topic(&hub, spokes.len()).await {
+            Ok(()) => arrived.times.on_topic = Some(began.elapsed()),
+            Err(left_out) => arrived.times.left_out = left_out,
+        }
     }
     n0_future::join_all(spokes.iter().map(Spoke::shutdown)).await;
     hub.shutdown().await;
@@ -93,19 +96,20 @@ async fn hear(mut listener: Listener) -> bool {
     false
 }
 
-async fn on_topic(hub: &Hub, spokes: usize, began: Instant) -> Option<Duration> {
+/// Waits until the topic serves so many spokes, or says how many it does not.
+async fn on_topic(hub: &Hub, spokes: usize) -> Result<(), usize> {
     let limit = Instant::now() + LIMIT;
     loop {
-        let now = Instant::now();
         let there = hub.spokes();
         let served = there.iter().filter(|spoke| spoke.path == Path::Gossip);
         let served = served.count();
         if served == spokes {
-            return Some(now - began);
+            return Ok(());
         }
-        if now > limit {
-            eprintln!("gossip/{spokes}: the topic serves only {served} of them");
-            return None;
+        if Instant::now() > limit {
+            let health = hub.health();
+            eprintln!("gossip/{spokes}: the topic serves only {served} of them; {health:?}");
+            return Err(spokes - served);
         }
         sleep(POLL).await;
     }

@@ -15,7 +15,8 @@
 //! For each: the time until the last one is welcomed (`all_welcomed`) and of one spoke (`one_spoke_p50`, `one_spoke_p99`). For
 //! the hubs also until all spokes have heard an event that the hub broadcasts as soon as the last is welcomed (`all_heard`),
 //! and for `gossip` until the topic serves every one of them (`all_on_topic`); who joins the topic is let on it at a bounded rate, and
-//! is served directly meanwhile. All times count from the moment of arrival. A round has one storm by each alternative, in
+//! is served directly meanwhile. Where the topic does not serve all within 40 s, that round has no time, and
+//! `left_off_topic` counts who is missing. All times count from the moment of arrival. A round has one storm by each alternative, in
 //! an order that is turned round from one to the next; every storm has a hub and endpoints of its own. Connects that failed
 //! are counted and printed.
 //!
@@ -43,62 +44,103 @@ use common::{
 };
 use storm::{Storm, Times};
 
-/// Spokes of a storm, and rounds of them.
-type Plan = &'static [(usize, usize)];
+/// What to measure.
+struct Plan {
+    storms: &'static [Storms],
+    /// Spokes of a storm against a hub with its default limits.
+    default_limits: usize,
+}
 
-const FULL: Plan = &[(100, 9), (300, 7), (1000, 5)];
-const SMOKE: Plan = &[(4, 1)];
+/// Storms of one size.
+struct Storms {
+    spokes: usize,
+    rounds: usize,
+    /// The first so many rounds have one by gossip: a topic of hundreds takes seconds to form.
+    with_gossip: usize,
+}
 
-/// Spokes and rounds of storms against a hub with its default limits.
-const FULL_DEFAULTS: Plan = &[(1000, 1)];
+const FULL: Plan = Plan {
+    storms: &[
+        Storms {
+            spokes: 100,
+            rounds: 9,
+            with_gossip: 7,
+        },
+        Storms {
+            spokes: 300,
+            rounds: 7,
+            with_gossip: 5,
+        },
+        Storms {
+            spokes: 1000,
+            rounds: 7,
+            with_gossip: 1,
+        },
+    ],
+    default_limits: 1000,
+};
+const SMOKE: Plan = Plan {
+    storms: &[Storms {
+        spokes: 4,
+        rounds: 1,
+        with_gossip: 1,
+    }],
+    default_limits: 4,
+};
 
 const ALTERNATIVES: [Storm; 3] = [Storm::Bare, Storm::Direct, Storm::Gossip];
 
 fn main() -> Result<()> {
     let smoke = is_smoke();
-    let (plan, defaults) = match smoke {
-        true => (SMOKE, SMOKE),
-        false => (FULL, FULL_DEFAULTS),
-    };
+    let plan = if smoke { SMOKE } else { FULL };
     let filter = Filter::from_args();
     let mut results = Results::new("connect", smoke);
     runtime()?.block_on(async {
         // The first storm of a process finds cold caches and a small heap.
-        let warm_up = plan.first().map_or(1, |(spokes, _)| *spokes);
-        for storm in ALTERNATIVES {
+        let warm_up = plan.storms.first().map_or(1, |storms| storms.spokes);
+        for storm in [Storm::Bare, Storm::Direct] {
             storm.run(warm_up).await?;
         }
-        for &(spokes, rounds) in plan {
-            if filter.takes(&format!("storm/{spokes}")) {
-                storms(&mut results, spokes, rounds).await?;
+        for storms in plan.storms {
+            if filter.takes(&format!("storm/{}", storms.spokes)) {
+                storms.run(&mut results).await?;
             }
         }
-        for &(spokes, rounds) in defaults {
-            if filter.takes(&format!("default_limits/{spokes}")) {
-                default_limits(&mut results, spokes, rounds).await?;
-            }
+        let spokes = plan.default_limits;
+        if filter.takes(&format!("default_limits/{spokes}")) {
+            default_limits(&mut results, spokes).await?;
         }
         Ok(())
     })
 }
 
-async fn storms(results: &mut Results, spokes: usize, rounds: usize) -> Result<()> {
-    let mut measured: [Vec<Times>; 3] = Default::default();
-    for round in 0..rounds {
-        let mut order: Vec<usize> = (0..ALTERNATIVES.len()).collect();
-        if round % 2 == 1 {
-            order.reverse();
+impl Storms {
+    async fn run(&self, results: &mut Results) -> Result<()> {
+        let mut measured: [Vec<Times>; 3] = Default::default();
+        for round in 0..self.rounds {
+            let mut order: Vec<usize> = (0..ALTERNATIVES.len()).collect();
+            if round % 2 == 1 {
+                order.reverse();
+            }
+            for at in order {
+                let storm = ALTERNATIVES[at];
+                if round < self.with_gossip || !matches!(storm, Storm::Gossip) {
+                    let times = storm.run(self.spokes).await?;
+                    times.report_failures(storm, self.spokes);
+                    measured[at].push(times);
+                }
+            }
         }
-        for at in order {
-            let times = ALTERNATIVES[at].run(spokes).await?;
-            times.report_failures(ALTERNATIVES[at], spokes);
-            measured[at].push(times);
-        }
+        report(results, self.spokes, &measured);
+        Ok(())
     }
-    let [bare, direct, gossip] = &measured;
+}
+
+fn report(results: &mut Results, spokes: usize, measured: &[Vec<Times>; 3]) {
+    let [bare, direct, gossip] = measured;
     for case in Times::CASES {
         let row = row(case, spokes);
-        for (storm, times) in ALTERNATIVES.iter().zip(&measured) {
+        for (storm, times) in ALTERNATIVES.iter().zip(measured) {
             let values: Vec<f64> = times.iter().filter_map(|times| times.ms(case)).collect();
             if !values.is_empty() {
                 results.measured(row, storm.name(), "ms", Spread::of(values));
@@ -112,26 +154,29 @@ async fn storms(results: &mut Results, spokes: usize, rounds: usize) -> Result<(
             let pairs = of.iter().zip(to);
             let pairs = pairs.filter_map(|(of, to)| Some((of.ms(case)?, to.ms(case)?)));
             let pairs: Vec<(f64, f64)> = pairs.collect();
-            // What one side has no time for has no ratio; and where the baseline is the hub itself, only what bare streams lack.
+            // What one side has no time for has no ratio.
             if !pairs.is_empty() {
                 results.ratio(row, name, Spread::of_ratios(pairs));
             }
         }
     }
-    Ok(())
+    let left_out = gossip.iter().map(|times| times.left_out as f64);
+    let spread = Spread::of(left_out);
+    results.measured(
+        row("left_off_topic", spokes),
+        Storm::Gossip.name(),
+        "spokes",
+        spread,
+    );
 }
 
-async fn default_limits(results: &mut Results, spokes: usize, rounds: usize) -> Result<()> {
-    let mut all = Vec::new();
-    for _ in 0..rounds {
-        let times = Storm::DirectDefaults.run(spokes).await?;
-        times.report_failures(Storm::DirectDefaults, spokes);
-        all.push(times);
-    }
+async fn default_limits(results: &mut Results, spokes: usize) -> Result<()> {
+    let storm = Storm::DirectDefaults;
+    let times = storm.run(spokes).await?;
+    times.report_failures(storm, spokes);
     for case in ["all_welcomed", "one_spoke_p50", "one_spoke_p99"] {
-        let values: Vec<f64> = all.iter().filter_map(|times| times.ms(case)).collect();
-        let name = Storm::DirectDefaults.name();
-        results.measured(row(case, spokes), name, "ms", Spread::of(values));
+        let spread = Spread::of(times.ms(case));
+        results.measured(row(case, spokes), storm.name(), "ms", spread);
     }
     Ok(())
 }

@@ -51,6 +51,8 @@ pub(crate) struct Times {
     pub(crate) heard: Option<Duration>,
     /// Until the topic served all.
     pub(crate) on_topic: Option<Duration>,
+    /// How many it did not serve at last.
+    pub(crate) left_out: usize,
 }
 
 impl Times {
@@ -135,6 +137,7 @@ where
         failed,
         heard: None,
         on_topic: None,
+        left_out: 0,
     };
     Arrived {
         began,

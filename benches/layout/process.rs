@@ -127,19 +127,16 @@ impl Process {
                 client::own(endpoint, to, spokes, tally, &mut self.readers).await?;
             }
             Layout::NativeOwn => {
-                let connecting = (0..spokes).map(|_| {
-                    // On an endpoint that several spokes have, the topic would take a router; nothing here needs it.
+                let mut connecting = JoinSet::new();
+                for _ in 0..spokes {
+                    // One endpoint has room for one spoke on the topic, and nothing here needs it.
                     let builder = Spoke::builder().gossip(Gossip::Off);
-                    builder.connect(endpoint.clone(), hub.clone())
-                });
-                for (number, spoke) in n0_future::join_all(connecting)
-                    .await
-                    .into_iter()
-                    .enumerate()
-                {
-                    let spoke = spoke?;
-                    self.readers
-                        .spawn(listen(&spoke, number, self.tally.clone()));
+                    connecting.spawn(builder.connect(endpoint.clone(), hub.clone()));
+                }
+                while let Some(spoke) = connecting.join_next().await {
+                    let spoke = spoke??;
+                    let number = self.spokes.len();
+                    self.readers.spawn(listen(&spoke, number, tally.clone()));
                     self.spokes.push(spoke);
                 }
             }

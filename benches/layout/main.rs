@@ -61,7 +61,7 @@ struct Plan {
     paced: usize,
     /// Rounds of what takes milliseconds.
     rounds: usize,
-    /// Rounds of what takes seconds.
+    /// Rounds of what takes a second or more.
     few_rounds: usize,
 }
 
@@ -71,7 +71,7 @@ const FULL: Plan = Plan {
     burst: 256,
     paced: 75,
     rounds: 15,
-    few_rounds: 6,
+    few_rounds: 7,
 };
 const SMOKE: Plan = Plan {
     sharing: &[(3, 16)],

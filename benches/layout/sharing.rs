@@ -32,7 +32,7 @@ type Rounds = [Vec<f64>; LAYOUTS];
 pub(crate) async fn run(plan: &Plan, filter: &Filter, results: &mut Results) -> Result<()> {
     for &(spokes, events) in plan.sharing {
         if filter.takes(&format!("sharing/connect/{spokes}")) {
-            connect(plan.rounds, spokes, results).await?;
+            connect(plan.few_rounds, spokes, results).await?;
         }
         if filter.takes(&format!("sharing/events/{spokes}")) {
             send(plan.rounds, spokes, events, results).await?;

@@ -12,7 +12,9 @@
 //! - `direct`: `Spoke::connect` to a [`Hub`](iroh_hub::Hub) that serves its spokes directly.
 //! - `gossip`: the same to a hub that serves them by the topic.
 //!
-//! For each: the time until the last one is welcomed (`all_welcomed`) and of one spoke (`one_spoke_p50`, `one_spoke_p99`). For
+//! For each: the time until the last one is welcomed (`all_welcomed`), what the whole process spends until then
+//! (`all_welcomed_cpu`: it tells more than the time if the machine has other things to do), and of one spoke
+//! (`one_spoke_p50`, `one_spoke_p99`). For
 //! the hubs also until all spokes have heard an event that the hub broadcasts as soon as the last is welcomed (`all_heard`),
 //! and for `gossip` until the topic serves every one of them (`all_on_topic`); who joins the topic is let on it at a bounded rate, and
 //! is served directly meanwhile. Where the topic does not serve all within 40 s, that round has no time, and
@@ -32,6 +34,9 @@
 #[path = "../common/mod.rs"]
 #[allow(dead_code, unused_imports)]
 mod common;
+#[path = "../../src/program/compare/usage.rs"]
+#[allow(dead_code, unused_imports)]
+mod usage;
 
 mod bare;
 mod hub;

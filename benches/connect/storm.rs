@@ -6,7 +6,7 @@ use iroh::Endpoint;
 use iroh_hub::endpoint::bind_local;
 use tokio::task::JoinSet;
 
-use crate::{bare, common::Result, hub};
+use crate::{bare, common::Result, hub, usage::Usage};
 
 /// What the spokes run against.
 #[derive(Debug, Clone, Copy)]
@@ -45,6 +45,8 @@ impl Storm {
 pub(crate) struct Times {
     /// Until each spoke was welcomed, sorted.
     pub(crate) welcomed: Vec<Duration>,
+    /// CPU time of this process until all were.
+    pub(crate) cpu: Duration,
     /// Connects that failed, and what the first of them said.
     pub(crate) failed: (usize, Option<String>),
     /// Until all had heard a broadcast.
@@ -56,8 +58,9 @@ pub(crate) struct Times {
 }
 
 impl Times {
-    pub(crate) const CASES: [&'static str; 5] = [
+    pub(crate) const CASES: [&'static str; 6] = [
         "all_welcomed",
+        "all_welcomed_cpu",
         "one_spoke_p50",
         "one_spoke_p99",
         "all_heard",
@@ -72,6 +75,7 @@ impl Times {
         };
         let time = match case {
             "all_welcomed" => at(100),
+            "all_welcomed_cpu" => Some(self.cpu),
             "one_spoke_p50" => at(50),
             "one_spoke_p99" => at(99),
             "all_heard" => self.heard,
@@ -108,6 +112,7 @@ where
     F: Future<Output = Result<T>> + Send + 'static,
 {
     let mut connecting = JoinSet::new();
+    let used = Usage::now(0);
     let began = Instant::now();
     for endpoint in endpoints {
         let connect = connect(endpoint.clone());
@@ -131,9 +136,11 @@ where
             }
         }
     }
+    let used = Usage::now(0).since(used);
     welcomed.sort();
     let times = Times {
         welcomed,
+        cpu: Duration::from_micros(used.cpu_us),
         failed,
         heard: None,
         on_topic: None,

@@ -82,7 +82,8 @@ fn run(spokes: usize, seed: u64, all: &mut Figures) -> Result<()> {
         .map(|what| bytes(&text, &format!("hub: {what}"), "sends,"));
     let sent: f64 = sent.into_iter().sum::<Result<f64>>()?;
     all.hub_bytes.push(sent / f64::from(events));
-    all.hub_copies.push(number(&text, "hub copies a frame", "")?);
+    all.hub_copies
+        .push(number(&text, "hub copies a frame", "")?);
     all.last_hop.push(number(&text, "last hop", "p50")?);
     all.last_spoke_ms
         .push(number(&text, "last spoke, ms", "p50")?);

@@ -17,7 +17,7 @@ use super::{Error, Mesh, Result, Tally, endpoints::bind};
 /// What its endpoints speak.
 pub const ALPN: &[u8] = b"bench/bare-streams";
 /// Payloads that one spoke's writer may be behind by.
-const QUEUE: usize = 1024;
+pub const QUEUE: usize = 1024;
 /// Payloads that go out in one write.
 const COALESCE: usize = 64;
 
@@ -99,10 +99,7 @@ impl BareStreamsHub {
 
     /// Hands one payload to every writer.
     pub async fn publish(&self, payload: Bytes) -> Result<()> {
-        let mut frame = BytesMut::with_capacity(4 + payload.len());
-        frame.put_u32(payload.len() as u32);
-        frame.put_slice(&payload);
-        let frame = frame.freeze();
+        let frame = frame(&payload);
         for writer in &self.writers {
             writer.send(frame.clone()).await?;
         }
@@ -133,11 +130,20 @@ impl BareStream {
 
     /// Counts what comes, until the stream ends.
     pub async fn read(mut self, number: usize, tally: Arc<Tally>) {
-        read(&mut self.recv, number, &tally).await;
+        read(&mut self.recv, |payload| tally.record(number, payload)).await;
     }
 }
 
-async fn write(mut send: SendStream, mut payloads: mpsc::Receiver<Bytes>) {
+/// A payload behind its length.
+pub fn frame(payload: &[u8]) -> Bytes {
+    let mut frame = BytesMut::with_capacity(4 + payload.len());
+    frame.put_u32(payload.len() as u32);
+    frame.put_slice(payload);
+    frame.freeze()
+}
+
+/// Writes what is queued, as much at a time as there is.
+pub async fn write(mut send: SendStream, mut payloads: mpsc::Receiver<Bytes>) {
     let mut batch = Vec::with_capacity(COALESCE);
     while payloads.recv_many(&mut batch, COALESCE).await > 0 {
         if send.write_all_chunks(&mut batch).await.is_err() {
@@ -147,7 +153,8 @@ async fn write(mut send: SendStream, mut payloads: mpsc::Receiver<Bytes>) {
     }
 }
 
-async fn read(recv: &mut RecvStream, spoke: usize, tally: &Tally) {
+/// Reads frames, and hands on what is in each.
+pub async fn read(recv: &mut RecvStream, mut each: impl FnMut(&[u8])) {
     let mut buffer = BytesMut::new();
     while let Ok(Some(chunk)) = recv.read_chunk(256 * 1024).await {
         buffer.extend_from_slice(&chunk);
@@ -157,7 +164,7 @@ async fn read(recv: &mut RecvStream, spoke: usize, tally: &Tally) {
                 break;
             }
             let frame = buffer.split_to(4 + len);
-            tally.record(spoke, &frame[4..]);
+            each(&frame[4..]);
         }
     }
 }

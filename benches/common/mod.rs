@@ -6,9 +6,10 @@
 // Each bench uses a part of it.
 #![allow(dead_code, unused_imports)]
 
+pub mod args;
 pub mod bare_gossip;
 pub mod bare_streams;
-mod endpoints;
+pub mod endpoints;
 pub mod hub_mesh;
 pub mod results;
 mod tally;

@@ -63,7 +63,7 @@ fn block_on(run: impl Future<Output = Result<()>>) -> Result<()> {
 }
 
 async fn all(plan: &Plan) -> Result<()> {
-    let mut results = Results::create("hub_cost", plan.smoke)?;
+    let mut results = Results::new("hub_cost", plan.smoke);
     broadcast::measure(plan, &mut results).await?;
     idle::measure(plan, &mut results).await
 }

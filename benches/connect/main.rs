@@ -1,0 +1,195 @@
+//! What it takes to let in many spokes that arrive at the same moment.
+//!
+//! It answers the second of the questions that the specification (`seeds/`, "R&D Needed") left open: "Concurrent accept: can
+//! `endpoint.accept()` handle multiple simultaneous connections?"
+//!
+//! ANSWER
+//!
+//! 100, 300 and 1,000 spokes, endpoints of their own on loopback in this process (two workers) and bound beforehand, all begin to
+//! connect at once:
+//!
+//! - `bare`: an iroh endpoint accepts connections and one bi-stream each, with one small frame there and one back. The baseline.
+//! - `direct`: `Spoke::connect` to a [`Hub`](iroh_hub::Hub) that serves its spokes directly.
+//! - `gossip`: the same to a hub that serves them by the topic.
+//!
+//! For each: the time until the last one is welcomed (`all_welcomed`), what the whole process spends until then
+//! (`all_welcomed_cpu`: it tells more than the time if the machine has other things to do), and of one spoke
+//! (`one_spoke_p50`, `one_spoke_p99`). For
+//! the hubs also until all spokes have heard an event that the hub broadcasts as soon as the last is welcomed (`all_heard`),
+//! and for `gossip` until the topic serves every one of them (`all_on_topic`); who joins the topic is let on it at a bounded rate, and
+//! is served directly meanwhile. Where the topic does not serve all within 40 s, that round has no time, and
+//! `left_off_topic` counts who is missing. All times count from the moment of arrival. A round has one storm by each alternative, in
+//! an order that is turned round from one to the next; every storm has a hub and endpoints of its own. Connects that failed
+//! are counted and printed.
+//!
+//! All come from one address here, which a hub takes for one household or one attacker: with its default limits it begins
+//! 200 handshakes a second of one address (400 at once), has 128 of its handshakes in flight and 256 of its connections
+//! waiting for a welcome, and asks for proof of the address (QUIC Retry) above 64 handshakes. So the hubs here have
+//! `handshakes_of_addr_per_s`, `max_handshakes`, `handshakes_of_addr`, `validate_above`, `max_waiting` and `waiting_of_addr` of
+//! [`HubLimits`](iroh_hub::HubLimits) raised beyond the storm. `default_limits` is one storm against a hub at its defaults, for what they cost.
+//!
+//! `cargo bench --bench connect` takes about five minutes, and needs `ulimit -n` to be over 2,100; `-- storm/300` runs a
+//! part, so do `-- default_limits` and `-- storm`. `cargo test --benches` runs small storms, to show that all of this works.
+
+#[path = "../common/mod.rs"]
+#[allow(dead_code, unused_imports)]
+mod common;
+#[path = "../../src/program/compare/usage.rs"]
+#[allow(dead_code, unused_imports)]
+mod usage;
+
+mod bare;
+mod hub;
+mod storm;
+
+use common::{
+    Result,
+    args::{Filter, is_smoke, runtime},
+    results::{Results, Row, Spread},
+};
+use storm::{Storm, Times};
+
+/// What to measure.
+struct Plan {
+    storms: &'static [Storms],
+    /// Spokes of a storm against a hub with its default limits.
+    default_limits: usize,
+}
+
+/// Storms of one size.
+struct Storms {
+    spokes: usize,
+    rounds: usize,
+    /// The first so many rounds have one by gossip: a topic of hundreds takes seconds to form.
+    with_gossip: usize,
+}
+
+const FULL: Plan = Plan {
+    storms: &[
+        Storms {
+            spokes: 100,
+            rounds: 9,
+            with_gossip: 7,
+        },
+        Storms {
+            spokes: 300,
+            rounds: 7,
+            with_gossip: 5,
+        },
+        Storms {
+            spokes: 1000,
+            rounds: 7,
+            with_gossip: 1,
+        },
+    ],
+    default_limits: 1000,
+};
+const SMOKE: Plan = Plan {
+    storms: &[Storms {
+        spokes: 4,
+        rounds: 1,
+        with_gossip: 1,
+    }],
+    default_limits: 4,
+};
+
+const ALTERNATIVES: [Storm; 3] = [Storm::Bare, Storm::Direct, Storm::Gossip];
+
+fn main() -> Result<()> {
+    let smoke = is_smoke();
+    let plan = if smoke { SMOKE } else { FULL };
+    let filter = Filter::from_args();
+    let mut results = Results::new("connect", smoke);
+    runtime()?.block_on(async {
+        // The first storm of a process finds cold caches and a small heap.
+        let warm_up = plan.storms.first().map_or(1, |storms| storms.spokes);
+        for storm in [Storm::Bare, Storm::Direct] {
+            storm.run(warm_up).await?;
+        }
+        for storms in plan.storms {
+            if filter.takes(&format!("storm/{}", storms.spokes)) {
+                storms.run(&mut results).await?;
+            }
+        }
+        let spokes = plan.default_limits;
+        if filter.takes(&format!("default_limits/{spokes}")) {
+            default_limits(&mut results, spokes).await?;
+        }
+        Ok(())
+    })
+}
+
+impl Storms {
+    async fn run(&self, results: &mut Results) -> Result<()> {
+        let mut measured: [Vec<Times>; 3] = Default::default();
+        for round in 0..self.rounds {
+            let mut order: Vec<usize> = (0..ALTERNATIVES.len()).collect();
+            if round % 2 == 1 {
+                order.reverse();
+            }
+            for at in order {
+                let storm = ALTERNATIVES[at];
+                if round < self.with_gossip || !matches!(storm, Storm::Gossip) {
+                    let times = storm.run(self.spokes).await?;
+                    times.report_failures(storm, self.spokes);
+                    measured[at].push(times);
+                }
+            }
+        }
+        report(results, self.spokes, &measured);
+        Ok(())
+    }
+}
+
+fn report(results: &mut Results, spokes: usize, measured: &[Vec<Times>; 3]) {
+    let [bare, direct, gossip] = measured;
+    for case in Times::CASES {
+        let row = row(case, spokes);
+        for (storm, times) in ALTERNATIVES.iter().zip(measured) {
+            let values: Vec<f64> = times.iter().filter_map(|times| times.ms(case)).collect();
+            if !values.is_empty() {
+                results.measured(row, storm.name(), "ms", Spread::of(values));
+            }
+        }
+        for (name, of, to) in [
+            ("direct/bare", direct, bare),
+            ("gossip/bare", gossip, bare),
+            ("gossip/direct", gossip, direct),
+        ] {
+            let pairs = of.iter().zip(to);
+            let pairs = pairs.filter_map(|(of, to)| Some((of.ms(case)?, to.ms(case)?)));
+            let pairs: Vec<(f64, f64)> = pairs.collect();
+            // What one side has no time for has no ratio.
+            if !pairs.is_empty() {
+                results.ratio(row, name, Spread::of_ratios(pairs));
+            }
+        }
+    }
+    let left_out = gossip.iter().map(|times| times.left_out as f64);
+    let spread = Spread::of(left_out);
+    results.measured(
+        row("left_off_topic", spokes),
+        Storm::Gossip.name(),
+        "spokes",
+        spread,
+    );
+}
+
+async fn default_limits(results: &mut Results, spokes: usize) -> Result<()> {
+    let storm = Storm::DirectDefaults;
+    let times = storm.run(spokes).await?;
+    times.report_failures(storm, spokes);
+    for case in ["all_welcomed", "one_spoke_p50", "one_spoke_p99"] {
+        let spread = Spread::of(times.ms(case));
+        results.measured(row(case, spokes), storm.name(), "ms", spread);
+    }
+    Ok(())
+}
+
+fn row(case: &str, spokes: usize) -> Row<'_> {
+    Row {
+        case,
+        spokes,
+        size: None,
+    }
+}

@@ -296,7 +296,7 @@ impl Listeners {
             return;
         }
         let mut closed = false;
-        // Whoever has room is served at once; only those who are to be waited for cost more than that.
+        // Under the lock, since no waker of tokio's comes back here. Whoever has room is served at once; only those who are to be waited for cost more than that.
         let mut full = Vec::new();
         for slot in self.slots().iter().filter(|slot| slot.wants(&item)) {
             match slot.give_now(&item, &handed) {
@@ -401,7 +401,17 @@ impl Slot {
         let OnFull::Hold { at_most } = self.on_full else {
             return self.drop_one(&item);
         };
-        match timeout(at_most, self.place(self.cost(&item))).await {
+        let cost = self.cost(&item);
+        let placed = match self.try_place(cost) {
+            Ok(place) => Ok(Some(place)),
+            Err(Full::Closed) => return,
+            // While others were waited for, this one may have been, in vain.
+            Err(Full::NoRoom) if self.lagged.load(Ordering::Acquire) > 0 => {
+                return self.drop_one(&item);
+            }
+            Err(Full::NoRoom) => timeout(at_most, self.place(cost)).await,
+        };
+        match placed {
             Ok(Some(place)) => {
                 handed();
                 self.put(place, item);
@@ -620,6 +630,35 @@ mod tests {
             Some(Incoming::Lagged(Lagged { events: 8 }))
         );
         assert_eq!(number(&slow.recv().await.unwrap()), 10);
+    }
+
+    #[tokio::test]
+    async fn who_has_room_does_not_wait_for_who_holds_back() {
+        let listeners = Arc::new(listeners());
+        let options = ListenOptions::default();
+        let mut holds = listeners.add("n".into(), options.capacity(1));
+        let mut quick = listeners.add("n".into(), options);
+        listeners.dispatch(event(0)).await;
+        let handed = Arc::new(AtomicU64::new(0));
+        let second = tokio::spawn({
+            let (listeners, handed) = (listeners.clone(), handed.clone());
+            async move {
+                let handed = || {
+                    handed.fetch_add(1, Ordering::AcqRel);
+                };
+                listeners.hand_out(event(1), handed).await;
+            }
+        });
+        for n in 0..2 {
+            assert_eq!(number(&quick.recv().await.unwrap()), n);
+        }
+        // Before it could be seen.
+        assert!(handed.load(Ordering::Acquire) >= 1);
+        assert!(!second.is_finished());
+        for n in 0..2 {
+            assert_eq!(number(&holds.recv().await.unwrap()), n);
+        }
+        second.await.unwrap();
     }
 
     #[tokio::test]

@@ -10,6 +10,8 @@ use std::{
 };
 
 /// So many places, and so many of them for one holder.
+///
+/// Clones are the same.
 #[derive(Debug)]
 pub(crate) struct Places<K: Hash + Eq>(Arc<Mutex<Taken<K>>>);
 
@@ -30,6 +32,12 @@ pub(crate) struct Place<K: Hash + Eq> {
 
 fn lock<K>(taken: &Mutex<Taken<K>>) -> MutexGuard<'_, Taken<K>> {
     taken.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl<K: Hash + Eq> Clone for Places<K> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
 }
 
 impl<K: Hash + Eq + Clone> Places<K> {

@@ -7,8 +7,8 @@
 //! read a frame, and nobody but the hub can have written it.
 //!
 //! The hash, because Ed25519 goes over what it signs with SHA-512, twice: for a full frame that took three times as long as the
-//! signature itself, and BLAKE3 takes a tenth of it. It resists collisions, and the hub signs nothing that others
-//! choose the header of, so signing the hash is signing the frame.
+//! signature itself, and BLAKE3 takes a tenth of it. Nobody finds two frames with one hash (128 bits of collision resistance, as
+//! much as the signature has), so signing the hash is signing the frame.
 //!
 //! Knows no sockets and no time. How keys travel and when they change is the business of the hub.
 

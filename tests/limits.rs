@@ -99,6 +99,42 @@ async fn an_address_that_begins_too_many_handshakes_has_to_wait() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn handshakes_that_wait_for_their_turn_get_it_or_end_with_the_hub() {
+    // A turn comes each ten milliseconds.
+    let hub = hub_of(hub_limits(|limits| limits.handshakes_of_addr_per_s = 50)).await;
+    let mut endpoints = Vec::new();
+    for _ in 0..40 {
+        endpoints.push(bind().await);
+    }
+    let mut connecting = JoinSet::new();
+    for endpoint in endpoints {
+        let addr = hub.addr();
+        connecting.spawn(async move { Spoke::builder().connect(endpoint, addr).await });
+    }
+    let spokes = soon("all get their turn", connecting.join_all()).await;
+    assert!(spokes.iter().all(Result::is_ok));
+    assert_eq!(metrics(&hub).handshakes_begun.get(), 40);
+    until("all places are given back", || {
+        metrics(&hub).handshakes.get() == 0
+    })
+    .await;
+    // Some are still waiting when the hub ends.
+    let slow = hub_of(hub_limits(|limits| limits.handshakes_of_addr_per_s = 10)).await;
+    let mut connecting = JoinSet::new();
+    for _ in 0..20 {
+        let (endpoint, addr) = (bind().await, slow.addr());
+        connecting.spawn(async move { Spoke::builder().connect(endpoint, addr).await });
+    }
+    until("one had its turn", || {
+        metrics(&slow).handshakes_begun.get() > 0
+    })
+    .await;
+    soon("it ends", slow.shutdown()).await;
+    connecting.abort_all();
+    hub.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn addresses_are_validated_when_handshakes_are_many() {
     let hub = hub_of(hub_limits(|limits| limits.validate_above = 0)).await;
     let _spokes = [

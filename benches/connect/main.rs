@@ -32,10 +32,8 @@
 //! part, so do `-- default_limits` and `-- storm`. `cargo test --benches` runs small storms, to show that all of this works.
 
 #[path = "../common/mod.rs"]
-#[allow(dead_code, unused_imports)]
 mod common;
 #[path = "../../src/program/compare/usage.rs"]
-#[allow(dead_code, unused_imports)]
 mod usage;
 
 mod bare;

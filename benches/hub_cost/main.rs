@@ -21,7 +21,6 @@
 mod common;
 
 // The program's `compare` has processes like these.
-#[allow(dead_code, unused_imports)]
 #[path = "../../src/program/compare/usage.rs"]
 mod usage;
 #[allow(dead_code)]

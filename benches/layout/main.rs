@@ -29,10 +29,8 @@
 //! a part. `cargo test --benches` sends a few events, to show that all of this works.
 
 #[path = "../common/mod.rs"]
-#[allow(dead_code, unused_imports)]
 mod common;
 #[path = "../../src/program/compare/usage.rs"]
-#[allow(dead_code, unused_imports)]
 mod usage;
 
 mod bare_datagrams;

@@ -220,7 +220,7 @@ impl DriverMesh {
                 .concat()
                 .into(),
             };
-            let sent = first.node.broadcast(frame).await;
+            let sent = timeout(LIMIT, first.node.broadcast(frame)).await?;
             sent.map_err(std::io::Error::other)?;
         }
         let sent = self.sent;

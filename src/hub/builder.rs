@@ -96,6 +96,7 @@ impl HubBuilder {
     /// | for | bytes |
     /// |---|---|
     /// | the process | 64 MiB |
+    /// | packets for handshakes that wait for their turn | 100 MiB |
     /// | the log | 2 × [`max_bytes`](LogConfig::max_bytes) (each event as itself and as a plain spoke reads it) + 512 × [`max_events`](LogConfig::max_events) |
     /// | targeted events | [`targeted_bytes_of_all`](HubLimits::targeted_bytes_of_all) |
     /// | sessions | 4 KiB × ([`max_spokes`](HubLimits::max_spokes) + [`away_spokes`](HubLimits::away_spokes)) + 256 × [`remembered_spokes`](HubLimits::remembered_spokes) |

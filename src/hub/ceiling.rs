@@ -8,6 +8,8 @@ const KIB: u64 = 1 << 10;
 
 /// The program, its runtime, the endpoint, and what is the same for every hub.
 const BASE: u64 = 64 << 20;
+/// What noq keeps of packets for handshakes that wait for their turn, its default for one endpoint.
+const INCOMING: u64 = 100 << 20;
 /// What an event of the log costs beside its bytes.
 const ENTRY: u64 = 512;
 /// What is known of a spoke that is connected or away.
@@ -43,6 +45,7 @@ pub(super) fn of(config: &HubConfig) -> u64 {
         .saturating_add(n(BATCH_BYTES) + reading);
     let parts = [
         BASE,
+        INCOMING,
         log,
         n(limits.targeted_bytes_of_all),
         sessions,

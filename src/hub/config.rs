@@ -43,9 +43,10 @@ pub struct HubLimits {
     /// With so many handshakes in flight, an address that has not shown that it can be answered is asked to first, by QUIC
     /// Retry. Default 64.
     pub validate_above: usize,
-    /// How many handshakes one remote address may begin a second; twice as many in a second after it was quiet, and they get their
-    /// turns evenly, so that they leave the hub time for events. A /64 of IPv6 counts as one
-    /// address, and a peer that comes by a relay has its id instead. More get no answer. Default 200.
+    /// How many handshakes one remote address may begin a second, and twice as many in the second after it was quiet. But for the first 16 they
+    /// get their turns evenly, so that they leave the hub time for events; as many wait for theirs as may be in flight. (On a router of yours
+    /// there are no turns.) A /64 of IPv6 counts as one address, and a peer that comes by a relay has its id instead. More get no
+    /// answer. Default 200.
     pub handshakes_of_addr_per_s: u32,
     /// How long a handshake may take. Default 10 s.
     pub handshake_timeout: Duration,

@@ -12,7 +12,7 @@ use iroh::{
     endpoint::{Incoming, ServerConfig},
     protocol::{IncomingFilter, IncomingFilterOutcome},
 };
-use tokio::time::{Duration, Instant, timeout};
+use tokio::time::{Duration, Instant, sleep, timeout};
 use tracing::{debug, error};
 
 use super::{
@@ -45,11 +45,13 @@ fn handshakes(limits: &HubLimits) -> Handshakes {
     Places::new(limits.max_handshakes, limits.most_handshakes_of_addr())
 }
 
-/// Asks the door, and counts what it says. With a place for the handshake, if it is to be begun.
+/// Asks the door, and counts what it says. With a place for the handshake, if it is to be begun: of `waiting`, if it has to wait
+/// for its turn and may.
 fn knock(
     door: &mut Door,
     incoming: &Incoming,
     handshakes: &Handshakes,
+    waiting: Option<&Handshakes>,
     metrics: &ConnectionMetrics,
 ) -> (Verdict, Option<Place<u64>>) {
     let validated = incoming.remote_addr_validated();
@@ -58,12 +60,13 @@ fn knock(
     let key = door.key(&from);
     let in_flight = InFlight {
         all: handshakes.taken(),
-        of_addr: handshakes.taken_by(&key),
+        of_addr: handshakes.taken_by(&key) + waiting.map_or(0, |waiting| waiting.taken_by(&key)),
     };
     let mut verdict = door.knock(now, &from, validated, in_flight);
     let place = match verdict {
-        Verdict::Begin { .. } => {
-            let place = handshakes.take(key);
+        Verdict::Begin { after } => {
+            let places = waiting.filter(|_| !after.is_zero()).unwrap_or(handshakes);
+            let place = places.take(key);
             if place.is_none() {
                 verdict = Verdict::Crowded;
             }
@@ -72,11 +75,17 @@ fn knock(
         _ => None,
     };
     match verdict {
-        Verdict::Begin { .. } => metrics.handshakes_begun.inc(),
-        Verdict::Retry => metrics.handshakes_retried.inc(),
-        Verdict::OverRate => metrics.handshakes_over_rate.inc(),
-        Verdict::Crowded => metrics.handshakes_crowded.inc(),
-    };
+        Verdict::Begin { .. } => {}
+        Verdict::Retry => {
+            metrics.handshakes_retried.inc();
+        }
+        Verdict::OverRate => {
+            metrics.handshakes_over_rate.inc();
+        }
+        Verdict::Crowded => {
+            metrics.handshakes_crowded.inc();
+        }
+    }
     (verdict, place)
 }
 
@@ -118,6 +127,8 @@ async fn take_all(hub: Arc<Inner>, endpoint: Endpoint) {
     let config = Arc::new(config);
     let mut door = door(limits);
     let handshakes = handshakes(limits);
+    // Those that wait for their turn have places of their own: they are no reason to send others away.
+    let waiting = self::handshakes(limits);
     loop {
         let incoming = tokio::select! {
             incoming = endpoint.accept() => incoming,
@@ -125,49 +136,60 @@ async fn take_all(hub: Arc<Inner>, endpoint: Endpoint) {
         };
         let Some(incoming) = incoming else { return };
         let metrics = &hub.metrics.connections;
-        let (after, place) = match knock(&mut door, &incoming, &handshakes, metrics) {
-            (Verdict::Begin { after }, Some(place)) => (after, place),
+        let known = knock(&mut door, &incoming, &handshakes, Some(&waiting), metrics);
+        match known {
+            (Verdict::Begin { after }, Some(place)) => {
+                let key = door.key(&incoming.remote_addr());
+                let (hub, config, handshakes) = (hub.clone(), config.clone(), handshakes.clone());
+                hub.clone().tasks.spawn(async move {
+                    let mut place = place;
+                    if !after.is_zero() {
+                        tokio::select! {
+                            () = sleep(after) => {}
+                            () = hub.cancel.cancelled() => return,
+                        }
+                        let Some(turn) = handshakes.take(key) else {
+                            hub.metrics.connections.handshakes_crowded.inc();
+                            return incoming.ignore();
+                        };
+                        place = turn;
+                    }
+                    handshake(&hub, incoming, config, place).await;
+                });
+            }
             (Verdict::Retry, _) => {
                 if let Err(error) = incoming.retry() {
                     error.into_incoming().ignore();
                 }
-                continue;
             }
-            _ => {
-                incoming.ignore();
-                continue;
-            }
-        };
-        let handshake = handshake(hub.clone(), incoming, config.clone(), after);
-        hub.tasks.spawn(async move {
-            handshake.await;
-            drop(place);
-        });
+            _ => incoming.ignore(),
+        }
     }
 }
 
-/// Sees a handshake through, once its turn has come.
+/// Sees a handshake through. The place is given back when it has ended, either way.
 async fn handshake(
-    hub: Arc<Inner>,
+    hub: &Arc<Inner>,
     incoming: Incoming,
     config: Arc<ServerConfig>,
-    after: Duration,
+    place: Place<u64>,
 ) {
     let metrics = &hub.metrics.connections;
-    metrics.handshakes.inc();
-    let within = after + hub.config.limits.handshake_timeout;
-    let shake = async {
-        tokio::time::sleep(after).await;
-        let accepting = incoming
-            .accept_with(config)
-            .map_err(std::io::Error::other)?;
-        accepting.await.map_err(std::io::Error::other)
+    metrics.handshakes_begun.inc();
+    let accepting = match incoming.accept_with(config) {
+        Ok(accepting) => accepting,
+        Err(error) => {
+            metrics.handshakes_failed.inc();
+            return debug!("a connection could not be accepted: {error:#}");
+        }
     };
+    metrics.handshakes.inc();
     let done = tokio::select! {
-        done = timeout(within, shake) => Some(done),
+        done = timeout(hub.config.limits.handshake_timeout, accepting) => Some(done),
         () = hub.cancel.cancelled() => None,
     };
     metrics.handshakes.dec();
+    drop(place);
     match done {
         Some(Ok(Ok(connection))) => hub.take(connection),
         Some(Ok(Err(error))) => {
@@ -207,9 +229,10 @@ pub(super) fn filter(limits: &HubLimits, metrics: Arc<ConnectionMetrics>) -> Inc
         while begun.at.front().is_some_and(over) {
             begun.at.pop_front();
         }
-        match knock(&mut begun.door, incoming, &begun.handshakes, &metrics) {
-            // A router's filter cannot let one wait.
+        match knock(&mut begun.door, incoming, &begun.handshakes, None, &metrics) {
+            // A router's filter cannot let one wait for its turn.
             (Verdict::Begin { .. }, Some(place)) => {
+                metrics.handshakes_begun.inc();
                 begun.at.push_back((now, place));
                 IncomingFilterOutcome::Accept
             }

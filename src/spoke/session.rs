@@ -312,9 +312,8 @@ impl Session {
     async fn frames(&mut self, first: Bytes) -> Result<(), LinkError> {
         let mut frame = Some(first);
         let mut budget = FRAMES_AT_ONCE;
-        // They are taken in without a pause, so one look at the clock does for all.
-        let now = Instant::now();
         while let Some(bytes) = frame.take() {
+            let now = Instant::now();
             match ToSpoke::decode(bytes)? {
                 Some(frame) => self.reception.frame(now, frame)?,
                 None => {

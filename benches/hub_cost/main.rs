@@ -21,6 +21,7 @@
 mod common;
 
 // The program's `compare` has processes like these.
+#[allow(dead_code, unused_imports)]
 #[path = "../../src/program/compare/usage.rs"]
 mod usage;
 #[allow(dead_code)]

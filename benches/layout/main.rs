@@ -30,6 +30,7 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+#[allow(dead_code, unused_imports)]
 #[path = "../../src/program/compare/usage.rs"]
 mod usage;
 

@@ -121,7 +121,9 @@ impl Cell {
             } = std::mem::take(&mut pair.faults);
             let name = pair.alternative.name();
             println!(
-                "hub_cost {name}, {spokes} spokes, {size} B: {lost} of {expected} deliveries lost, {disordered} out of order"
+                "hub_cost {name}, {spokes} spokes, {size} B: {lost} of {expected} deliveries lost, {disordered} out of order, {} of {} rounds fell back from the topic",
+                std::mem::take(&mut pair.fallen_back),
+                2 * plan.rounds + 1,
             );
         }
         Ok(cell)

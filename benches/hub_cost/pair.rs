@@ -34,6 +34,8 @@ pub(crate) struct Pair {
     resident_before: Option<u64>,
     /// What went missing or came out of order since it was last asked for.
     pub(crate) faults: Outcome,
+    /// Rounds in which the topic was left for direct streams, in part or whole.
+    pub(crate) fallen_back: u64,
 }
 
 /// Asks, and takes the one reply that fits the command.
@@ -76,6 +78,7 @@ impl Pair {
             spokes: children,
             resident_before: before.resident_bytes,
             faults: Outcome::default(),
+            fallen_back: 0,
         })
     }
 
@@ -98,6 +101,7 @@ impl Pair {
             pair.faults = Outcome::default();
             pair.round(warm_up).await?;
             let Outcome { expected, lost, .. } = std::mem::take(&mut pair.faults);
+            pair.fallen_back = 0;
             tries += 1;
             if lost == 0 || tries == STARTS {
                 return Ok(pair);
@@ -109,6 +113,7 @@ impl Pair {
 
     /// Sends the events of a round, and returns what the hub used for it.
     pub(crate) async fn round(&mut self, round: Round) -> Result<Used> {
+        ask!(self.hub, HubCommand::AwaitReady, HubReply::Ready => ());
         let expect = SpokesCommand::Expect(round);
         ask!(self.spokes, expect, SpokesReply::Expecting => ());
         let before = self.account().await?;
@@ -116,7 +121,9 @@ impl Pair {
         let report = SpokesCommand::Report;
         let outcome = ask!(self.spokes, report, SpokesReply::Outcome(outcome) => outcome);
         sleep(TAIL).await;
-        let used = self.account().await?.usage.since(before.usage);
+        let after = self.account().await?;
+        let used = after.usage.since(before.usage);
+        self.fallen_back += u64::from(after.fallbacks > before.fallbacks);
         self.faults.add(outcome);
         sleep(REST).await;
         let per = |total: u64| total as f64 / round.events.max(1) as f64;

@@ -206,7 +206,5 @@ fn limits() -> HubLimits {
     limits.handshakes_of_addr_per_s = 100_000;
     limits.handshakes_of_addr = Some(limits.max_handshakes);
     limits.waiting_of_addr = Some(limits.max_waiting);
-        limits.acks_per_s = n.parse().unwrap();
-    }
     limits
 }

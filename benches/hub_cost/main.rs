@@ -12,7 +12,9 @@
 //!
 //! `direct` and `gossip` are this crate. `bare_streams` (iroh and nothing else: encoded once, a writer task per spoke, writes
 //! coalesced) has the QUIC settings of the hub's connections, its windows and keep-alive; `bare_gossip` is `iroh_gossip::net`
-//! and nothing else, to 100 spokes at most. Ratios are of the two that ran in the same round. What was lost or came out of order is printed.
+//! and nothing else, to 100 spokes at most. Ratios are of the two that ran in the same round. What was lost or came
+//! out of order is printed. A round in which the hub gave its topic up, or served a spoke around it (as it does when the spokes
+//! get too little CPU time), is left out, and that is printed.
 //!
 //! `cargo bench --bench hub_cost` takes about seven minutes; a filter such as `-- broadcast/300` runs a part. Rows go to
 //! `target/bench-results/hub_cost.jsonl`. `cargo test --benches` sends a few events, to show that all of this works.

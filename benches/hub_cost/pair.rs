@@ -34,8 +34,6 @@ pub(crate) struct Pair {
     resident_before: Option<u64>,
     /// What went missing or came out of order since it was last asked for.
     pub(crate) faults: Outcome,
-    /// Rounds in which the topic was left for direct streams, in part or whole.
-    pub(crate) fallen_back: u64,
 }
 
 /// Asks, and takes the one reply that fits the command.
@@ -78,7 +76,6 @@ impl Pair {
             spokes: children,
             resident_before: before.resident_bytes,
             faults: Outcome::default(),
-            fallen_back: 0,
         })
     }
 
@@ -101,7 +98,6 @@ impl Pair {
             pair.faults = Outcome::default();
             pair.round(warm_up).await?;
             let Outcome { expected, lost, .. } = std::mem::take(&mut pair.faults);
-            pair.fallen_back = 0;
             tries += 1;
             if lost == 0 || tries == STARTS {
                 return Ok(pair);
@@ -123,13 +119,13 @@ impl Pair {
         sleep(TAIL).await;
         let after = self.account().await?;
         let used = after.usage.since(before.usage);
-        self.fallen_back += u64::from(after.fallbacks > before.fallbacks);
         self.faults.add(outcome);
         sleep(REST).await;
         let per = |total: u64| total as f64 / round.events.max(1) as f64;
         Ok(Used {
             cpu_us: per(used.cpu_us),
             bytes: per(used.bytes_sent),
+            fell_back: after.fallbacks > before.fallbacks,
         })
     }
 
@@ -153,11 +149,14 @@ impl Pair {
 pub(crate) struct Used {
     pub(crate) cpu_us: f64,
     pub(crate) bytes: f64,
+    /// The topic was left for direct streams, in part or whole: this is not what gossip costs.
+    pub(crate) fell_back: bool,
 }
 
 impl Used {
     pub(crate) const NONE: Self = Self {
         cpu_us: 0.0,
         bytes: 0.0,
+        fell_back: false,
     };
 }

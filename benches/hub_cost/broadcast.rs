@@ -142,7 +142,18 @@ impl Cell {
         for (cpu, per_delivery, copies, rounds) in kinds {
             for (at, alternative) in ran.iter().enumerate() {
                 let name = alternative.name();
-                let took = || rounds.iter().map(|round| round[at]);
+                let took = || {
+                    rounds
+                        .iter()
+                        .map(|round| round[at])
+                        .filter(|used| !used.fell_back)
+                };
+                if let left_out @ 1.. = rounds.len() - took().count() {
+                    println!(
+                        "hub_cost {cpu}, {spokes} spokes: {left_out} of {} rounds of {name} fell back from the topic, and are left out",
+                        rounds.len()
+                    );
+                }
                 let of = |value: fn(Used) -> f64| Spread::of(took().map(value));
                 results.measured(row(cpu), name, "us", of(|used| used.cpu_us));
                 let each = Spread::of(took().map(|used| used.cpu_us / spokes));
@@ -156,8 +167,10 @@ impl Cell {
                 let (Some(at_a), Some(at_b)) = (at(a), at(b)) else {
                     continue;
                 };
-                let both = |round: &[Used; ALL.len()]| (round[at_a].cpu_us, round[at_b].cpu_us);
+                let both = |round: &[Used; ALL.len()]| (round[at_a], round[at_b]);
                 let pairs = rounds.iter().map(both);
+                let pairs = pairs.filter(|(a, b)| !a.fell_back && !b.fell_back);
+                let pairs = pairs.map(|(a, b)| (a.cpu_us, b.cpu_us));
                 let ratio = format!("{}/{}", a.name(), b.name());
                 results.ratio(row(cpu), &ratio, Spread::of_ratios(pairs));
             }
@@ -166,8 +179,9 @@ impl Cell {
 
     /// How often an event's payload would fit into what the hub sent for it.
     fn copies(&self, rounds: &Rounds, at: usize) -> Vec<f64> {
-        let copies = |round: &[Used; ALL.len()]| round[at].bytes / self.size as f64;
-        rounds.iter().map(copies).collect()
+        let used = rounds.iter().map(|round| round[at]);
+        let used = used.filter(|used| !used.fell_back);
+        used.map(|used| used.bytes / self.size as f64).collect()
     }
 }
 

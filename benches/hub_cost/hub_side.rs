@@ -73,7 +73,7 @@ impl Child {
             }
             HubCommand::Account => {
                 let sent = side.endpoint().metrics().socket.send_ipv4.get();
-                Ok(HubReply::Account(Account::now(sent)))
+                Ok(HubReply::Account(Account::now(sent, side.fallbacks())))
             }
         }
     }
@@ -153,10 +153,19 @@ impl HubSide {
 
     async fn ready(&mut self, spokes: usize) -> Result<()> {
         match self {
-            Self::Ours { hub, alternative } => match alternative {
-                Alternative::Gossip => settle::<Gossip>(hub, spokes).await,
-                _ => settle::<Direct>(hub, spokes).await,
-            },
+            Self::Ours { hub, alternative } => {
+                let paths: Vec<_> = hub.spokes().iter().map(|spoke| spoke.path).collect();
+                let gossip = *alternative == Alternative::Gossip;
+                let is_meant = match gossip {
+                    true => Gossip::is_meant(&paths),
+                    false => Direct::is_meant(&paths),
+                };
+                match gossip {
+                    _ if is_meant && paths.len() == spokes => Ok(()),
+                    true => settle::<Gossip>(hub, spokes).await,
+                    false => settle::<Direct>(hub, spokes).await,
+                }
+            }
             Self::BareStreams { accepting, hub, .. } => {
                 if let Some(accepting) = accepting.take() {
                     *hub = Some(accepting.await??);
@@ -165,6 +174,16 @@ impl HubSide {
             }
             // Its spokes know when they have joined.
             Self::BareGossip(_) => Ok(()),
+        }
+    }
+
+    fn fallbacks(&self) -> u64 {
+        match self {
+            Self::Ours { hub, .. } => {
+                let metrics = hub.metrics();
+                metrics.topic.failed.get() + metrics.repair.served_around.get()
+            }
+            Self::BareStreams { .. } | Self::BareGossip(_) => 0,
         }
     }
 

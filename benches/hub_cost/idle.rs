@@ -1,6 +1,10 @@
 //! What a spoke costs the hub that is connected and idle.
 
-use super::{pair::Pair, plan::Plan, protocol::Alternative};
+use super::{
+    pair::Pair,
+    plan::Plan,
+    protocol::{Alternative, Round},
+};
 use crate::common::{
     Result,
     results::{Results, Row, Spread},
@@ -14,11 +18,18 @@ const ALL: [Alternative; 3] = [
 /// Where the baseline is.
 const BARE: usize = 2;
 
+const ONE_EVENT: Round = Round {
+    events: 1,
+    size: 64,
+    gap: None,
+};
+
 /// For each spoke.
 #[derive(Debug, Clone, Copy, Default)]
 struct Idle {
     bytes: Option<f64>,
     cpu_us_per_s: f64,
+    sent_per_s: f64,
 }
 
 /// Runs all cells that are asked for.
@@ -52,6 +63,12 @@ async fn round(plan: &Plan, spokes: usize, reversed: bool) -> Result<[Idle; ALL.
     for (at, pair) in &mut pairs {
         let grown = pair.grown().await?;
         idle[*at].bytes = grown.map(|bytes| bytes as f64 / spokes as f64);
+    }
+    // Keep-alives that are due at one instant cost less than such that are spread out; what was written last decides that.
+    for (_, pair) in &mut pairs {
+        pair.round(ONE_EVENT).await?;
+    }
+    for (_, pair) in &mut pairs {
         before.push(pair.account().await?.usage);
     }
     tokio::time::sleep(plan.idle_for).await;
@@ -59,6 +76,7 @@ async fn round(plan: &Plan, spokes: usize, reversed: bool) -> Result<[Idle; ALL.
         let used = pair.account().await?.usage.since(before);
         let spoke_seconds = spokes as f64 * plan.idle_for.as_secs_f64();
         idle[*at].cpu_us_per_s = used.cpu_us as f64 / spoke_seconds;
+        idle[*at].sent_per_s = used.bytes_sent as f64 / spoke_seconds;
     }
     Ok(idle)
 }
@@ -76,6 +94,9 @@ fn report(rounds: &[[Idle; ALL.len()]], spokes: usize, results: &mut Results) {
         let name = alternative.name();
         results.measured(row("memory"), name, "bytes", Spread::of(bytes(at)));
         results.measured(row("idle"), name, unit, Spread::of(cpu(at)));
+        let sent = rounds.iter().map(|round| round[at].sent_per_s);
+        let sent = Spread::of(sent);
+        results.measured(row("idle"), name, "bytes_per_spoke_per_s", sent);
     }
     for at in (0..ALL.len()).filter(|at| *at != BARE) {
         let (name, bare) = (ALL[at].name(), ALL[BARE].name());

@@ -109,6 +109,7 @@ impl Pair {
 
     /// Sends the events of a round, and returns what the hub used for it.
     pub(crate) async fn round(&mut self, round: Round) -> Result<Used> {
+        ask!(self.hub, HubCommand::AwaitReady, HubReply::Ready => ());
         let expect = SpokesCommand::Expect(round);
         ask!(self.spokes, expect, SpokesReply::Expecting => ());
         let before = self.account().await?;
@@ -116,13 +117,15 @@ impl Pair {
         let report = SpokesCommand::Report;
         let outcome = ask!(self.spokes, report, SpokesReply::Outcome(outcome) => outcome);
         sleep(TAIL).await;
-        let used = self.account().await?.usage.since(before.usage);
+        let after = self.account().await?;
+        let used = after.usage.since(before.usage);
         self.faults.add(outcome);
         sleep(REST).await;
         let per = |total: u64| total as f64 / round.events.max(1) as f64;
         Ok(Used {
             cpu_us: per(used.cpu_us),
             bytes: per(used.bytes_sent),
+            fell_back: after.fallbacks > before.fallbacks,
         })
     }
 
@@ -146,11 +149,14 @@ impl Pair {
 pub(crate) struct Used {
     pub(crate) cpu_us: f64,
     pub(crate) bytes: f64,
+    /// The topic was left for direct streams, in part or whole: this is not what gossip costs.
+    pub(crate) fell_back: bool,
 }
 
 impl Used {
     pub(crate) const NONE: Self = Self {
         cpu_us: 0.0,
         bytes: 0.0,
+        fell_back: false,
     };
 }

@@ -104,14 +104,17 @@ pub(crate) struct Account {
     pub(crate) usage: Usage,
     /// Memory that is resident; only Linux tells.
     pub(crate) resident_bytes: Option<u64>,
+    /// How often our topic was given up, or a spoke on it served directly: a round of that is none of gossip.
+    pub(crate) fallbacks: u64,
 }
 
 impl Account {
     /// This process's, beside what its endpoint counts.
-    pub(crate) fn now(bytes_sent: u64) -> Self {
+    pub(crate) fn now(bytes_sent: u64, fallbacks: u64) -> Self {
         Self {
             usage: Usage::now(bytes_sent),
             resident_bytes: resident_bytes(),
+            fallbacks,
         }
     }
 }

@@ -4,8 +4,6 @@
 //! spoke: one bidirectional stream per spoke on a single connection, or one connection per spoke?", and whether datagrams pay for
 //! small events.
 //!
-//! ANSWER
-//!
 //! `sharing`: 1, 10 and 100 spokes of one process (one endpoint) and a hub, both in this process, on loopback and two workers.
 //!
 //! - `bare_shared`, `bare_own`: iroh and nothing else; a stream each on one connection, and a connection each.

@@ -185,9 +185,12 @@ async fn default_limits(results: &mut Results, spokes: usize) -> Result<()> {
     let times = storm.run(spokes).await?;
     times.report_failures(storm, spokes);
     for case in ["all_welcomed", "one_spoke_p50", "one_spoke_p99"] {
-        let spread = Spread::of(times.ms(case));
-        results.measured(row(case, spokes), storm.name(), "ms", spread);
+        if let Some(ms) = times.ms(case) {
+            results.measured(row(case, spokes), storm.name(), "ms", Spread::of([ms]));
+        }
     }
+    let failed = Spread::of([times.failed.0 as f64]);
+    results.measured(row("not_welcomed", spokes), storm.name(), "spokes", failed);
     Ok(())
 }
 

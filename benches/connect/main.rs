@@ -144,6 +144,9 @@ impl Storms {
                 if round + self.with_gossip >= self.rounds || !matches!(storm, Storm::Gossip) {
                     let times = storm.run(self.spokes).await?;
                     times.report_failures(storm, self.spokes);
+                    // Whether rounds get slower is not seen in a median.
+                    let (name, last) = (storm.name(), times.welcomed.last());
+                    eprintln!("{name}/{}, round {round}: {last:?}", self.spokes);
                     measured[at].push(times);
                 }
             }

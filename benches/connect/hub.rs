@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use iroh::Endpoint;
 use iroh_hub::{
-    Envelope, FanOut, Hub, HubLimits, Incoming, Listener, Path, Pattern, Spoke,
+    Envelope, FanOut, Hub, HubLimits, Incoming, Listener, Path, Pattern, Spoke, SpokeLimits,
     endpoint::bind_local,
 };
 use tokio::time::{sleep, timeout};
@@ -14,6 +14,8 @@ use crate::{
     storm::{Storm, Times, arrive},
 };
 
+/// Bare iroh would wait too.
+const LONG: Duration = Duration::from_secs(60);
 /// More than any storm here has.
 const PLENTY: usize = 8192;
 /// For how long a broadcast, or the topic, may take to reach all.
@@ -34,8 +36,12 @@ pub(crate) async fn storm(storm: Storm, endpoints: Vec<Endpoint>) -> Result<Time
     let addr = hub.addr();
     let mut arrived = arrive(&endpoints, |endpoint| {
         let addr = addr.clone();
+        let builder = Spoke::builder().limits(match storm {
+            Storm::DirectDefaults => SpokeLimits::default(),
+            _ => spoke_limits(),
+        });
         async move {
-            let spoke = Spoke::connect(endpoint, addr).await?;
+            let spoke = builder.connect(endpoint, addr).await?;
             let listener = spoke.listen(Pattern::any());
             Ok((spoke, listener))
         }
@@ -84,6 +90,14 @@ fn limits() -> HubLimits {
     limits.validate_above = PLENTY;
     limits.max_waiting = PLENTY;
     limits.waiting_of_addr = Some(PLENTY);
+    limits.handshake_timeout = LONG;
+    limits.hello_timeout = LONG;
+    limits
+}
+
+fn spoke_limits() -> SpokeLimits {
+    let mut limits = SpokeLimits::default();
+    limits.connect_timeout = LONG;
     limits
 }
 

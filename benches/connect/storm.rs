@@ -74,6 +74,8 @@ impl Times {
             self.welcomed.get(last * percent / 100).copied()
         };
         let time = match case {
+            // Without those that failed it would be the time of some.
+            "all_welcomed" | "all_welcomed_cpu" if self.failed.0 > 0 => None,
             "all_welcomed" => at(100),
             "all_welcomed_cpu" => Some(self.cpu),
             "one_spoke_p50" => at(50),

@@ -59,7 +59,8 @@ impl Mesh for BareDatagrams {
     }
 }
 
-/// A whole batch at once while there is room for it, and one by one otherwise: what does not fit would push out older ones.
+/// A whole batch at once while there is room for it, and one by one otherwise: what does not fit would push out older
+/// ones.
 async fn write(connection: Connection, mut payloads: mpsc::Receiver<Bytes>) {
     let mut batch = Vec::with_capacity(BATCH);
     while payloads.recv_many(&mut batch, BATCH).await > 0 {

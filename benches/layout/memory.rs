@@ -1,5 +1,5 @@
-//! What a process grows by per spoke. Memory that was freed is not always given back, so each figure takes a process of its own: this
-//! program, started again.
+//! What a process grows by per spoke. Memory that was freed is not always given back, so each figure takes a process
+//! of its own: this program, started again.
 
 use std::{process::Command, time::Duration};
 

@@ -14,7 +14,7 @@ use iroh_gossip::{
 use n0_future::StreamExt;
 use tokio::{task::JoinSet, time::timeout};
 
-use super::{Mesh, Result, Tally, endpoints::bind};
+use super::{Mesh, Place, Result, Role, Tally, endpoints::bind};
 
 /// What gossip's own framing takes of `max_message_size`.
 const FRAMING: usize = 64;
@@ -36,13 +36,18 @@ pub struct BareGossip {
 impl Mesh for BareGossip {
     const NAME: &'static str = "bare_gossip";
 
-    async fn start(spokes: usize, max_payload: usize, tally: Arc<Tally>) -> Result<Self> {
+    async fn start(
+        place: &dyn Place,
+        spokes: usize,
+        max_payload: usize,
+        tally: Arc<Tally>,
+    ) -> Result<Self> {
         let known = MemoryLookup::new();
         let topic = TopicId::from_bytes([7; 32]);
         let max = max_payload + FRAMING;
         let mut tasks = JoinSet::new();
 
-        let (hub_router, hub_gossip) = node(&known, max).await?;
+        let (hub_router, hub_gossip) = node(place, Role::Hub, &known, max).await?;
         let hub_id = hub_router.endpoint().id();
         let (hub, mut hub_events) = subscribe(&hub_gossip, topic, vec![]).await?.split();
         // Nobody reads the topic at the hub, but a stream that is not drained lags.
@@ -52,7 +57,7 @@ impl Mesh for BareGossip {
         let mut joined: Vec<EndpointId> = Vec::new();
         let mut joining = Vec::new();
         for number in 0..spokes {
-            let (router, gossip) = node(&known, max).await?;
+            let (router, gossip) = node(place, Role::Spoke, &known, max).await?;
             let early = joined.len() < BOOTSTRAPS;
             let peers = if early {
                 vec![hub_id]
@@ -97,9 +102,14 @@ impl Mesh for BareGossip {
     }
 }
 
-async fn node(known: &MemoryLookup, max: usize) -> Result<(Router, Gossip)> {
-    let endpoint: Endpoint = bind(GOSSIP_ALPN, known).await?;
-    known.add_endpoint_info(endpoint.addr());
+async fn node(
+    place: &dyn Place,
+    role: Role,
+    known: &MemoryLookup,
+    max: usize,
+) -> Result<(Router, Gossip)> {
+    let endpoint: Endpoint = bind(place, role, GOSSIP_ALPN, known).await?;
+    known.add_endpoint_info(place.addr_of(&endpoint));
     let gossip = Gossip::builder()
         .max_message_size(max)
         .spawn(endpoint.clone());

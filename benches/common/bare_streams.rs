@@ -12,7 +12,7 @@ use iroh::{
 };
 use tokio::{sync::mpsc, task::JoinSet};
 
-use super::{Error, Mesh, Result, Tally, endpoints::bind};
+use super::{Error, Mesh, Place, Result, Role, Tally, endpoints::bind};
 
 const ALPN: &[u8] = b"bench/bare-streams";
 /// Payloads that one spoke's writer may be behind by.
@@ -30,18 +30,23 @@ pub struct BareStreams {
 impl Mesh for BareStreams {
     const NAME: &'static str = "bare_streams";
 
-    async fn start(spokes: usize, _max_payload: usize, tally: Arc<Tally>) -> Result<Self> {
+    async fn start(
+        place: &dyn Place,
+        spokes: usize,
+        _max_payload: usize,
+        tally: Arc<Tally>,
+    ) -> Result<Self> {
         let known = MemoryLookup::new();
-        let hub = bind(ALPN, &known).await?;
+        let hub = bind(place, Role::Hub, ALPN, &known).await?;
         let mut mesh = Self {
             writers: Vec::with_capacity(spokes),
             endpoints: vec![hub.clone()],
             _tasks: JoinSet::new(),
         };
         for number in 0..spokes {
-            let spoke = bind(ALPN, &known).await?;
+            let spoke = bind(place, Role::Spoke, ALPN, &known).await?;
             let dial = async {
-                let connection = spoke.connect(hub.addr(), ALPN).await?;
+                let connection = spoke.connect(place.addr_of(&hub), ALPN).await?;
                 let (mut send, recv) = connection.open_bi().await?;
                 // The stream exists for the hub only once something is written on it.
                 send.write_all(&[0]).await?;

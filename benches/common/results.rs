@@ -61,13 +61,8 @@ pub struct Row<'a> {
 #[derive(Serialize)]
 #[serde(untagged)]
 enum What<'a> {
-    Measured {
-        alternative: &'a str,
-        unit: &'a str,
-    },
-    Ratio {
-        ratio: &'a str,
-    },
+    Measured { alternative: &'a str, unit: &'a str },
+    Ratio { ratio: &'a str },
 }
 
 #[derive(Serialize)]

@@ -181,7 +181,7 @@ impl Alternative {
     fn report(&self, row: Row<'_>, results: &mut Results) {
         results.measured(row, self.name, "ms", self.ms());
         let bytes = self.seen.iter().map(|seen| seen.carried.bytes as f64);
-        results.measured(row, self.name, "uplink_bytes", Spread::of(bytes));
+        results.measured(row, self.name, "bytes", Spread::of(bytes));
         let sum = |of: fn(&Seen) -> u64| self.seen.iter().map(of).sum::<u64>();
         println!(
             "    {} of {} deliveries lost, {} out of order; {} of {} packets lost at the uplink, {} refused; {}",

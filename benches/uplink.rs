@@ -56,7 +56,7 @@ impl Plan {
             ("rtt_40ms", Duration::from_millis(20)),
         ],
         spokes: &[50],
-        sizes: &[(1024, 16), (16 * 1024, 10)],
+        sizes: &[(1024, 12), (16 * 1024, 8)],
         warm_ups: 2,
         smoke: false,
     };

@@ -127,7 +127,11 @@ impl<S: Strategy> Mesh for HubMesh<S> {
         let counts = counts
             .iter()
             .map(|(path, spokes)| format!("{spokes} {path}"));
-        Some(counts.collect::<Vec<_>>().join(", "))
+        let handshakes = self.hub.metrics().connections.handshakes_begun.get();
+        let paths = counts.collect::<Vec<_>>().join(", ");
+        Some(format!(
+            "{paths}; {handshakes} handshakes at the hub so far"
+        ))
     }
 
     async fn stop(self) {

@@ -14,7 +14,7 @@ use iroh_gossip::{
 use n0_future::StreamExt;
 use tokio::{task::JoinSet, time::timeout};
 
-use super::{Mesh, Result, Tally, endpoints::bind};
+use super::{Mesh, Place, Result, Role, Tally, endpoints::bind};
 
 /// What gossip's own framing takes of `max_message_size`.
 const FRAMING: usize = 64;
@@ -35,11 +35,17 @@ pub struct BareGossip {
 impl Mesh for BareGossip {
     const NAME: &'static str = "bare_gossip";
 
-    async fn start(spokes: usize, max_payload: usize, tally: Arc<Tally>) -> Result<Self> {
+    async fn start(
+        place: &dyn Place,
+        spokes: usize,
+        max_payload: usize,
+        tally: Arc<Tally>,
+    ) -> Result<Self> {
         let known = MemoryLookup::new();
-        let hub = BareGossipHub::start(&known, max_payload).await?;
+        let hub = BareGossipHub::start(place, &known, max_payload).await?;
         let hub_id = hub.endpoint().id();
-        let spokes = BareGossipSpokes::join(&known, hub_id, spokes, max_payload, tally).await?;
+        let spokes =
+            BareGossipSpokes::join(place, &known, hub_id, spokes, max_payload, tally).await?;
         Ok(Self { hub, spokes })
     }
 
@@ -66,8 +72,12 @@ pub struct BareGossipHub {
 
 impl BareGossipHub {
     /// Waits for spokes to join.
-    pub async fn start(known: &MemoryLookup, max_payload: usize) -> Result<Self> {
-        let (router, gossip) = node(known, max_payload + FRAMING).await?;
+    pub async fn start(
+        place: &dyn Place,
+        known: &MemoryLookup,
+        max_payload: usize,
+    ) -> Result<Self> {
+        let (router, gossip) = node(place, Role::Hub, known, max_payload + FRAMING).await?;
         let (sender, mut events) = subscribe(&gossip, topic(), vec![]).await?.split();
         let mut draining = JoinSet::new();
         // Nobody reads the topic at the hub, but a stream that is not drained lags.
@@ -99,6 +109,7 @@ pub struct BareGossipSpokes {
 impl BareGossipSpokes {
     /// Joins so many to the topic of a hub, whose address is known.
     pub async fn join(
+        place: &dyn Place,
         known: &MemoryLookup,
         hub: EndpointId,
         spokes: usize,
@@ -110,7 +121,7 @@ impl BareGossipSpokes {
         let mut joined: Vec<EndpointId> = Vec::new();
         let mut joining = Vec::new();
         for number in 0..spokes {
-            let (router, gossip) = node(known, max_payload + FRAMING).await?;
+            let (router, gossip) = node(place, Role::Spoke, known, max_payload + FRAMING).await?;
             let early = joined.len() < BOOTSTRAPS;
             let peers = if early {
                 vec![hub]
@@ -145,9 +156,14 @@ fn topic() -> TopicId {
     TopicId::from_bytes([7; 32])
 }
 
-async fn node(known: &MemoryLookup, max: usize) -> Result<(Router, Gossip)> {
-    let endpoint: Endpoint = bind(GOSSIP_ALPN, known).await?;
-    known.add_endpoint_info(endpoint.addr());
+async fn node(
+    place: &dyn Place,
+    role: Role,
+    known: &MemoryLookup,
+    max: usize,
+) -> Result<(Router, Gossip)> {
+    let endpoint: Endpoint = bind(place, role, GOSSIP_ALPN, known).await?;
+    known.add_endpoint_info(place.addr_of(&endpoint));
     let gossip = Gossip::builder()
         .max_message_size(max)
         .spawn(endpoint.clone());

@@ -12,7 +12,7 @@ use iroh::{
 };
 use tokio::{sync::mpsc, task::JoinSet};
 
-use super::{Error, Mesh, Result, Tally, endpoints::bind};
+use super::{Error, Mesh, Place, Result, Role, Tally, endpoints::bind};
 
 /// What its endpoints speak.
 pub const ALPN: &[u8] = b"bench/bare-streams";
@@ -31,16 +31,21 @@ pub struct BareStreams {
 impl Mesh for BareStreams {
     const NAME: &'static str = "bare_streams";
 
-    async fn start(spokes: usize, _max_payload: usize, tally: Arc<Tally>) -> Result<Self> {
+    async fn start(
+        place: &dyn Place,
+        spokes: usize,
+        _max_payload: usize,
+        tally: Arc<Tally>,
+    ) -> Result<Self> {
         let known = MemoryLookup::new();
         let mut mesh = Self {
-            hub: BareStreamsHub::new(bind(ALPN, &known).await?),
+            hub: BareStreamsHub::new(bind(place, Role::Hub, ALPN, &known).await?),
             spokes: Vec::with_capacity(spokes),
             _reading: JoinSet::new(),
         };
         for number in 0..spokes {
-            let spoke = bind(ALPN, &known).await?;
-            let dial = BareStream::dial(&spoke, mesh.hub.endpoint.addr());
+            let spoke = bind(place, Role::Spoke, ALPN, &known).await?;
+            let dial = BareStream::dial(&spoke, place.addr_of(&mesh.hub.endpoint));
             let (dialled, ()) = tokio::try_join!(dial, mesh.hub.accept())?;
             mesh._reading.spawn(dialled.read(number, tally.clone()));
             mesh.spokes.push(spoke);

@@ -1,6 +1,4 @@
-//! Endpoints on loopback alone: no relay, no look-up, no port mapping.
-
-use std::net::Ipv4Addr;
+//! Endpoints with iroh's own settings, for the baselines.
 
 use iroh::{
     Endpoint,
@@ -8,16 +6,18 @@ use iroh::{
     endpoint::{PortmapperConfig, presets},
 };
 
-use super::Result;
+use super::{Place, Result, Role};
 
 /// Binds one endpoint that accepts `alpn` and resolves ids by `known`.
-pub async fn bind(alpn: &[u8], known: &MemoryLookup) -> Result<Endpoint> {
-    Ok(Endpoint::builder(presets::Minimal)
-        .clear_ip_transports()
-        .bind_addr((Ipv4Addr::LOCALHOST, 0))?
+pub async fn bind(
+    place: &dyn Place,
+    role: Role,
+    alpn: &[u8],
+    known: &MemoryLookup,
+) -> Result<Endpoint> {
+    let builder = Endpoint::builder(presets::Minimal)
         .portmapper_config(PortmapperConfig::Disabled)
         .alpns(vec![alpn.to_vec()])
-        .address_lookup(known.clone())
-        .bind()
-        .await?)
+        .address_lookup(known.clone());
+    place.bind(role, builder).await
 }

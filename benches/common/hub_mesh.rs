@@ -1,6 +1,7 @@
 //! This crate: a hub and its spokes by one strategy, with order, repair and proof.
 
 use std::{
+    collections::BTreeMap,
     marker::PhantomData,
     sync::Arc,
     time::{Duration, Instant},
@@ -8,17 +9,16 @@ use std::{
 
 use bytes::Bytes;
 use iroh_hub::{
-    AutoFanOut, Envelope, FanOut, Hub, Incoming, Listener, Path, Pattern, Spoke,
-    endpoint::bind_local,
+    AutoFanOut, Envelope, FanOut, Hub, Incoming, Listener, Path, Pattern, Spoke, endpoint,
 };
 use tokio::{task::JoinSet, time::sleep};
 
-use super::{Error, Mesh, Result, Tally};
+use super::{Error, Mesh, Place, Result, Role, Tally};
 
 /// Until every spoke is on the path that the strategy means for it.
 const SETTLE_LIMIT: Duration = Duration::from_secs(30);
-/// Auto has made up its mind when no spoke has changed its path for this long.
-const SETTLED: Duration = Duration::from_secs(1);
+/// Auto has made up its mind when no spoke has changed its path for this long: it waits for a second itself.
+const SETTLED: Duration = Duration::from_millis(1500);
 
 /// A strategy to measure.
 pub trait Strategy {
@@ -86,10 +86,15 @@ pub struct HubMesh<S> {
 impl<S: Strategy> Mesh for HubMesh<S> {
     const NAME: &'static str = S::NAME;
 
-    async fn start(spokes: usize, _max_payload: usize, tally: Arc<Tally>) -> Result<Self> {
-        let hub = Hub::builder()
-            .fan_out(S::fan_out())
-            .spawn(bind_local().await?)?;
+    async fn start(
+        place: &dyn Place,
+        spokes: usize,
+        _max_payload: usize,
+        tally: Arc<Tally>,
+    ) -> Result<Self> {
+        let endpoint = place.bind(Role::Hub, endpoint::local(None)).await?;
+        let addr = place.addr_of(&endpoint);
+        let hub = Hub::builder().fan_out(S::fan_out()).spawn(endpoint)?;
         let mut mesh = Self {
             hub,
             spokes: Vec::with_capacity(spokes),
@@ -97,7 +102,8 @@ impl<S: Strategy> Mesh for HubMesh<S> {
             _strategy: PhantomData,
         };
         for number in 0..spokes {
-            let spoke = Spoke::connect(bind_local().await?, mesh.hub.addr()).await?;
+            let endpoint = place.bind(Role::Spoke, endpoint::local(None)).await?;
+            let spoke = Spoke::connect(endpoint, addr.clone()).await?;
             let listener = spoke.listen(Pattern::any());
             mesh._tasks.spawn(read(listener, number, tally.clone()));
             mesh.spokes.push(spoke);
@@ -108,6 +114,21 @@ impl<S: Strategy> Mesh for HubMesh<S> {
 
     async fn publish(&self, payload: Bytes) -> Result<()> {
         broadcast(&self.hub, payload).await
+    }
+
+    fn paths(&self) -> Option<String> {
+        let mut counts = BTreeMap::new();
+        for spoke in self.hub.spokes() {
+            *counts.entry(spoke.path.to_string()).or_insert(0) += 1;
+        }
+        let counts = counts
+            .iter()
+            .map(|(path, spokes)| format!("{spokes} {path}"));
+        let handshakes = self.hub.metrics().connections.handshakes_begun.get();
+        let paths = counts.collect::<Vec<_>>().join(", ");
+        Some(format!(
+            "{paths}; {handshakes} handshakes at the hub so far"
+        ))
     }
 
     async fn stop(self) {

@@ -11,6 +11,7 @@ pub mod bare_gossip;
 pub mod bare_streams;
 pub mod endpoints;
 pub mod hub_mesh;
+mod place;
 pub mod results;
 mod tally;
 mod ways;
@@ -25,7 +26,8 @@ use bytes::Bytes;
 pub use self::{
     bare_gossip::BareGossip,
     bare_streams::BareStreams,
-    hub_mesh::{Auto, Direct, Gossip, HubMesh},
+    hub_mesh::{Auto, Direct, Gossip, HubMesh, Strategy},
+    place::{Loopback, Place, Role},
     tally::{Arrived, MIN_PAYLOAD, Tally},
     ways::{AnyMesh, Way},
 };
@@ -47,12 +49,22 @@ pub trait Mesh: Sized {
     /// The name in the results.
     const NAME: &'static str;
 
-    /// Starts a hub and `spokes` spokes, and returns once all are connected. Each spoke passes every payload that it
+    /// Starts a hub and `spokes` spokes at a place, and returns once all are connected. Each spoke passes every payload that it
     /// receives to [`Tally::record`] with its own number.
-    async fn start(spokes: usize, max_payload: usize, tally: Arc<Tally>) -> Result<Self>;
+    async fn start(
+        place: &dyn Place,
+        spokes: usize,
+        max_payload: usize,
+        tally: Arc<Tally>,
+    ) -> Result<Self>;
 
     /// Hands one payload to the hub. May wait if the hub is behind.
     async fn publish(&self, payload: Bytes) -> Result<()>;
+
+    /// By which paths the spokes are served, where there is a choice.
+    fn paths(&self) -> Option<String> {
+        None
+    }
 
     /// Closes all endpoints.
     async fn stop(self);
@@ -73,13 +85,18 @@ pub struct Bench<M> {
 }
 
 impl<M: Mesh> Bench<M> {
+    /// Starts a mesh on loopback; see [`start_at`](Self::start_at).
+    pub async fn start(spokes: usize, max_payload: usize) -> Result<Self> {
+        Self::start_at(&Loopback, spokes, max_payload).await
+    }
+
     /// Starts a mesh and sends a few events through it, so that windows and trees have formed. A mesh in which a spoke
     /// then gets nothing (bare gossip leaves one behind at times) is said and started again, a few times at most.
-    pub async fn start(spokes: usize, max_payload: usize) -> Result<Self> {
+    pub async fn start_at(place: &dyn Place, spokes: usize, max_payload: usize) -> Result<Self> {
         let mut tries = 0;
         loop {
             let tally = Arc::new(Tally::new(spokes));
-            let mesh = M::start(spokes, max_payload, tally.clone()).await?;
+            let mesh = M::start(place, spokes, max_payload, tally.clone()).await?;
             let bench = Self { mesh, tally };
             bench.burst(8, MIN_PAYLOAD).await?;
             let last = bench.burst(8, MIN_PAYLOAD).await?;
@@ -133,6 +150,11 @@ impl<M: Mesh> Bench<M> {
             arrived,
             times: times.collect(),
         })
+    }
+
+    /// See [`Mesh::paths`].
+    pub fn paths(&self) -> Option<String> {
+        self.mesh.paths()
     }
 
     /// Closes the mesh.

@@ -16,7 +16,7 @@ use super::{
     worker::serve,
 };
 use crate::common::{
-    Direct, Error, Gossip, Result, Tally,
+    Direct, Error, Gossip, Loopback, Result, Tally,
     bare_gossip::BareGossipHub,
     bare_streams::{self, BareStreamsHub},
     hub_mesh::{Strategy, broadcast, settle},
@@ -114,7 +114,7 @@ impl HubSide {
             Alternative::BareStreams => return Self::bare_streams(spokes).await,
             Alternative::BareGossip => {
                 let known = MemoryLookup::new();
-                let hub = BareGossipHub::start(&known, max_payload).await?;
+                let hub = BareGossipHub::start(&Loopback, &known, max_payload).await?;
                 return Ok(Self::BareGossip(hub));
             }
         };

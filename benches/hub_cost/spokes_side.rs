@@ -15,7 +15,8 @@ use super::{
     worker::serve,
 };
 use crate::common::{
-    Error, Result, Tally, bare_gossip::BareGossipSpokes, bare_streams::BareStream, hub_mesh::read,
+    Error, Loopback, Result, Tally, bare_gossip::BareGossipSpokes, bare_streams::BareStream,
+    hub_mesh::read,
 };
 
 /// Spokes that connect at once.
@@ -132,6 +133,7 @@ async fn bare_gossip(
     let known = MemoryLookup::new();
     let id = hub.id;
     known.add_endpoint_info(hub);
-    let spokes = BareGossipSpokes::join(&known, id, spokes, max_payload, tally.clone()).await?;
+    let spokes =
+        BareGossipSpokes::join(&Loopback, &known, id, spokes, max_payload, tally.clone()).await?;
     Ok(SpokesSide::BareGossip { _spokes: spokes })
 }

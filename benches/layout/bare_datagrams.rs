@@ -6,7 +6,9 @@ use bytes::Bytes;
 use iroh::{Endpoint, address_lookup::memory::MemoryLookup, endpoint::Connection};
 use tokio::{sync::mpsc, task::JoinSet};
 
-use crate::common::{Error, Mesh, Result, Tally, bare_streams::QUEUE, endpoints::bind};
+use crate::common::{
+    Error, Mesh, Place, Result, Role, Tally, bare_streams::QUEUE, endpoints::bind,
+};
 
 const ALPN: &[u8] = b"bench/bare-datagrams";
 /// Datagrams that are taken or handed over at once.
@@ -21,16 +23,21 @@ pub(crate) struct BareDatagrams {
 impl Mesh for BareDatagrams {
     const NAME: &'static str = "datagrams";
 
-    async fn start(spokes: usize, _max_payload: usize, tally: Arc<Tally>) -> Result<Self> {
+    async fn start(
+        place: &dyn Place,
+        spokes: usize,
+        _max_payload: usize,
+        tally: Arc<Tally>,
+    ) -> Result<Self> {
         let known = MemoryLookup::new();
-        let hub = bind(ALPN, &known).await?;
+        let hub = bind(place, Role::Hub, ALPN, &known).await?;
         let mut mesh = Self {
             writers: Vec::with_capacity(spokes),
             endpoints: vec![hub.clone()],
             _tasks: JoinSet::new(),
         };
         for number in 0..spokes {
-            let spoke = bind(ALPN, &known).await?;
+            let spoke = bind(place, Role::Spoke, ALPN, &known).await?;
             let dial = async { Ok::<_, Error>(spoke.connect(hub.addr(), ALPN).await?) };
             let accept = async {
                 let incoming = hub.accept().await.ok_or("the hub's endpoint is closed")?;

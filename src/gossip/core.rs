@@ -78,6 +78,11 @@ const VISITORS: usize = 1024;
 const VISITS_PER_S: u32 = 1;
 const VISITS: u32 = 20;
 
+/// How many peers we ask to be neighbours over time, and how many at once, if that takes a connection. Who has no
+/// room answers with others to ask: where nobody has, asking would never end.
+const REQUESTS_PER_S: u32 = 1;
+const REQUESTS: u32 = 16;
+
 /// How many follow-ups one input may have before the rest waits for the next tick.
 const MAX_FOLLOW_UPS: usize = 256;
 
@@ -269,6 +274,7 @@ pub(crate) struct Core<P: PeerIdentity, G: FrameGate> {
     active: BTreeSet<P>,
     /// Peers that we asked to be neighbours and that have not answered, and since when.
     asked: BTreeMap<P, Instant>,
+    requests: Bucket,
     book: Remembered<P, Entry>,
     bootstrap: VecDeque<P>,
     banned: Remembered<P, Instant>,
@@ -318,6 +324,7 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
             dials: Dials::new(config.max_dials),
             active: BTreeSet::new(),
             asked: BTreeMap::new(),
+            requests: Bucket::new(REQUESTS_PER_S, REQUESTS, now),
             book: Remembered::new(BOOK),
             bootstrap: VecDeque::new(),
             banned: Remembered::new(BANS),
@@ -657,7 +664,9 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
         if let Some(link) = self.links.get_mut(&peer) {
             link.tell |= asks;
             self.send(peer, message);
-        } else if kind == Kind::Request && self.active.len() >= self.config.enough_neighbors() {
+        } else if kind == Kind::Request
+            && (self.active.len() >= self.config.enough_neighbors() || !self.requests.take(1, now))
+        {
             // Most peers have no room either: a mesh that seeks to fill every view is never done connecting.
             self.follow_ups.push_back(FollowUp::NotAsked(peer));
         } else if asks || kind == Kind::Introduction {

@@ -15,6 +15,8 @@
 mod checker;
 #[path = "../common/mod.rs"]
 mod common;
+#[path = "../common/medium.rs"]
+mod medium;
 
 mod attacked;
 mod ceiling;

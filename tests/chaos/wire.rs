@@ -3,42 +3,32 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    io::{self, IoSliceMut},
     sync::{Arc, Mutex, MutexGuard},
-    task::{Context, Poll},
     time::Instant,
 };
 
 use bytes::Bytes;
-use iroh::{
-    Endpoint, EndpointAddr, EndpointId, SecretKey, TransportAddr,
-    endpoint::{
-        QuicTransportConfig,
-        transports::{CustomEndpoint, CustomSender, CustomTransport, RecvInfo, Transmit},
-    },
-};
-use iroh_base::CustomAddr;
+use iroh::{Endpoint, EndpointAddr, EndpointId, SecretKey, endpoint::QuicTransportConfig};
 use iroh_hub::endpoint;
-use n0_watcher::{Direct, Watchable};
-use noq_udp::RecvMeta;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
-use tokio::sync::mpsc;
 
-/// Any number that iroh does not use itself.
-const TRANSPORT: u64 = 0x0063_6861_6f73;
-/// Packets that wait for one endpoint; more are lost.
-const WAITING: usize = 4096;
+use crate::medium::{self, Medium, Packet, Sockets};
 
 /// The network. Clones are the same.
 #[derive(Clone, Debug)]
-pub struct Wire(Arc<Mutex<State>>);
+pub struct Wire(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    sockets: Sockets,
+    state: Mutex<State>,
+}
 
 #[derive(Debug)]
 struct State {
     rng: StdRng,
     loss: f64,
     cut: BTreeSet<EndpointId>,
-    sockets: BTreeMap<EndpointId, mpsc::Sender<Packet>>,
     /// The first packet of every connection that someone tried to make, by its own id for it.
     attempts: BTreeMap<(EndpointId, Bytes), Attempt>,
     packets: u64,
@@ -52,27 +42,22 @@ pub struct Attempt {
     pub at: Instant,
 }
 
-#[derive(Debug)]
-struct Packet {
-    from: EndpointId,
-    data: Bytes,
-}
-
 impl Wire {
     pub fn new(seed: u64) -> Self {
-        Self(Arc::new(Mutex::new(State {
+        let state = Mutex::new(State {
             rng: StdRng::seed_from_u64(seed),
             loss: 0.0,
             cut: BTreeSet::new(),
-            sockets: BTreeMap::new(),
             attempts: BTreeMap::new(),
             packets: 0,
             lost: 0,
-        })))
+        });
+        let sockets = Sockets::default();
+        Self(Arc::new(Inner { sockets, state }))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().expect("no panic")
+        self.0.state.lock().expect("no panic")
     }
 
     /// An endpoint on this network alone.
@@ -82,16 +67,8 @@ impl Wire {
 
     /// The same with other settings of QUIC.
     pub async fn endpoint_with(&self, config: QuicTransportConfig) -> Endpoint {
-        let key = SecretKey::generate();
-        let me = key.public();
-        let transport = Transport {
-            wire: self.clone(),
-            me,
-        };
-        endpoint::local(Some(key))
-            .transport_config(config)
-            .clear_ip_transports()
-            .add_custom_transport(Arc::new(transport))
+        let builder = endpoint::local(None).transport_config(config);
+        medium::on(self.0.clone(), SecretKey::generate(), builder)
             .bind()
             .await
             .expect("it binds to nothing")
@@ -99,7 +76,7 @@ impl Wire {
 
     /// Where an endpoint of this network is found. (It learns so itself only a while after it is bound.)
     pub fn addr_of(endpoint: EndpointId) -> EndpointAddr {
-        EndpointAddr::from_parts(endpoint, [TransportAddr::Custom(addr(endpoint))])
+        medium::addr_of(endpoint)
     }
 
     /// Loses this share of all packets from now on.
@@ -127,11 +104,14 @@ impl Wire {
         let state = self.state();
         (state.packets, state.lost)
     }
+}
 
-    fn send(&self, from: EndpointId, to: EndpointId, data: &[u8]) {
-        let mut state = self.state();
+impl Medium for Inner {
+    fn carry(&self, packet: Packet) {
+        let mut state = self.state.lock().expect("no panic");
         let state = &mut *state;
-        if let Some(id) = connection_id_of_initial(data) {
+        let Packet { from, to, .. } = packet;
+        if let Some(id) = connection_id_of_initial(&packet.data) {
             let id = (from, Bytes::copy_from_slice(id));
             let at = Instant::now();
             state.attempts.entry(id).or_insert(Attempt { to, at });
@@ -139,11 +119,13 @@ impl Wire {
         state.packets += 1;
         let cut = state.cut.contains(&from) || state.cut.contains(&to);
         let lost = cut || state.rng.random_bool(state.loss);
-        let data = Bytes::copy_from_slice(data);
-        let socket = state.sockets.get(&to).filter(|_| !lost);
-        if socket.is_none_or(|socket| socket.try_send(Packet { from, data }).is_err()) {
+        if lost || !self.sockets.deliver(packet) {
             state.lost += 1;
         }
+    }
+
+    fn sockets(&self) -> &Sockets {
+        &self.sockets
     }
 }
 
@@ -160,110 +142,4 @@ fn connection_id_of_initial(packet: &[u8]) -> Option<&[u8]> {
     let (_theirs, rest) = rest.split_at_checked(usize::from(*len))?;
     let (len, rest) = rest.split_first()?;
     rest.get(..usize::from(*len))
-}
-
-/// One endpoint's way into the network.
-#[derive(Clone, Debug)]
-struct Transport {
-    wire: Wire,
-    me: EndpointId,
-}
-
-fn addr(endpoint: EndpointId) -> CustomAddr {
-    CustomAddr::from((TRANSPORT, &endpoint.as_bytes()[..]))
-}
-
-fn endpoint_at(addr: &CustomAddr) -> io::Result<EndpointId> {
-    let bytes = <&[u8; 32]>::try_from(addr.data()).map_err(io::Error::other)?;
-    EndpointId::from_bytes(bytes).map_err(io::Error::other)
-}
-
-impl CustomTransport for Transport {
-    fn bind(&self) -> io::Result<Box<dyn CustomEndpoint>> {
-        let (socket, packets) = mpsc::channel(WAITING);
-        self.wire.state().sockets.insert(self.me, socket);
-        Ok(Box::new(Socket {
-            transport: self.clone(),
-            addrs: Watchable::new(vec![addr(self.me)]),
-            packets,
-            batch: Vec::new(),
-        }))
-    }
-}
-
-impl CustomSender for Transport {
-    fn is_valid_send_addr(&self, addr: &CustomAddr) -> bool {
-        addr.id() == TRANSPORT
-    }
-
-    fn poll_send(
-        &self,
-        _: &mut Context<'_>,
-        to: &CustomAddr,
-        _: Option<&CustomAddr>,
-        transmit: &Transmit<'_>,
-    ) -> Poll<io::Result<()>> {
-        let to = endpoint_at(to)?;
-        let size = transmit.segment_size.unwrap_or(transmit.contents.len());
-        for packet in transmit.contents.chunks(size.max(1)) {
-            self.wire.send(self.me, to, packet);
-        }
-        Poll::Ready(Ok(()))
-    }
-}
-
-#[derive(Debug)]
-struct Socket {
-    transport: Transport,
-    addrs: Watchable<Vec<CustomAddr>>,
-    packets: mpsc::Receiver<Packet>,
-    batch: Vec<Packet>,
-}
-
-impl Drop for Socket {
-    fn drop(&mut self) {
-        let Transport { wire, me } = &self.transport;
-        wire.state().sockets.remove(me);
-    }
-}
-
-impl CustomEndpoint for Socket {
-    fn watch_local_addrs(&self) -> Direct<Vec<CustomAddr>> {
-        self.addrs.watch()
-    }
-
-    fn create_sender(&self) -> Arc<dyn CustomSender> {
-        Arc::new(self.transport.clone())
-    }
-
-    fn poll_recv(
-        &mut self,
-        cx: &mut Context<'_>,
-        bufs: &mut [IoSliceMut<'_>],
-        metas: &mut [RecvMeta],
-        infos: &mut [RecvInfo],
-    ) -> Poll<io::Result<usize>> {
-        self.batch.clear();
-        let room = bufs.len().max(1);
-        if self
-            .packets
-            .poll_recv_many(cx, &mut self.batch, room)
-            .is_pending()
-        {
-            return Poll::Pending;
-        }
-        let me = addr(self.transport.me);
-        let mut count = 0;
-        for packet in &self.batch {
-            let len = packet.data.len();
-            let slot = bufs.get_mut(count).and_then(|buf| buf.get_mut(..len));
-            // What does not fit is lost.
-            let Some(slot) = slot else { continue };
-            slot.copy_from_slice(&packet.data);
-            (metas[count].len, metas[count].stride) = (len, len);
-            infos[count] = RecvInfo::new(addr(packet.from), Some(me.clone()));
-            count += 1;
-        }
-        Poll::Ready(Ok(count))
-    }
 }

@@ -1,0 +1,284 @@
+//! How long an event takes to the last spoke when the hub's uplink is the bottleneck, and what it takes of the uplink.
+//!
+//! The hub sends at 10 Mbit/s, through a queue of 256 KB that loses what finds it full; spokes are not limited. Without a delay, with 10 ms one way
+//! on every path (a round trip of 20 ms), and with 20 ms one way (40 ms): between spokes too, so that each hop of the
+//! topic pays for it. One event at a time over an idle mesh. It proves that the topic is worth it where
+//! the uplink is what there is too little of, and that auto, told of the uplink, chooses it.
+//!
+//! `direct`, `gossip` and `auto` are this crate, `auto` with the uplink stated; `bare_streams` and `bare_gossip` are the baselines.
+//! All are up at once and take turns, forwards and backwards; each has a network of its own inside of this process, so it takes
+//! neither root nor another machine. The bytes on the uplink are counted, and that nothing went around it is made sure of.
+//!
+//! `cargo bench --bench uplink` takes some minutes; a filter such as `-- rtt_20ms/50/16384` runs a part, and `cargo test --benches`
+//! sends a few events through small meshes.
+
+mod common;
+#[path = "../tests/common/medium.rs"]
+mod medium;
+#[path = "uplink/network.rs"]
+mod network;
+
+use std::{pin::Pin, time::Duration};
+
+use common::{
+    Arrived, BareGossip, BareStreams, Bench, Direct, Gossip, HubMesh, Mesh, Result, Strategy,
+    results::{Results, Row, Spread},
+};
+use iroh_hub::{AutoFanOut, FanOut, Path};
+use network::{Carried, Network, Shape};
+use tokio::time::sleep;
+
+/// The hub's uplink.
+const UPLINK_BITS_PER_S: u64 = 10_000_000;
+/// A fifth of a second of it.
+const QUEUE: u64 = 256 * 1024;
+/// Between two events: acknowledgements have come, and what is repaired has been.
+const PAUSE: Duration = Duration::from_millis(250);
+/// Until the queue is empty.
+const QUIET_LIMIT: Duration = Duration::from_secs(5);
+
+/// How much to measure.
+struct Plan {
+    /// Their names, and how long a packet takes one way.
+    delays: &'static [(&'static str, Duration)],
+    spokes: &'static [usize],
+    /// Bytes of an event, and how many are measured.
+    sizes: &'static [(usize, usize)],
+    warm_ups: usize,
+    smoke: bool,
+}
+
+impl Plan {
+    const FULL: Self = Self {
+        delays: &[
+            ("rtt_0", Duration::ZERO),
+            ("rtt_20ms", Duration::from_millis(10)),
+            ("rtt_40ms", Duration::from_millis(20)),
+        ],
+        spokes: &[50],
+        sizes: &[(1024, 12), (16 * 1024, 8)],
+        warm_ups: 2,
+        smoke: false,
+    };
+    const SMOKE: Self = Self {
+        delays: &[("rtt_4ms", Duration::from_millis(2))],
+        spokes: &[4],
+        sizes: &[(1024, 2)],
+        warm_ups: 1,
+        smoke: true,
+    };
+
+    fn from_args() -> &'static Self {
+        let has = |flag| std::env::args().any(|arg| arg == flag);
+        if has("--bench") && !has("--test") {
+            &Self::FULL
+        } else {
+            &Self::SMOKE
+        }
+    }
+}
+
+/// What the hub chooses when it knows its uplink.
+struct Auto;
+
+impl Strategy for Auto {
+    const NAME: &'static str = "auto";
+
+    fn fan_out() -> FanOut {
+        FanOut::Auto(AutoFanOut::default().with_uplink_bytes_per_s(UPLINK_BITS_PER_S / 8))
+    }
+
+    fn is_meant(paths: &[Path]) -> bool {
+        paths.iter().all(|path| *path != Path::Joining)
+    }
+}
+
+type LocalFuture<'a, T> = Pin<Box<dyn Future<Output = T> + 'a>>;
+
+/// A mesh of whatever kind.
+trait AnyMesh {
+    fn lone(&self, size: usize) -> LocalFuture<'_, Result<Arrived>>;
+    fn paths(&self) -> Option<String>;
+    fn stop(self: Box<Self>) -> LocalFuture<'static, ()>;
+}
+
+impl<M: Mesh + 'static> AnyMesh for Bench<M> {
+    fn lone(&self, size: usize) -> LocalFuture<'_, Result<Arrived>> {
+        Box::pin(Bench::lone(self, size))
+    }
+
+    fn paths(&self) -> Option<String> {
+        Bench::paths(self)
+    }
+
+    fn stop(self: Box<Self>) -> LocalFuture<'static, ()> {
+        Box::pin(Bench::stop(*self))
+    }
+}
+
+/// One way to fan out, on a network of its own.
+struct Alternative {
+    name: &'static str,
+    network: Network,
+    mesh: Box<dyn AnyMesh>,
+    /// Whether the hub sends an event to each spoke itself.
+    copies: bool,
+    seen: Vec<Seen>,
+}
+
+/// One event.
+#[derive(Clone, Copy)]
+struct Seen {
+    arrived: Arrived,
+    carried: Carried,
+}
+
+impl Seen {
+    fn ms(&self) -> f64 {
+        self.arrived.elapsed.as_secs_f64() * 1000.0
+    }
+}
+
+impl Alternative {
+    async fn start<M: Mesh + 'static>(delay: Duration, spokes: usize, max: usize) -> Result<Self> {
+        let network = Network::new(Shape {
+            uplink_bits_per_s: UPLINK_BITS_PER_S,
+            queue: QUEUE,
+            delay,
+        });
+        let mesh = Bench::<M>::start_at(&network, spokes, max).await?;
+        Ok(Self {
+            name: M::NAME,
+            copies: [BareStreams::NAME, Direct::NAME].contains(&M::NAME),
+            network,
+            mesh: Box::new(mesh),
+            seen: Vec::new(),
+        })
+    }
+
+    /// Sends an event, and counts what it took of the uplink until that is idle.
+    async fn lone(&self, size: usize) -> Result<Seen> {
+        self.network.quiet(QUIET_LIMIT).await;
+        let before = self.network.carried();
+        let arrived = self.mesh.lone(size).await?;
+        sleep(PAUSE).await;
+        self.network.quiet(QUIET_LIMIT).await;
+        let carried = self.network.carried().since(&before);
+        let at_least = match self.copies {
+            true => arrived.delivered * size as u64,
+            false => arrived.delivered.min(1) * size as u64,
+        };
+        if carried.bytes < at_least {
+            return Err("an event did not come by the uplink".into());
+        }
+        Ok(Seen { arrived, carried })
+    }
+
+    fn ms(&self) -> Spread {
+        Spread::of(self.seen.iter().map(Seen::ms))
+    }
+
+    fn report(&self, row: Row<'_>, results: &mut Results) {
+        results.measured(row, self.name, "ms", self.ms());
+        let bytes = self.seen.iter().map(|seen| seen.carried.bytes as f64);
+        results.measured(row, self.name, "bytes", Spread::of(bytes));
+        let sum = |of: fn(&Seen) -> u64| self.seen.iter().map(of).sum::<u64>();
+        println!(
+            "    {} of {} deliveries lost, {} out of order; {} of {} packets lost at the uplink, {} refused; {}",
+            sum(|seen| seen.arrived.expected - seen.arrived.delivered),
+            sum(|seen| seen.arrived.expected),
+            sum(|seen| seen.arrived.disordered),
+            sum(|seen| seen.carried.dropped),
+            sum(|seen| seen.carried.packets + seen.carried.dropped),
+            sum(|seen| seen.carried.refused),
+            self.mesh.paths().unwrap_or_else(|| "no paths".to_owned()),
+        );
+    }
+}
+
+/// The time of one as a multiple of that of another, event by event.
+fn ratio(one: &Alternative, other: &Alternative) -> Spread {
+    let pairs = one.seen.iter().zip(&other.seen);
+    Spread::of_ratios(pairs.map(|(one, other)| (one.ms(), other.ms())))
+}
+
+/// Measures all sizes over the same meshes.
+async fn cells(
+    plan: &Plan,
+    filter: &str,
+    (case, delay): (&str, Duration),
+    spokes: usize,
+    results: &mut Results,
+) -> Result<()> {
+    let wanted = |size: usize| format!("{case}/{spokes}/{size}").contains(filter);
+    let sizes = plan.sizes.iter().filter(|(size, _)| wanted(*size));
+    let Some(max) = sizes.clone().map(|(size, _)| *size).max() else {
+        return Ok(());
+    };
+    let mut all = [
+        Alternative::start::<BareStreams>(delay, spokes, max).await?,
+        Alternative::start::<BareGossip>(delay, spokes, max).await?,
+        Alternative::start::<HubMesh<Direct>>(delay, spokes, max).await?,
+        Alternative::start::<HubMesh<Gossip>>(delay, spokes, max).await?,
+        Alternative::start::<HubMesh<Auto>>(delay, spokes, max).await?,
+    ];
+    for &(size, events) in sizes {
+        for alternative in &mut all {
+            for _ in 0..plan.warm_ups {
+                alternative.lone(size).await?;
+            }
+            alternative.seen.clear();
+        }
+        for event in 0..events {
+            let mut turns: Vec<&mut Alternative> = all.iter_mut().collect();
+            if event % 2 == 1 {
+                turns.reverse();
+            }
+            for alternative in turns {
+                let seen = alternative.lone(size).await?;
+                alternative.seen.push(seen);
+            }
+        }
+        let row = Row {
+            case,
+            spokes,
+            size: Some(size),
+        };
+        for alternative in &all {
+            alternative.report(row, results);
+        }
+        let [streams, bare_gossip, direct, gossip, auto] = &all;
+        results.ratio(row, "gossip/direct", ratio(gossip, direct));
+        results.ratio(row, "direct/bare_streams", ratio(direct, streams));
+        results.ratio(row, "gossip/bare_gossip", ratio(gossip, bare_gossip));
+        let best = match direct.ms().median < gossip.ms().median {
+            true => direct,
+            false => gossip,
+        };
+        results.ratio(row, "auto/best", ratio(auto, best));
+    }
+    for alternative in all {
+        alternative.network.check()?;
+        alternative.mesh.stop().await;
+    }
+    Ok(())
+}
+
+fn main() -> Result<()> {
+    let plan = Plan::from_args();
+    let filter = std::env::args().skip(1).find(|arg| !arg.starts_with('-'));
+    let filter = filter.unwrap_or_default();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()?;
+    let mut results = Results::new("uplink", plan.smoke);
+    runtime.block_on(async {
+        for &delay in plan.delays {
+            for &spokes in plan.spokes {
+                cells(plan, &filter, delay, spokes, &mut results).await?;
+            }
+        }
+        Ok(())
+    })
+}

@@ -10,7 +10,7 @@
 //! With the hub's `handshake_timeout` at its default of 10 s, two of seven storms of 1,000 on that busy machine lost
 //! 178 and 221 spokes. At all of its default limits a hub holds a storm back if it comes from one address: in one
 //! storm, half of 1,000 spokes were in after 6.4 s, and all but four, which had given up, after 14 s. And a topic did
-//! not always form within 40 s on the busy machine: 100 were on it after 3-5 s, of 300 it left out 52-110 in the last
+//! not always form within 40 s on the busy machine: 100 were on it after 3-12 s, of 300 it left out 52-110 in the last
 //! rounds (they were served directly), and of 1,000 most.
 //!
 //! 100, 300 and 1,000 spokes, endpoints of their own on loopback in this process (two workers) and bound beforehand,

@@ -16,7 +16,7 @@
 //! out of order is printed. A round in which the hub gave its topic up, or served a spoke around it (as it does when the spokes
 //! get too little CPU time), is left out, and that is printed.
 //!
-//! `cargo bench --bench hub_cost` takes about seven minutes; a filter such as `-- broadcast/300` runs a part. Rows go to
+//! `cargo bench --bench hub_cost` takes ten minutes or more on two busy cores; a filter such as `-- broadcast/300` runs a part. Rows go to
 //! `target/bench-results/hub_cost.jsonl`. `cargo test --benches` sends a few events, to show that all of this works.
 
 #[path = "../common/mod.rs"]

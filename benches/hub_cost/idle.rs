@@ -64,7 +64,8 @@ async fn round(plan: &Plan, spokes: usize, reversed: bool) -> Result<[Idle; ALL.
         let grown = pair.grown().await?;
         idle[*at].bytes = grown.map(|bytes| bytes as f64 / spokes as f64);
     }
-    // Keep-alives that are due at one instant cost less than such that are spread out; what was written last decides that.
+    // Keep-alives that are due at one instant cost less than such that are spread out; what was written last decides
+    // that.
     for (_, pair) in &mut pairs {
         pair.round(ONE_EVENT).await?;
     }

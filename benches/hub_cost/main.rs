@@ -1,23 +1,24 @@
 //! What a broadcast and a spoke cost the hub, measured with the hub alone in its process.
 //!
-//! The bench starts itself again as two processes for each alternative: one is the hub, one is all of its spokes (endpoints
-//! of their own, on loopback). So CPU time, memory and bytes of the hub's process are the hub's alone.
+//! The bench starts itself again as two processes for each alternative: one is the hub, one is all of its spokes
+//! (endpoints of their own, on loopback). So CPU time, memory and bytes of the hub's process are the hub's alone.
 //!
-//! - `broadcast/SPOKES/SIZE`: CPU time (user and system) and bytes sent by the hub for a broadcast, in a burst and at 50 a
-//!   second. The meshes of all alternatives are up at the same time, and take turns, in an order that is reversed each round.
-//!   It proves that gossip spares the hub, and that direct costs what the streams under it do.
-//! - `idle/SPOKES`: memory of the hub for each spoke that is connected and idle, and CPU time for each spoke and second. The
-//!   meshes are started afresh for each round, and their CPU time is taken over the same seconds, after one broadcast.
-//!   It proves that the library adds little to a connection.
+//! - `broadcast/SPOKES/SIZE`: CPU time (user and system) and bytes sent by the hub for a broadcast, in a burst and at
+//!   50 a second. The meshes of all alternatives are up at the same time, and take turns, in an order that is reversed
+//!   each round. It proves that gossip spares the hub, and that direct costs what the streams under it do.
+//! - `idle/SPOKES`: memory of the hub for each spoke that is connected and idle, and CPU time for each spoke and
+//!   second. The meshes are started afresh for each round, and their CPU time is taken over the same seconds, after one
+//!   broadcast. It proves that the library adds little to a connection.
 //!
-//! `direct` and `gossip` are this crate. `bare_streams` (iroh and nothing else: encoded once, a writer task per spoke, writes
-//! coalesced) has the QUIC settings of the hub's connections, its windows and keep-alive; `bare_gossip` is `iroh_gossip::net`
-//! and nothing else, to 100 spokes at most. Ratios are of the two that ran in the same round. What was lost or came
-//! out of order is printed. A round in which the hub gave its topic up, or served a spoke around it (as it does when the spokes
-//! get too little CPU time), is left out, and that is printed.
+//! `direct` and `gossip` are this crate. `bare_streams` (iroh and nothing else: encoded once, a writer task per spoke,
+//! writes coalesced) has the QUIC settings of the hub's connections, its windows and keep-alive; `bare_gossip` is
+//! `iroh_gossip::net` and nothing else, to 100 spokes at most. Ratios are of the two that ran in the same round. What
+//! was lost or came out of order is printed. A round in which the hub gave its topic up, or served a spoke around it
+//! (as it does when the spokes get too little CPU time), is left out, and that is printed.
 //!
-//! `cargo bench --bench hub_cost` takes about seven minutes; a filter such as `-- broadcast/300` runs a part. Rows go to
-//! `target/bench-results/hub_cost.jsonl`. `cargo test --benches` sends a few events, to show that all of this works.
+//! `cargo bench --bench hub_cost` takes ten minutes or more on two busy cores; a filter such as `-- broadcast/300` runs
+//! a part. Rows go to `target/bench-results/hub_cost.jsonl`. `cargo test --benches` sends a few events, to show that
+//! all of this works.
 
 #[path = "../common/mod.rs"]
 mod common;

@@ -1,16 +1,17 @@
 //! How long an event takes to the last spoke when the hub's uplink is the bottleneck, and what it takes of the uplink.
 //!
-//! The hub sends at 10 Mbit/s, through a queue of 256 KB that loses what finds it full; spokes are not limited. Without a delay, with 10 ms one way
-//! on every path (a round trip of 20 ms), and with 20 ms one way (40 ms): between spokes too, so that each hop of the
-//! topic pays for it. One event at a time over an idle mesh. It proves that the topic is worth it where
-//! the uplink is what there is too little of, and that auto, told of the uplink, chooses it.
+//! The hub sends at 10 Mbit/s, through a queue of 256 KiB that loses what finds it full; spokes are not limited.
+//! Without a delay, with 10 ms one way on every path (a round trip of 20 ms), and with 20 ms one way (40 ms): between
+//! spokes too, so that each hop of the topic pays for it. One event at a time over an idle mesh. It proves that the
+//! topic is worth it where the uplink is what there is too little of, and that auto, told of the uplink, chooses it.
 //!
-//! `direct`, `gossip` and `auto` are this crate, `auto` with the uplink stated; `bare_streams` and `bare_gossip` are the baselines.
-//! All are up at once and take turns, forwards and backwards; each has a network of its own inside of this process, so it takes
-//! neither root nor another machine. The bytes on the uplink are counted, and that nothing went around it is made sure of.
+//! `direct`, `gossip` and `auto` are this crate, `auto` with the uplink stated; `bare_streams` and `bare_gossip` are
+//! the baselines. All are up at once and take turns, forwards and backwards; each has a network of its own inside of
+//! this process, so it takes neither root nor another machine. The bytes on the uplink are counted, and that nothing
+//! went around it is made sure of.
 //!
-//! `cargo bench --bench uplink` takes some minutes; a filter such as `-- rtt_20ms/50/16384` runs a part, and `cargo test --benches`
-//! sends a few events through small meshes.
+//! `cargo bench --bench uplink` takes five minutes; a filter such as `-- rtt_20ms/50/16384` runs a part, and `cargo
+//! test --benches` sends a few events through small meshes.
 
 mod common;
 #[path = "../tests/common/medium.rs"]

@@ -49,8 +49,8 @@ pub trait Mesh: Sized {
     /// The name in the results.
     const NAME: &'static str;
 
-    /// Starts a hub and `spokes` spokes at a place, and returns once all are connected. Each spoke passes every payload that it
-    /// receives to [`Tally::record`] with its own number.
+    /// Starts a hub and `spokes` spokes at a place, and returns once all are connected. Each spoke passes every
+    /// payload that it receives to [`Tally::record`] with its own number.
     async fn start(
         place: &dyn Place,
         spokes: usize,

@@ -1,6 +1,6 @@
-//! A network with a hub behind a narrow uplink: what the hub sends waits in a queue and leaves it packet after packet at a
-//! set rate; what finds the queue full is lost. Spokes send to each other and to the hub as fast as they like. Every
-//! packet, whoever sends it to whom, then takes the same delay to arrive.
+//! A network with a hub behind a narrow uplink: what the hub sends waits in a queue and leaves it packet after packet
+//! at a set rate; what finds the queue full is lost. Spokes send to each other and to the hub as fast as they like.
+//! Every packet, whoever sends it to whom, then takes the same delay to arrive.
 //!
 //! Endpoints on it have no sockets, so nothing gets around it; [`Network::check`] looks whether that is so.
 

@@ -1,5 +1,5 @@
-//! A network inside of the test: endpoints whose packets pass through here, to be lost, kept from a hub that is cut off, and
-//! counted. It needs nothing of the machine, and there is no way around it.
+//! A network inside of the test: endpoints whose packets pass through here, to be lost, kept from a hub that is cut
+//! off, and counted. It needs nothing of the machine, and there is no way around it.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -1,5 +1,5 @@
-//! Endpoints that have no sockets: all of their packets are handed to a medium inside of this process, which delivers them or does
-//! not. It needs nothing of the machine, and there is no way around it.
+//! Endpoints that have no sockets: all of their packets are handed to a medium inside of this process, which delivers
+//! them or does not. It needs nothing of the machine, and there is no way around it.
 
 use std::{
     collections::BTreeMap,

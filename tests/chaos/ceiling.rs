@@ -179,8 +179,11 @@ async fn fill(scale: usize) -> f64 {
         ceiling >> 20
     );
     reading.abort();
-    (state.peak_kib << 10) as f64 / ceiling as f64
+    (state.peak_kib << 10) as f64 / (ceiling - HANDSHAKES) as f64
 }
+
+/// What is not filled: packets for handshakes that wait for their turn.
+const HANDSHAKES: u64 = 100 << 20;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn peers_that_fill_every_buffer_do_not_get_a_small_hub_over_its_ceiling() {

@@ -397,14 +397,13 @@ fn sealing(criterion: &mut Criterion) {
             });
         });
         if let Some((sealed, bare)) = meshes {
-            runtime.block_on(async { tokio::join!(sealed.end(), bare.end()) });
             let row = Row {
                 case: "sealing",
                 spokes: nodes,
                 size: Some(1024),
             };
-            let ratios = Spread::of_ratios(pairs);
-            results.ratio(row, "sealed/bare", ratios);
+            results.ratio(row, "sealed/bare", Spread::of_ratios(pairs));
+            runtime.block_on(async { tokio::join!(sealed.end(), bare.end()) });
         }
     }
     group.finish();

@@ -42,7 +42,7 @@ pub fn write(root: &Path, results: &Path) -> anyhow::Result<()> {
         processor: field("/proc/cpuinfo", "model name"),
         cores: std::thread::available_parallelism()?.get(),
         memory: gib(&field("/proc/meminfo", "MemTotal")),
-        system: said_by("uname", "-sr"),
+        system: kernel(&said_by("uname", "-sr")),
         compiler: said_by("rustc", "--version"),
         crates: versions(&fs::read_to_string(root.join("Cargo.lock"))?),
     };
@@ -58,6 +58,12 @@ fn field(path: &str, name: &str) -> String {
         || "unknown".to_owned(),
         |(_, value)| value.trim().to_owned(),
     )
+}
+
+/// Without what only its builder understands.
+fn kernel(name: &str) -> String {
+    let (name, _) = name.split_once('-').unwrap_or((name, ""));
+    name.to_owned()
 }
 
 fn gib(kib: &str) -> String {

@@ -236,11 +236,12 @@ impl DriverMesh {
 
     /// Ends all nodes.
     pub async fn end(self) {
-        for node in self.nodes {
+        let ends = self.nodes.into_iter().map(async |node| {
             node.node.shutdown().await;
             node.listener.abort();
             // The endpoint closes by itself, and nothing is measured any more.
             let _ = node.router.shutdown().await;
-        }
+        });
+        n0_future::join_all(ends).await;
     }
 }

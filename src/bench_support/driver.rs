@@ -36,6 +36,11 @@ use crate::{
 /// How long the mesh may take to form, and a burst to arrive.
 const LIMIT: Duration = Duration::from_secs(60);
 
+/// How often it is looked whether the mesh has formed,
+const LOOK: Duration = Duration::from_millis(20);
+/// and after how long a node that is on its own is told of all others.
+const JOIN_AGAIN: Duration = Duration::from_secs(2);
+
 /// Before a frame that is not sealed: the first offset, and how many events there are.
 const BARE_HEADER: usize = 8 + 2;
 
@@ -172,12 +177,22 @@ impl DriverMesh {
                 router,
             });
         }
+        let addrs: Vec<_> = nodes.iter().map(|n| n.router.endpoint().addr()).collect();
         let formed = async {
-            while !nodes
-                .iter()
-                .all(|node| *node.node.neighbors().borrow() >= 2)
-            {
-                tokio::time::sleep(Duration::from_millis(20)).await;
+            loop {
+                let lonely = |node: &&Node| *node.node.neighbors().borrow() < 2;
+                let mut waited = Duration::ZERO;
+                while nodes.iter().any(|node| lonely(&node)) && waited < JOIN_AGAIN {
+                    tokio::time::sleep(LOOK).await;
+                    waited += LOOK;
+                }
+                if !nodes.iter().any(|node| lonely(&node)) {
+                    return;
+                }
+                // There is no hub here that would name others to them.
+                for node in nodes.iter().filter(lonely) {
+                    node.node.join(addrs.clone());
+                }
             }
         };
         timeout(LIMIT, formed).await?;

@@ -29,6 +29,7 @@ use std::time::Duration;
 
 use common::{
     AnyMesh, Arrived, Way,
+    args::{is_smoke, runtime},
     results::{Results, Row, Spread},
 };
 use criterion::{
@@ -100,11 +101,10 @@ impl Plan {
 
     /// Criterion runs each bench once, to see that it works, unless `cargo bench` called it.
     fn from_args() -> &'static Self {
-        let has = |flag| std::env::args().any(|arg| arg == flag);
-        if has("--bench") && !has("--test") {
-            &Self::FULL
-        } else {
+        if is_smoke() {
             &Self::SMOKE
+        } else {
+            &Self::FULL
         }
     }
 
@@ -118,14 +118,6 @@ impl Plan {
             .min(self.deliveries / spokes)
             .clamp(1, self.burst_events)
     }
-}
-
-fn runtime() -> Runtime {
-    tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .expect("a runtime")
 }
 
 /// What a group measures.
@@ -319,7 +311,7 @@ fn group(criterion: &mut Criterion, kind: Group) {
     let mut group = criterion.benchmark_group(kind.name());
     group.sampling_mode(SamplingMode::Flat);
     let mut results = Results::new(format!("fan_out_{}", kind.name()), plan.smoke);
-    let runtime = runtime();
+    let runtime = runtime().expect("a runtime");
     for &spokes in plan.spokes {
         let mut meshes = Vec::new();
         for &size in plan.sizes {
@@ -363,7 +355,7 @@ fn sealing(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("sealing");
     group.sampling_mode(SamplingMode::Flat);
     let mut results = Results::new("fan_out_sealing", plan.smoke);
-    let runtime = runtime();
+    let runtime = runtime().expect("a runtime");
     let event = Envelope::new("bench", &"z".repeat(1024)).expect("an event");
     let events = vec![event; PACKED];
     for &nodes in plan.sealing {

@@ -15,6 +15,7 @@ use std::process::Command;
 
 use common::{
     Result,
+    args::is_smoke,
     results::{Results, Row, Spread},
 };
 
@@ -32,7 +33,7 @@ struct Figures {
 
 fn main() -> Result<()> {
     let args: Vec<String> = std::env::args().collect();
-    let smoke = !args.iter().any(|arg| arg == "--bench") || args.iter().any(|arg| arg == "--test");
+    let smoke = is_smoke();
     let most = args.iter().filter_map(|arg| arg.parse().ok()).max();
     let spokes: Vec<usize> = match smoke {
         true => vec![20],

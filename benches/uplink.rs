@@ -23,6 +23,7 @@ use std::{pin::Pin, time::Duration};
 
 use common::{
     Arrived, BareGossip, BareStreams, Bench, Direct, Gossip, HubMesh, Mesh, Result, Strategy,
+    args::{Filter, is_smoke, runtime},
     results::{Results, Row, Spread},
 };
 use iroh_hub::{AutoFanOut, FanOut, Path};
@@ -70,11 +71,10 @@ impl Plan {
     };
 
     fn from_args() -> &'static Self {
-        let has = |flag| std::env::args().any(|arg| arg == flag);
-        if has("--bench") && !has("--test") {
-            &Self::FULL
-        } else {
+        if is_smoke() {
             &Self::SMOKE
+        } else {
+            &Self::FULL
         }
     }
 }
@@ -206,12 +206,12 @@ fn ratio(one: &Alternative, other: &Alternative) -> Spread {
 /// Measures all sizes over the same meshes.
 async fn cells(
     plan: &Plan,
-    filter: &str,
+    filter: &Filter,
     (case, delay): (&str, Duration),
     spokes: usize,
     results: &mut Results,
 ) -> Result<()> {
-    let wanted = |size: usize| format!("{case}/{spokes}/{size}").contains(filter);
+    let wanted = |size: usize| filter.takes(&format!("{case}/{spokes}/{size}"));
     let sizes = plan.sizes.iter().filter(|(size, _)| wanted(*size));
     let Some(max) = sizes.clone().map(|(size, _)| *size).max() else {
         return Ok(());
@@ -267,12 +267,8 @@ async fn cells(
 
 fn main() -> Result<()> {
     let plan = Plan::from_args();
-    let filter = std::env::args().skip(1).find(|arg| !arg.starts_with('-'));
-    let filter = filter.unwrap_or_default();
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()?;
+    let filter = Filter::from_args();
+    let runtime = runtime()?;
     let mut results = Results::new("uplink", plan.smoke);
     runtime.block_on(async {
         for &delay in plan.delays {

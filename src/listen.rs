@@ -296,19 +296,20 @@ impl Listeners {
             return;
         }
         let mut closed = false;
-        // Under the lock, since no waker of tokio's comes back here. Whoever has room is served at once; only those who are to be waited for cost more than that.
+        // Under the lock, since no waker of tokio's comes back here. Whoever has room is served at once; only those who
+        // are to be waited for cost more than that.
         let mut full = Vec::new();
         for slot in self.slots().iter().filter(|slot| slot.wants(&item)) {
             match slot.give_now(&item, &handed) {
                 Given::Done => {}
-                Given::Wait => full.push(slot.clone()),
+                Given::Wait(at_most) => full.push((slot.clone(), at_most)),
                 Given::Closed => closed = true,
             }
         }
-        for slot in full {
+        for (slot, at_most) in full {
             tokio::select! {
                 biased;
-                () = slot.give(item.clone(), &handed) => {}
+                () = slot.give(item.clone(), at_most, &handed) => {}
                 // Who holds back is not waited for when everything ends.
                 () = self.closed.cancelled() => return,
             }
@@ -352,8 +353,8 @@ type Room<'a> = (mpsc::Permit<'a, Queued>, OwnedSemaphorePermit);
 enum Given {
     /// It has it, or has been told that it is too slow for it.
     Done,
-    /// It has no room, and wants the link to be held back.
-    Wait,
+    /// It has no room, and wants the link to be held back for so long at most.
+    Wait(Duration),
     /// Nobody listens any more.
     Closed,
 }
@@ -386,7 +387,7 @@ impl Slot {
                 // Who was waited for in vain is not waited for again before it has caught up.
                 let behind = self.lagged.load(Ordering::Acquire) > 0;
                 match self.on_full {
-                    OnFull::Hold { .. } if !behind => Given::Wait,
+                    OnFull::Hold { at_most } if !behind => Given::Wait(at_most),
                     OnFull::Hold { .. } | OnFull::Lag => {
                         self.drop_one(item);
                         Given::Done
@@ -396,11 +397,8 @@ impl Slot {
         }
     }
 
-    /// Waits for room, as long as the listener may hold the link back.
-    async fn give(&self, item: Incoming, handed: impl Fn()) {
-        let OnFull::Hold { at_most } = self.on_full else {
-            return self.drop_one(&item);
-        };
+    /// Waits for room.
+    async fn give(&self, item: Incoming, at_most: Duration, handed: impl Fn()) {
         let cost = self.cost(&item);
         let placed = match self.try_place(cost) {
             Ok(place) => Ok(Some(place)),

@@ -41,9 +41,8 @@ mod spokes_side;
 
 use std::future::Future;
 
-use common::{Result, results::Results};
+use common::{Result, args::runtime, results::Results};
 use plan::Plan;
-use tokio::runtime;
 
 /// What the children are started with.
 const HUB_CHILD: &str = "hub-cost-hub";
@@ -58,11 +57,7 @@ fn main() -> Result<()> {
 }
 
 fn block_on(run: impl Future<Output = Result<()>>) -> Result<()> {
-    runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()?
-        .block_on(run)
+    runtime()?.block_on(run)
 }
 
 async fn all(plan: &Plan) -> Result<()> {

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::common::args::{Filter, is_smoke};
+
 /// Spokes, and the sizes of the events that they are sent.
 type Mesh = (usize, &'static [usize]);
 
@@ -20,7 +22,7 @@ pub(crate) struct Plan {
     pub(crate) idle_before: Duration,
     /// How long CPU time is taken for: whole intervals of the keep-alive, which is 4 s.
     pub(crate) idle_for: Duration,
-    filter: Option<String>,
+    filter: Filter,
 }
 
 impl Plan {
@@ -40,7 +42,7 @@ impl Plan {
         idle_spokes: &[300],
         idle_before: Duration::from_secs(2),
         idle_for: Duration::from_secs(8),
-        filter: None,
+        filter: Filter::ALL,
     };
     const SMOKE: Self = Self {
         smoke: true,
@@ -53,26 +55,24 @@ impl Plan {
         idle_spokes: &[4],
         idle_before: Duration::from_millis(100),
         idle_for: Duration::from_millis(500),
-        filter: None,
+        filter: Filter::ALL,
     };
 
     /// Smoke-runs unless `cargo bench` called.
     pub(crate) fn from_args() -> Self {
-        let has = |flag| std::env::args().any(|arg| arg == flag);
-        if !has("--bench") || has("--test") {
-            return Self::SMOKE;
-        }
-        let filter = std::env::args().skip(1).find(|arg| !arg.starts_with('-'));
-        Self {
-            filter,
-            ..Self::FULL
+        if is_smoke() {
+            Self::SMOKE
+        } else {
+            Self {
+                filter: Filter::from_args(),
+                ..Self::FULL
+            }
         }
     }
 
     /// Whether a part is asked for.
     pub(crate) fn has(&self, part: &str) -> bool {
-        let filter = self.filter.as_deref();
-        filter.is_none_or(|filter| part.contains(filter))
+        self.filter.takes(part)
     }
 
     /// Events of a burst: fewer where each is many deliveries.

@@ -38,7 +38,7 @@ impl Mesh for BareDatagrams {
         };
         for number in 0..spokes {
             let spoke = bind(place, Role::Spoke, ALPN, &known).await?;
-            let dial = async { Ok::<_, Error>(spoke.connect(hub.addr(), ALPN).await?) };
+            let dial = async { Ok::<_, Error>(spoke.connect(place.addr_of(&hub), ALPN).await?) };
             let accept = async {
                 let incoming = hub.accept().await.ok_or("the hub's endpoint is closed")?;
                 Ok::<_, Error>(incoming.await?)

@@ -289,8 +289,8 @@ impl Hub {
     /// [`handshakes_of_addr_per_s`](HubLimits::handshakes_of_addr_per_s). It is asked for every connection, those of other
     /// protocols too. A hub that [spawns](HubBuilder::spawn) needs none.
     ///
-    /// A filter cannot let an address wait for its turn, and is not told how a handshake ends, so those of the last second count as in flight, and there is no limit to how
-    /// long one may take but the endpoint's idle timeout. Give the endpoint
+    /// A filter cannot let an address wait for its turn, and is not told how a handshake ends, so those of the last second
+    /// count as in flight, and there is no limit to how long one may take but the endpoint's idle timeout. Give the endpoint
     /// [`hub_transport_config`](crate::endpoint::hub_transport_config) too, if what else runs on it can live with that.
     ///
     /// ```

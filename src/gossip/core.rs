@@ -8,7 +8,7 @@
 //! - opens a frame before the protocol may see it ([`inspect`]), and cuts off whoever sent a bad one;
 //! - bounds each list, rate and memory that a peer can drive;
 //! - bounds dials, and what others can make us dial ([`dials`]);
-//! - watches the membership and mends it ([`heal`]).
+//! - watches the membership and mends it ([`heal`]), and keeps the broadcast tree whole under load ([`tree`]).
 
 mod cache;
 mod dials;
@@ -17,10 +17,11 @@ mod heal;
 mod inspect;
 #[cfg(test)]
 mod tests;
+mod timers;
+mod tree;
 
 use std::{
-    cmp::Reverse,
-    collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
 };
 
@@ -30,7 +31,14 @@ use n0_error::{e, stack_error};
 use n0_future::time::{Duration, Instant};
 use rand::{SeedableRng, rngs::StdRng};
 
-use self::{cache::Cache, dials::Dials, early::Early, heal::Heal};
+use self::{
+    cache::Cache,
+    dials::Dials,
+    early::Early,
+    heal::Heal,
+    timers::{TimerKind, Timers},
+    tree::Tree,
+};
 use super::{
     FrameGate, GossipConfig, GossipMetrics,
     bounded::{Bucket, Remembered},
@@ -234,31 +242,6 @@ impl<P, O> Cause<P, O> {
     };
 }
 
-/// A protocol timer; ordered by time, then by age.
-#[derive(Debug)]
-struct Timer<P> {
-    at: Instant,
-    number: u64,
-    timer: topic::Timer<P>,
-}
-
-impl<P> PartialEq for Timer<P> {
-    fn eq(&self, other: &Self) -> bool {
-        self.number == other.number
-    }
-}
-impl<P> Eq for Timer<P> {}
-impl<P> PartialOrd for Timer<P> {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-impl<P> Ord for Timer<P> {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        (self.at, self.number).cmp(&(other.at, other.number))
-    }
-}
-
 /// One topic at one node.
 pub(crate) struct Core<P: PeerIdentity, G: FrameGate> {
     me: P,
@@ -267,8 +250,7 @@ pub(crate) struct Core<P: PeerIdentity, G: FrameGate> {
     gate: G,
     proto: topic::State<P, StdRng>,
     rng: StdRng,
-    timers: BinaryHeap<Reverse<Timer<P>>>,
-    timer_number: u64,
+    timers: Timers<P>,
     links: BTreeMap<P, Link>,
     dials: Dials<P>,
     active: BTreeSet<P>,
@@ -284,7 +266,8 @@ pub(crate) struct Core<P: PeerIdentity, G: FrameGate> {
     failed: Remembered<P, Instant>,
     seen: Remembered<mirror::Id, Instant>,
     early: Early<P>,
-    cache: Cache<P>,
+    cache: Cache,
+    tree: Tree<P>,
     heal: Heal,
     follow_ups: VecDeque<FollowUp<P>>,
     out: VecDeque<Output<P, G::Opened>>,
@@ -318,8 +301,7 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
             metrics,
             gate,
             proto,
-            timers: BinaryHeap::new(),
-            timer_number: 0,
+            timers: Timers::new(),
             links: BTreeMap::new(),
             dials: Dials::new(config.max_dials),
             active: BTreeSet::new(),
@@ -334,6 +316,7 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
             seen: Remembered::new(SEEN),
             early: Early::default(),
             cache: Cache::new(config.cache_bytes, config.frame_retention),
+            tree: Tree::new(me),
             heal: Heal::new(&config, now, &mut rng),
             follow_ups: VecDeque::new(),
             out: VecDeque::new(),
@@ -361,7 +344,7 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
         if self.left {
             return None;
         }
-        let timer = self.timers.peek().map(|Reverse(timer)| timer.at);
+        let timer = self.timers.next_at();
         Some(timer.map_or(self.heal.due, |at| at.min(self.heal.due)))
     }
 
@@ -425,7 +408,9 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
         }
         self.metrics.frames_sent.inc();
         self.heal.heard(now);
-        self.note_seen(*blake3::hash(&frame).as_bytes(), now);
+        let id = *blake3::hash(&frame).as_bytes();
+        self.note_seen(id, now);
+        self.tree.came(id, self.me, now);
         let len = frame.len();
         let command = proto::Command::Broadcast(frame, proto::Scope::Swarm);
         self.feed(topic::InEvent::Command(command), Cause::OURS, now);
@@ -521,18 +506,19 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
         if self.left {
             return;
         }
-        while self
-            .timers
-            .peek()
-            .is_some_and(|Reverse(timer)| timer.at <= now)
-        {
-            if let Some(Reverse(timer)) = self.timers.pop() {
-                if self.cache.is_timer(&timer.timer) {
-                    self.cache.forget(now);
+        while let Some(timer) = self.timers.due(now) {
+            match timer.kind {
+                TimerKind::Graft => {
+                    if let Some(until) = self.tree.patience(timer.since, timer.delay, now) {
+                        self.timers.put_off(timer, until);
+                        continue;
+                    }
                 }
-                let event = topic::InEvent::TimerExpired(timer.timer);
-                self.feed(event, Cause::OURS, now);
+                TimerKind::Evict => self.cache.forget(now),
+                TimerKind::Other => {}
             }
+            let event = topic::InEvent::TimerExpired(timer.timer);
+            self.feed(event, Cause::OURS, now);
         }
         self.maintain(now);
         self.settle(now);
@@ -586,17 +572,13 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
                         // Each walk of a newcomer ends at a node that drops a neighbour for it.
                         Kind::ForwardJoin if walks == WALKS => continue,
                         Kind::ForwardJoin => walks += 1,
-                        _ => {}
+                        kind => self.tree.exchanged(to, kind),
                     }
                     self.send_or_dial(to, bytes, cause.from, now);
                 }
                 topic::OutEvent::EmitEvent(event) => self.emit(event, &mut cause, now),
                 topic::OutEvent::ScheduleTimer(delay, timer) => {
-                    self.cache.is_timer(&timer);
-                    let at = now + delay;
-                    let number = self.timer_number;
-                    self.timer_number += 1;
-                    self.timers.push(Reverse(Timer { at, number, timer }));
+                    self.timers.set(timer, delay, now);
                 }
                 topic::OutEvent::DisconnectPeer(peer) => {
                     let goodbye =
@@ -620,6 +602,7 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
         match event {
             proto::Event::NeighborUp(peer) => {
                 self.active.insert(peer);
+                self.tree.forget(&peer);
                 if let Some(link) = self.links.get_mut(&peer) {
                     link.close_at = None;
                     link.tell = true;
@@ -630,6 +613,7 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
             }
             proto::Event::NeighborDown(peer) => {
                 self.active.remove(&peer);
+                self.tree.forget(&peer);
                 if let Some(link) = self.links.get_mut(&peer) {
                     link.close_at = Some(now + LINGER);
                 }
@@ -769,7 +753,7 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
     /// The protocol has taken a frame. A cache that is too full is emptied before the time.
     fn cached(&mut self, len: usize, now: Instant) {
         let forget = self.cache.add(len, now);
-        if let (Some(forget), Some(timer)) = (forget, self.cache.timer()) {
+        if let (Some(forget), Some(timer)) = (forget, self.timers.evict()) {
             self.metrics.frames_uncached.inc_by(forget.frames as u64);
             let event = topic::InEvent::TimerExpired(timer);
             // All it does beside is set the timer again, which is set already.

@@ -17,6 +17,8 @@ pub struct GossipMetrics {
     pub frames_uncached: Counter,
     /// Frames that came again.
     pub frames_repeated: Counter,
+    /// Times that this node was left without a neighbour that brings frames unasked, and took the last one back.
+    pub parents_taken_back: Counter,
     /// Bytes of messages handed to connections.
     pub bytes_sent: Counter,
     /// Bytes of messages taken from connections.

@@ -137,8 +137,12 @@ impl<'de, T: Deserialize<'de>, const N: usize> Deserialize<'de> for List<T, N> {
 pub(super) enum Kind {
     /// Carries a frame.
     Data,
-    /// Runs the broadcast tree; of no use to anyone but a neighbour.
-    Tree,
+    /// Wants no frames unasked any more.
+    Prune,
+    /// Wants frames unasked again.
+    Graft,
+    /// Announces frames.
+    Announcement,
     /// Asks to be a neighbour, or answers that one is.
     Neighbor,
     /// Asks to be a neighbour if there is room.
@@ -157,7 +161,9 @@ pub(super) enum Kind {
 pub(super) fn kind(encoded: &[u8]) -> Kind {
     match encoded {
         [1, 0, ..] => Kind::Data,
-        [1, ..] => Kind::Tree,
+        [1, 1, ..] => Kind::Prune,
+        [1, 2, ..] => Kind::Graft,
+        [1, ..] => Kind::Announcement,
         [0, 0, ..] | [0, 3, ..] => Kind::Introduction,
         [0, 4, 1, ..] => Kind::Request,
         [0, 4, ..] => Kind::Neighbor,

@@ -5,7 +5,6 @@
 
 use std::collections::VecDeque;
 
-use iroh_gossip::proto::topic;
 use n0_future::time::{Duration, Instant};
 
 /// What a frame costs the cache beside its bytes.
@@ -16,24 +15,21 @@ const LOW: usize = 7;
 
 /// Mirrors what the protocol's cache holds.
 #[derive(Debug)]
-pub(super) struct Cache<P> {
+pub(super) struct Cache {
     max: usize,
     retention: Duration,
     /// When each frame came, and what it costs, oldest first.
     frames: VecDeque<(Instant, usize)>,
     bytes: usize,
-    /// The timer at which the protocol looks for what is to be forgotten.
-    timer: Option<topic::Timer<P>>,
 }
 
-impl<P: PartialEq + Clone> Cache<P> {
+impl Cache {
     pub(super) fn new(max: usize, retention: Duration) -> Self {
         Self {
             max,
             retention,
             frames: VecDeque::new(),
             bytes: 0,
-            timer: None,
         }
     }
 
@@ -74,23 +70,6 @@ impl<P: PartialEq + Clone> Cache<P> {
         }
     }
 
-    /// Whether this is the protocol's timer for its caches.
-    pub(super) fn is_timer(&mut self, timer: &topic::Timer<P>) -> bool {
-        if self.timer.is_none()
-            && let topic::Timer::Gossip(kind) = timer
-            // The type has no public name.
-            && format!("{kind:?}") == "EvictCache"
-        {
-            self.timer = Some(timer.clone());
-        }
-        self.timer.as_ref() == Some(timer)
-    }
-
-    /// The timer, once the protocol has set it.
-    pub(super) fn timer(&self) -> Option<topic::Timer<P>> {
-        self.timer.clone()
-    }
-
     #[cfg(test)]
     pub(super) fn bytes(&self) -> usize {
         self.bytes
@@ -117,7 +96,7 @@ mod tests {
             steps in prop::collection::vec((0usize..70_000, 0u64..400), 1..300),
         ) {
             let retention = Duration::from_secs(3);
-            let mut cache = Cache::<u32>::new(max, retention);
+            let mut cache = Cache::new(max, retention);
             let mut now = Instant::now();
             for (len, ms) in steps {
                 now += Duration::from_millis(ms);

@@ -7,7 +7,7 @@ use n0_future::time::{Duration, Instant};
 use super::{Cause, CloseWhy, Core, Entry, FollowUp, MAX_PEER_DATA};
 use crate::gossip::{
     FrameGate, FrameRefused,
-    mirror::{self, Data, Gossip, IHave, Message, PeerInfo, Scope, Swarm},
+    mirror::{self, Data, Gossip, IHave, Kind, Message, PeerInfo, Scope, Swarm},
 };
 
 /// The greatest number of hops that is taken as it is. Carriers count hops themselves, and the protocol's
@@ -133,6 +133,10 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
             if !self.control_token(from, 1, now) {
                 return;
             }
+            // All that the protocol does about a repeat is to prune.
+            if !self.tree.may_prune(from, &data.id, &self.active) {
+                return;
+            }
             None
         } else {
             match self.gate.open(&message.slice_ref(data.content)) {
@@ -168,6 +172,7 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
         if new {
             self.metrics.frames_received.inc();
             self.note_seen(data.id, now);
+            self.tree.came(data.id, from, now);
             self.heal.heard(now);
         }
         let cause = Cause {
@@ -214,7 +219,31 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
             }
             other => other,
         };
+        let kind = match &gossip {
+            Gossip::Prune => Kind::Prune,
+            Gossip::Graft { .. } => Kind::Graft,
+            _ => Kind::Announcement,
+        };
+        self.tree.exchanged(from, kind);
         self.pass_on(from, &Message::Gossip(gossip), false, now);
+        if kind == Kind::Prune
+            && let Some(parent) = self.tree.orphaned_by(from, &self.active)
+        {
+            self.take_back(parent, now);
+        }
+    }
+
+    /// Has a neighbour bring frames again, without asking for one.
+    fn take_back(&mut self, parent: P, now: Instant) {
+        let graft = Message::<P>::Gossip(Gossip::Graft { id: None, round: 0 });
+        let Ok(bytes) = postcard::to_stdvec(&graft) else {
+            return;
+        };
+        self.metrics.parents_taken_back.inc();
+        self.tree.exchanged(parent, Kind::Graft);
+        // To the protocol it is all the same which side asks.
+        self.pass_on(parent, &graft, false, now);
+        self.send(parent, bytes.into());
     }
 
     /// Whether a peer asks for this frame for the first time. Each answer costs us a frame, so there is one.

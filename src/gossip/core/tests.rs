@@ -171,10 +171,7 @@ fn a_frame_that_was_kept_for_less_is_still_known_for_a_repeat() {
     assert_eq!(delivered(&outputs(&mut core)), 0);
     assert_eq!(core.metrics.frames_repeated.get(), 20);
     // The protocol's timer was not set a second time.
-    let gossip = |timer: &&Reverse<Timer<u32>>| matches!(timer.0.timer, topic::Timer::Gossip(_));
-    let pending = core.timers.iter().filter(gossip);
-    let evict = pending.filter(|timer| core.cache.timer().as_ref() == Some(&timer.0.timer));
-    assert_eq!(evict.count(), 1);
+    assert_eq!(core.timers.count(timers::TimerKind::Evict), 1);
 }
 
 #[test]
@@ -231,7 +228,9 @@ fn the_mirror_reads_and_writes_what_the_protocol_does() {
             kinds.insert((real[0], real[1]));
             let kind = match &mirrored {
                 Message::Gossip(Gossip::Data(_)) => Kind::Data,
-                Message::Gossip(_) => Kind::Tree,
+                Message::Gossip(Gossip::Prune) => Kind::Prune,
+                Message::Gossip(Gossip::Graft { .. }) => Kind::Graft,
+                Message::Gossip(Gossip::IHave(_)) => Kind::Announcement,
                 Message::Swarm(Swarm::Neighbor { priority, .. }) => match priority {
                     Priority::High => Kind::Neighbor,
                     Priority::Low => Kind::Request,
@@ -1093,4 +1092,82 @@ crate::fuzz::machine! {
             prop_assert!(core.deadline().is_some());
         }
     }
+}
+
+/// What is sent about the broadcast tree, and to whom.
+fn tree_messages(outputs: &[Output<u32, Bytes>]) -> Vec<(u32, Kind)> {
+    let sent = outputs.iter().filter_map(|out| match out {
+        Output::Send { peer, message, .. } => Some((*peer, mirror::kind(message))),
+        _ => None,
+    });
+    sent.filter(|(_, kind)| matches!(kind, Kind::Prune | Kind::Graft))
+        .collect()
+}
+
+#[test]
+fn of_neighbours_that_bring_frames_in_turns_one_goes_on() {
+    let now = Instant::now();
+    let mut core = with_neighbors(&[1, 2, 3], now);
+    for from in [1, 2, 3] {
+        core.message(from, data(b"one", 1), now);
+    }
+    assert_eq!(
+        tree_messages(&outputs(&mut core)),
+        [(2, Kind::Prune), (3, Kind::Prune)]
+    );
+    // The second frame was under way from them before they heard of it.
+    for from in [2, 3, 1] {
+        core.message(from, data(b"two", 1), now);
+    }
+    let out = outputs(&mut core);
+    assert_eq!(delivered(&out), 1);
+    assert_eq!(tree_messages(&out), []);
+}
+
+#[test]
+fn whoever_is_pruned_by_its_last_parent_takes_it_back() {
+    let now = Instant::now();
+    let mut core = with_neighbors(&[1, 2], now);
+    core.message(1, data(b"one", 1), now);
+    core.message(2, data(b"one", 1), now);
+    assert_eq!(tree_messages(&outputs(&mut core)), [(2, Kind::Prune)]);
+    let prune = bytes(&Message::Gossip(Gossip::Prune));
+    core.message(1, prune.clone(), now);
+    assert_eq!(tree_messages(&outputs(&mut core)), [(1, Kind::Graft)]);
+    assert_eq!(core.metrics.parents_taken_back.get(), 1);
+    // What the other brings is passed on to it again.
+    core.message(2, data(b"two", 1), now);
+    let forwarded = outputs(&mut core).into_iter().any(|out| {
+        matches!(out, Output::Send { peer: 1, message, .. } if mirror::kind(&message) == Kind::Data)
+    });
+    assert!(forwarded);
+    // The other one is not needed, and may go.
+    core.message(2, prune, now);
+    assert_eq!(tree_messages(&outputs(&mut core)), []);
+}
+
+#[test]
+fn an_announced_frame_is_waited_for_while_others_come_and_asked_for_in_the_end() {
+    let start = Instant::now();
+    let mut core = with_neighbors(&[1, 2], start);
+    core.message(1, data(b"first", 1), start);
+    let id = *blake3::hash(b"late").as_bytes();
+    let announced = Message::Gossip(Gossip::IHave(mirror::List(vec![IHave { id, round: 1 }])));
+    core.message(2, bytes(&announced), start);
+    let mut asked_after = None;
+    for n in 1..100u8 {
+        let now = start + Duration::from_millis(20) * n.into();
+        core.tick(now);
+        if tree_messages(&outputs(&mut core)).contains(&(2, Kind::Graft)) {
+            asked_after = Some(now - start);
+            break;
+        }
+        core.message(1, data(&[n], 1), now);
+    }
+    assert_eq!(asked_after, Some(Duration::from_millis(400)));
+    // And soon, when nothing comes.
+    let mut core = with_neighbors(&[1, 2], start);
+    core.message(2, bytes(&announced), start);
+    core.tick(start + Duration::from_millis(80));
+    assert_eq!(tree_messages(&outputs(&mut core)), [(2, Kind::Graft)]);
 }

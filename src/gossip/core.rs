@@ -230,6 +230,8 @@ struct Cause<P, O> {
     from: Option<P>,
     /// The opened frame that goes with it.
     opened: Option<(O, u16)>,
+    /// The frame that was announced, or is still missing.
+    missing: Option<mirror::Id>,
     /// The peer said goodbye.
     goodbye: bool,
 }
@@ -238,6 +240,7 @@ impl<P, O> Cause<P, O> {
     const OURS: Self = Self {
         from: None,
         opened: None,
+        missing: None,
         goodbye: false,
     };
 }
@@ -507,18 +510,21 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
             return;
         }
         while let Some(timer) = self.timers.due(now) {
+            let mut cause = Cause::OURS;
             match timer.kind {
-                TimerKind::Graft => {
-                    if let Some(until) = self.tree.patience(timer.since, timer.delay, now) {
+                TimerKind::Graft(Some(id)) => {
+                    let (since, delay) = (timer.since, timer.delay);
+                    if let Some(until) = self.tree.patience(&id, since, delay, now) {
                         self.timers.put_off(timer, until);
                         continue;
                     }
+                    cause.missing = Some(id);
                 }
                 TimerKind::Evict => self.cache.forget(now),
-                TimerKind::Other => {}
+                TimerKind::Graft(None) | TimerKind::Other => {}
             }
             let event = topic::InEvent::TimerExpired(timer.timer);
-            self.feed(event, Cause::OURS, now);
+            self.feed(event, cause, now);
         }
         self.maintain(now);
         self.settle(now);
@@ -572,13 +578,18 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
                         // Each walk of a newcomer ends at a node that drops a neighbour for it.
                         Kind::ForwardJoin if walks == WALKS => continue,
                         Kind::ForwardJoin => walks += 1,
-                        kind => self.tree.exchanged(to, kind),
+                        kind => {
+                            self.tree.exchanged(to, kind);
+                            if let (Kind::Graft, Some(id)) = (kind, cause.missing) {
+                                self.tree.asked(id);
+                            }
+                        }
                     }
                     self.send_or_dial(to, bytes, cause.from, now);
                 }
                 topic::OutEvent::EmitEvent(event) => self.emit(event, &mut cause, now),
                 topic::OutEvent::ScheduleTimer(delay, timer) => {
-                    self.timers.set(timer, delay, now);
+                    self.timers.set(timer, delay, cause.missing, now);
                 }
                 topic::OutEvent::DisconnectPeer(peer) => {
                     let goodbye =

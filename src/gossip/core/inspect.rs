@@ -134,7 +134,7 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
                 return;
             }
             // All that the protocol does about a repeat is to prune.
-            if !self.tree.may_prune(from, &data.id, &self.active) {
+            if !self.tree.may_prune(from, data.id, &self.active) {
                 return;
             }
             None
@@ -178,7 +178,7 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
         let cause = Cause {
             from: Some(from),
             opened,
-            goodbye: false,
+            ..Cause::OURS
         };
         self.feed(topic::InEvent::RecvMessage(from, known), cause, now);
         if new {
@@ -203,12 +203,11 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
                 if list.0.iter().any(|one| believable(one.round).is_none()) {
                     return self.malformed(from, now);
                 }
-                let news = self.news(from, list.0, now);
-                if news.is_empty() {
-                    return;
+                for one in self.news(from, list.0, now) {
+                    self.heal.dirty = true;
+                    self.announced(from, one, now);
                 }
-                self.heal.dirty = true;
-                Gossip::IHave(mirror::List(news))
+                return;
             }
             Gossip::Graft { id, round } => {
                 let Some(round) = believable(round) else {
@@ -230,6 +229,20 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
             && let Some(parent) = self.tree.orphaned_by(from, &self.active)
         {
             self.take_back(parent, now);
+        }
+    }
+
+    /// One announcement at a time, so that it is known which frame the protocol sets a timer for.
+    fn announced(&mut self, from: P, one: IHave, now: Instant) {
+        self.tree.announced(one.id);
+        let cause = Cause {
+            from: Some(from),
+            missing: Some(one.id),
+            ..Cause::OURS
+        };
+        let message = Message::<P>::Gossip(Gossip::IHave(mirror::List(vec![one])));
+        if let Some(message) = message.to_proto() {
+            self.feed(topic::InEvent::RecvMessage(from, message), cause, now);
         }
     }
 
@@ -353,8 +366,8 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
         };
         let cause = Cause {
             from: Some(from),
-            opened: None,
             goodbye,
+            ..Cause::OURS
         };
         self.feed(topic::InEvent::RecvMessage(from, message), cause, now);
     }

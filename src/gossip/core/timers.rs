@@ -10,13 +10,15 @@ use std::{
 use iroh_gossip::proto::topic;
 use n0_future::time::{Duration, Instant};
 
+use crate::gossip::mirror::Id;
+
 /// What a timer is for, as far as the core has to know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum TimerKind {
     /// The protocol empties its caches.
     Evict,
-    /// It asks for a frame that was announced.
-    Graft,
+    /// It asks for a frame that was announced; this one, if that is known.
+    Graft(Option<Id>),
     Other,
 }
 
@@ -69,8 +71,15 @@ impl<P: Clone + PartialEq> Timers<P> {
         }
     }
 
-    pub(super) fn set(&mut self, timer: topic::Timer<P>, delay: Duration, now: Instant) {
-        let kind = self.kind(&timer);
+    /// `frame` is what the protocol was told of when it set the timer.
+    pub(super) fn set(
+        &mut self,
+        timer: topic::Timer<P>,
+        delay: Duration,
+        frame: Option<Id>,
+        now: Instant,
+    ) {
+        let kind = self.kind(&timer, frame);
         let number = self.number;
         self.number += 1;
         self.heap.push(Reverse(Timer {
@@ -83,7 +92,7 @@ impl<P: Clone + PartialEq> Timers<P> {
         }));
     }
 
-    fn kind(&mut self, timer: &topic::Timer<P>) -> TimerKind {
+    fn kind(&mut self, timer: &topic::Timer<P>, frame: Option<Id>) -> TimerKind {
         let topic::Timer::Gossip(tree) = timer else {
             return TimerKind::Other;
         };
@@ -99,7 +108,7 @@ impl<P: Clone + PartialEq> Timers<P> {
         } else if self.announce.as_ref() == Some(timer) {
             TimerKind::Other
         } else {
-            TimerKind::Graft
+            TimerKind::Graft(frame)
         }
     }
 

@@ -99,7 +99,7 @@ impl Envelope {
     ///
     /// If type or id break their bounds, or `json` is not one JSON value.
     pub fn from_json(event_type: &str, id: &str, json: &str) -> Result<Self, EnvelopeError> {
-        check_json(json.as_bytes())?;
+        check_json(json)?;
         Self::from_parts(event_type, id, json.trim_ascii().as_bytes())
     }
 
@@ -125,11 +125,11 @@ impl Envelope {
 
     /// Reads an envelope from its travelling form, which a peer wrote. Copies nothing.
     pub(crate) fn from_body(body: Bytes) -> Result<Self, EnvelopeError> {
-        let layout = body::parse(&body).map_err(|source| e!(EnvelopeError::Malformed, source))?;
-        let this = Self { body, layout };
-        check_names(this.event_type(), this.id())?;
-        check_json(this.payload_json().as_bytes())?;
-        Ok(this)
+        let parsed = body::parse(&body).map_err(|source| e!(EnvelopeError::Malformed, source))?;
+        let (layout, [event_type, id, payload]) = parsed;
+        check_names(event_type, id)?;
+        check_json(payload)?;
+        Ok(Self { body, layout })
     }
 
     /// The travelling form.
@@ -187,8 +187,8 @@ fn check_names(event_type: &str, id: &str) -> Result<(), EnvelopeError> {
     Ok(())
 }
 
-fn check_json(json: &[u8]) -> Result<(), EnvelopeError> {
-    serde_json::from_slice::<&RawValue>(json)
+fn check_json(json: &str) -> Result<(), EnvelopeError> {
+    serde_json::from_str::<&RawValue>(json)
         .map(|_| ())
         .map_err(|source| e!(EnvelopeError::NotJson, source))
 }

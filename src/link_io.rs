@@ -1,6 +1,6 @@
 //! Frames over one QUIC stream, for hub and spoke alike: reading with limits, writing without copies.
 
-use std::time::Duration;
+use std::{ops::Range, time::Duration};
 
 use bytes::Bytes;
 use iroh::endpoint::{ConnectionError, ReadError, RecvStream, SendStream, WriteError};
@@ -18,8 +18,8 @@ use crate::{
     },
 };
 
-/// The most that is taken from a stream at once, in bytes.
-const READ_CHUNK: usize = 256 * 1024;
+/// How many chunks are taken from a stream at once, at most. Each is what came in one datagram.
+const CHUNKS: usize = 32;
 
 /// Why a link ended that did not end well.
 #[stack_error(derive, add_meta, from_sources)]
@@ -144,6 +144,9 @@ pub(crate) struct FrameReader {
     customer: Option<Customer>,
     reserved: Option<Reserved>,
     recv: RecvStream,
+    /// Chunks that were read, of which these are still to be cut into frames.
+    chunks: Box<[Bytes; CHUNKS]>,
+    uncut: Range<usize>,
     deframer: Deframer,
     /// How long a frame may stay unfinished.
     frame_timeout: Duration,
@@ -156,6 +159,8 @@ impl FrameReader {
             customer: None,
             reserved: None,
             recv,
+            chunks: Box::default(),
+            uncut: 0..0,
             deframer: Deframer::new(max_frame),
             frame_timeout,
             frame_began: None,
@@ -178,8 +183,7 @@ impl FrameReader {
     /// Cancel safe.
     pub(crate) async fn next(&mut self) -> Result<Option<Bytes>, LinkError> {
         loop {
-            if let Some(frame) = self.deframer.next()? {
-                self.frame_began = None;
+            if let Some(frame) = self.buffered()? {
                 return Ok(Some(frame));
             }
             if let Some(customer) = &self.customer
@@ -189,8 +193,8 @@ impl FrameReader {
                 self.reserved = Some(customer.reserve(len).await);
                 self.frame_began = Some(Instant::now());
             }
-            let reading = self.recv.read_chunk(READ_CHUNK);
-            let chunk = if self.deframer.is_mid_frame() {
+            let reading = self.recv.read_many_chunks(&mut self.chunks[..]);
+            let read = if self.deframer.is_mid_frame() {
                 let began = *self.frame_began.get_or_insert_with(Instant::now);
                 timeout_at(began + self.frame_timeout, reading)
                     .await
@@ -202,8 +206,8 @@ impl FrameReader {
             } else {
                 reading.await?
             };
-            match chunk {
-                Some(chunk) => self.deframer.push(chunk),
+            match read {
+                Some(read) => self.uncut = 0..read,
                 None => {
                     self.deframer.finish()?;
                     return Ok(None);
@@ -214,11 +218,17 @@ impl FrameReader {
 
     /// The next frame, if it has arrived whole.
     pub(crate) fn buffered(&mut self) -> Result<Option<Bytes>, LinkError> {
-        let frame = self.deframer.next()?;
-        if frame.is_some() {
-            self.frame_began = None;
+        loop {
+            if let Some(frame) = self.deframer.next()? {
+                self.frame_began = None;
+                return Ok(Some(frame));
+            }
+            let chunk = self.uncut.next().and_then(|nth| self.chunks.get_mut(nth));
+            match chunk {
+                Some(chunk) => self.deframer.push(std::mem::take(chunk)),
+                None => return Ok(None),
+            }
         }
-        Ok(frame)
     }
 
     /// Tells the peer that nothing more will be read.

@@ -9,7 +9,7 @@ use std::{
     marker::PhantomData,
     pin::Pin,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     task::{Context, Poll},
@@ -229,7 +229,8 @@ pub(crate) struct Listeners {
     slots: Mutex<Vec<Arc<Slot>>>,
     /// Whether there has been a listener.
     begun: watch::Sender<bool>,
-    grace_ends: Instant,
+    grace: Duration,
+    grace_ends: OnceLock<Instant>,
     /// Nothing more comes.
     closed: CancellationToken,
 }
@@ -238,12 +239,25 @@ impl Listeners {
     /// `grace` is how long events wait for the very first listener, counted from now, so that none
     /// is lost between making a hub or spoke and listening to it.
     pub(crate) fn new(grace: Duration) -> Self {
+        let listeners = Self::unbegun(grace);
+        listeners.begin_grace();
+        listeners
+    }
+
+    /// As [`new`](Self::new), with a grace that begins later.
+    pub(crate) fn unbegun(grace: Duration) -> Self {
         Self {
             slots: Mutex::default(),
             begun: watch::Sender::new(false),
-            grace_ends: Instant::now() + grace,
+            grace,
+            grace_ends: OnceLock::new(),
             closed: CancellationToken::new(),
         }
+    }
+
+    /// The time that events wait for the very first listener counts from now, or from the first call.
+    pub(crate) fn begin_grace(&self) -> Instant {
+        *self.grace_ends.get_or_init(|| Instant::now() + self.grace)
     }
 
     fn slots(&self) -> std::sync::MutexGuard<'_, Vec<Arc<Slot>>> {
@@ -284,12 +298,46 @@ impl Listeners {
         self.hand_out(item, || {}).await;
     }
 
+    /// Hands an item to every listener that wants it, if all of them have room now and there has been one; else gives it
+    /// back, and nobody has it. Calls `handed` before any listener can see the item.
+    pub(crate) fn try_hand_out(
+        &self,
+        item: Incoming,
+        handed: impl FnOnce(),
+    ) -> Result<(), Incoming> {
+        if !*self.begun.borrow() || self.closed.is_cancelled() {
+            return Err(item);
+        }
+        let slots = self.slots();
+        let mut wanting = slots.iter().filter(|slot| slot.wants(&item));
+        let Some(last) = wanting.next() else {
+            handed();
+            return Ok(());
+        };
+        let Ok(last_place) = last.try_place(last.cost(&item)) else {
+            return Err(item);
+        };
+        let mut others = Vec::new();
+        for slot in wanting {
+            match slot.try_place(slot.cost(&item)) {
+                Ok(place) => others.push((slot, place)),
+                Err(_) => return Err(item),
+            }
+        }
+        handed();
+        for (slot, place) in others {
+            slot.put(place, item.clone());
+        }
+        last.put(last_place, item);
+        Ok(())
+    }
+
     /// As [`dispatch`](Self::dispatch). Calls `handed` before any listener can see the item, and not before
     /// one has room for it; more than once if there are several.
     pub(crate) async fn hand_out(&self, item: Incoming, handed: impl Fn()) {
         if !*self.begun.borrow() {
             let mut begun = self.begun.subscribe();
-            let _ = timeout_at(self.grace_ends, begun.wait_for(|begun| *begun)).await;
+            let _ = timeout_at(self.begin_grace(), begun.wait_for(|begun| *begun)).await;
         }
         // Nobody gets it, so it is not handed out.
         if self.closed.is_cancelled() {

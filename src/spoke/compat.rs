@@ -5,15 +5,13 @@ use std::{sync::Arc, time::Duration};
 
 use iroh::{Endpoint, EndpointAddr, EndpointId};
 use n0_error::e;
-use tokio::{
-    sync::mpsc,
-    time::{Instant, timeout, timeout_at},
-};
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use super::{
     ConnectError,
+    deliverer::Deliverer,
     hands::{self, Greeted},
     shared::{LastWord, Shared},
     status::SpokeStatus,
@@ -55,7 +53,7 @@ pub(super) async fn connect(
 pub(super) async fn run(
     greeted: Greeted,
     shared: Arc<Shared>,
-    deliver: mpsc::Sender<Incoming>,
+    deliver: Deliverer,
     finish: CancellationToken,
     cancel: CancellationToken,
 ) {
@@ -102,14 +100,14 @@ fn ended(why: &'static str) -> LinkError {
 }
 
 /// Tells a status to listeners, in its place.
-async fn tell(deliver: &mpsc::Sender<Incoming>, status: SpokeStatus) {
-    let _ = deliver.send(Incoming::Status(status)).await;
+async fn tell(deliver: &Deliverer, status: SpokeStatus) {
+    let _ = deliver.deliver(Incoming::Status(status)).await;
 }
 
 async fn read(
     hub: EndpointId,
     reader: &mut FrameReader,
-    deliver: &mpsc::Sender<Incoming>,
+    deliver: &Deliverer,
     shared: &Shared,
 ) -> LinkError {
     loop {
@@ -137,7 +135,7 @@ async fn read(
         shared.metrics.reception.events_direct.inc();
         let mut event = Event::new(envelope, Source::Hub(hub));
         event.via = Some(Via::Direct);
-        if deliver.send(Incoming::Event(event)).await.is_err() {
+        if !deliver.deliver(Incoming::Event(event)).await {
             return ended("the spoke ended");
         }
     }

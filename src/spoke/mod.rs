@@ -2,13 +2,13 @@
 //!
 //! Three tasks a spoke: the session (`session`, or `compat` for the plain protocol) takes events in, puts
 //! them in order and makes a new link when one is lost; the `writer` sends what the `outbox` has, one task
-//! a link; and the deliverer hands events to the listeners and waits for them as their policies say. What is
-//! decided, and not merely done, is sans-IO: `reception` and `backoff`.
+//! a link; and the deliverer waits for listeners without room, as their policies say. What is decided, and not merely done, is sans-IO: `reception` and `backoff`.
 
 pub(crate) mod backoff;
 mod builder;
 mod compat;
 mod config;
+mod deliverer;
 mod error;
 mod hands;
 mod link;
@@ -24,10 +24,7 @@ use std::{sync::Arc, time::Duration};
 
 use iroh::{Endpoint, EndpointAddr, EndpointId, protocol::Router};
 use n0_error::{AnyError, e};
-use tokio::{
-    sync::mpsc,
-    time::{Instant, timeout, timeout_at},
-};
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{Instrument, debug, info_span};
 
@@ -39,13 +36,19 @@ pub use self::{
     member::GossipAcceptor,
     status::{SpokeStatus, StatusWatch},
 };
-use self::{config::SpokeConfig, outbox::Lost, session::Session, shared::Shared};
+use self::{
+    config::SpokeConfig,
+    deliverer::{Deliverer, Deliveries, deliver_all, deliverer},
+    outbox::Lost,
+    session::Session,
+    shared::Shared,
+};
 use crate::{
     close::{CloseCode, Closed},
     delivery::{Loss, SendReceipt},
     event::Envelope,
     gossip::GOSSIP_ALPN,
-    listen::{Incoming, ListenOptions, Listener, Listeners},
+    listen::{ListenOptions, Listener, Listeners},
     metrics::SpokeMetrics,
     pattern::Pattern,
     position::Position,
@@ -100,8 +103,9 @@ struct Parts {
     routes: bool,
     finish: CancellationToken,
     cancel: CancellationToken,
-    deliver: mpsc::Sender<Incoming>,
-    deliveries: mpsc::Receiver<Incoming>,
+    listeners: Arc<Listeners>,
+    deliver: Deliverer,
+    deliveries: Deliveries,
 }
 
 impl Spoke {
@@ -373,13 +377,16 @@ impl Parts {
         mut config: SpokeConfig,
         acceptor: Option<GossipAcceptor>,
     ) -> Self {
-        let (deliver, deliveries) = mpsc::channel(DELIVERIES);
         config.gossip = config.gossip.on(&endpoint);
         let gossips = config.protocol == Protocol::Native && config.gossip != Gossip::Off;
+        let listeners = Arc::new(Listeners::unbegun(config.limits.first_listener_wait));
+        let shared = Arc::new(Shared::new(config));
+        let (deliver, deliveries) = deliverer(listeners.clone(), shared.clone(), DELIVERIES);
         Self {
             endpoint,
             hub,
-            shared: Arc::new(Shared::new(config)),
+            shared,
+            listeners,
             routes: gossips && acceptor.is_none(),
             acceptor: acceptor.unwrap_or_default(),
             finish: CancellationToken::new(),
@@ -414,16 +421,19 @@ impl Parts {
             routes,
             finish,
             cancel,
+            listeners,
+            deliver,
             deliveries,
-            ..
         } = self;
+        // The session has one of its own, and ends the deliveries when it ends.
+        drop(deliver);
         let router = routes.then(|| {
             Router::builder(endpoint.clone())
                 .accept(GOSSIP_ALPN, acceptor)
                 .spawn()
         });
         let span = info_span!("spoke", me = %endpoint.id().fmt_short(), hub = %hub.id.fmt_short());
-        let listeners = Arc::new(Listeners::new(shared.config.limits.first_listener_wait));
+        listeners.begin_grace();
         let tasks = TaskTracker::new();
         let let_out = CancellationToken::new();
         let ended = let_out.clone().drop_guard();
@@ -432,8 +442,7 @@ impl Parts {
             drop(ended);
         };
         tasks.spawn(session.instrument(span.clone()));
-        let delivery = deliver_all(deliveries, listeners.clone(), shared.clone());
-        tasks.spawn(delivery.instrument(span));
+        tasks.spawn(deliver_all(deliveries).instrument(span));
         tasks.close();
         Spoke {
             inner: Arc::new(Inner {
@@ -449,27 +458,6 @@ impl Parts {
             }),
         }
     }
-}
-
-async fn deliver_all(
-    mut deliveries: mpsc::Receiver<Incoming>,
-    listeners: Arc<Listeners>,
-    shared: Arc<Shared>,
-) {
-    while let Some(item) = deliveries.recv().await {
-        let position = match &item {
-            Incoming::Event(event) => event.position.map(Position::next),
-            Incoming::Missed(missed) => Some(missed.to),
-            Incoming::Lagged(_) | Incoming::Status(_) => None,
-        };
-        let handed = || {
-            if let Some(position) = position {
-                shared.set_position(position);
-            }
-        };
-        listeners.hand_out(item, handed).await;
-    }
-    listeners.close();
 }
 
 impl EventTarget for Spoke {

@@ -14,10 +14,7 @@ use std::{
 use bytes::Bytes;
 use iroh::{Endpoint, EndpointAddr};
 use n0_error::e;
-use tokio::{
-    sync::mpsc,
-    time::{sleep_until, timeout},
-};
+use tokio::time::{sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
@@ -25,6 +22,7 @@ use super::{
     ConnectError,
     backoff::Backoff,
     config::{From, Gossip},
+    deliverer::Deliverer,
     hands::{self, Greeted},
     link::{Heard, Link},
     member::{GossipAcceptor, Seat},
@@ -36,7 +34,6 @@ use crate::{
     close::{CloseCode, Closed},
     gossip::GossipEvent,
     link_io::LinkError,
-    listen::Incoming,
     seal::Opened,
     wire::native::{Start, ToSpoke, Welcome},
 };
@@ -58,7 +55,7 @@ pub(super) struct Session {
     /// When the present attempt to make a link has to be done.
     attempt_until: Instant,
     seat: Seat,
-    deliver: mpsc::Sender<Incoming>,
+    deliver: Deliverer,
     /// Asks for the end in order: when the hub has everything.
     finish: CancellationToken,
 }
@@ -96,7 +93,7 @@ impl Session {
         hub: EndpointAddr,
         shared: Arc<Shared>,
         acceptor: GossipAcceptor,
-        deliver: mpsc::Sender<Incoming>,
+        deliver: Deliverer,
         finish: CancellationToken,
     ) -> Self {
         let now = Instant::now();
@@ -225,8 +222,7 @@ impl Session {
         let woken = tokio::select! {
             heard = self.link.next(reads) => Woken::Link(heard),
             event = self.seat.next() => Woken::Gossip(event),
-            // Room for the next item; the reservation itself is not kept.
-            permit = self.deliver.reserve(), if held => Woken::Room(permit.is_ok()),
+            room = self.deliver.has_place(), if held => Woken::Room(room),
             () = sleep_until(deadline.into()) => Woken::Deadline,
             // While there is a link, its writer sees to it.
             () = self.finish.cancelled(), if !finishes && !up => Woken::Finish,
@@ -312,8 +308,9 @@ impl Session {
     async fn frames(&mut self, first: Bytes) -> Result<(), LinkError> {
         let mut frame = Some(first);
         let mut budget = FRAMES_AT_ONCE;
+        // They are all here by now.
+        let now = Instant::now();
         while let Some(bytes) = frame.take() {
-            let now = Instant::now();
             match ToSpoke::decode(bytes)? {
                 Some(frame) => self.reception.frame(now, frame)?,
                 None => {
@@ -337,13 +334,13 @@ impl Session {
 
     async fn let_out_at(&mut self, now: Instant) -> Result<bool, LinkError> {
         let held = loop {
-            let Ok(permit) = self.deliver.try_reserve() else {
+            let Some(place) = self.deliver.try_reserve() else {
                 break true;
             };
             let Some(item) = self.reception.poll_delivery(now) else {
                 break false;
             };
-            permit.send(item);
+            place.put(item);
         };
         while let Some(order) = self.reception.poll_order(now) {
             self.obey(order).await?;
@@ -387,7 +384,7 @@ impl Session {
         let finishes = self.finish.is_cancelled();
         let rest = async {
             while let Ok(true) = self.let_out().await {
-                if self.deliver.reserve().await.is_err() {
+                if !self.deliver.has_place().await {
                     return;
                 }
             }

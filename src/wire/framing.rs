@@ -3,7 +3,7 @@
 //! [`Deframer`] turns the chunks of a stream into frames. It knows no sockets and no time: who reads
 //! asks [`is_mid_frame`](Deframer::is_mid_frame) to bound how long a peer may leave one unfinished.
 
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use n0_error::{e, stack_error};
 
 /// Bytes of the length prefix.
@@ -26,15 +26,24 @@ pub enum FrameError {
     Truncated {},
 }
 
+/// What is set aside at once for a frame that comes in several chunks. More only as it comes: the length prefix is not
+/// trusted with an allocation.
+const SET_ASIDE: usize = 16 * 1024;
+
 /// Cuts a stream of bytes into frames.
 ///
-/// Holds at most one chunk of the stream and the part of one frame that has arrived: the length
-/// prefix is never trusted with an allocation. A frame that lies in one chunk is not copied.
+/// Holds at most one chunk of the stream and the part of one frame that has arrived, for which at most twice its bytes or
+/// [`SET_ASIDE`] are allocated. A frame that lies in one chunk is not copied.
 #[derive(Debug)]
 pub(crate) struct Deframer {
     limit: usize,
     chunk: Bytes,
+    /// What there is of a prefix that came in pieces.
+    prefix: [u8; PREFIX],
+    have: usize,
+    /// A frame that has begun, and how long it is.
     partial: BytesMut,
+    len: Option<usize>,
 }
 
 impl Deframer {
@@ -43,7 +52,10 @@ impl Deframer {
         Self {
             limit,
             chunk: Bytes::new(),
+            prefix: [0; PREFIX],
+            have: 0,
             partial: BytesMut::new(),
+            len: None,
         }
     }
 
@@ -55,60 +67,62 @@ impl Deframer {
 
     /// The next whole frame, without its prefix; `None` if more bytes are needed.
     pub(crate) fn next(&mut self) -> Result<Option<Bytes>, FrameError> {
-        if self.partial.is_empty()
-            && let Some(len) = self.frame_len(&self.chunk)?
-            && let Some(end) = self.chunk.len().checked_sub(PREFIX).filter(|n| *n >= len)
-        {
-            let mut frame = self.chunk.split_to(self.chunk.len() - (end - len));
-            let _ = frame.split_to(PREFIX);
-            return Ok(Some(frame));
-        }
-        self.fill(PREFIX);
-        let Some(len) = self.frame_len(&self.partial)? else {
-            return Ok(None);
+        let len = match self.len {
+            Some(len) => len,
+            None => {
+                let Some(len) = self.begin()? else {
+                    return Ok(None);
+                };
+                if self.chunk.len() >= len {
+                    return Ok(Some(self.chunk.split_to(len)));
+                }
+                self.partial = BytesMut::with_capacity(len.min(SET_ASIDE));
+                self.len = Some(len);
+                len
+            }
         };
-        self.fill(PREFIX + len);
-        if self.partial.len() < PREFIX + len {
+        let missing = len.saturating_sub(self.partial.len());
+        let piece = self.chunk.split_to(missing.min(self.chunk.len()));
+        self.partial.extend_from_slice(&piece);
+        if self.partial.len() < len {
             return Ok(None);
         }
-        let mut frame = std::mem::take(&mut self.partial).freeze();
-        let _ = frame.split_to(PREFIX);
-        Ok(Some(frame))
+        self.len = None;
+        Ok(Some(std::mem::take(&mut self.partial).freeze()))
     }
 
-    /// Moves bytes from the chunk until `partial` has `want`, or the chunk is used up.
-    fn fill(&mut self, want: usize) {
-        let missing = want
-            .saturating_sub(self.partial.len())
-            .min(self.chunk.len());
-        if missing > 0 {
-            let piece = self.chunk.split_to(missing);
-            self.partial.extend_from_slice(&piece);
+    /// Reads a prefix off the chunk; `None` if more bytes are needed.
+    fn begin(&mut self) -> Result<Option<usize>, FrameError> {
+        let missing = self.prefix.iter_mut().skip(self.have);
+        let mut taken = 0;
+        for (byte, next) in missing.zip(&self.chunk) {
+            *byte = *next;
+            taken += 1;
         }
-    }
-
-    fn frame_len(&self, bytes: &[u8]) -> Result<Option<usize>, FrameError> {
-        let Some(prefix) = bytes.first_chunk::<PREFIX>() else {
+        self.chunk.advance(taken);
+        self.have += taken;
+        if self.have < PREFIX {
             return Ok(None);
-        };
-        let len = u32::from_be_bytes(*prefix);
+        }
+        let len = u32::from_be_bytes(self.prefix);
         if len as usize > self.limit {
             return Err(e!(FrameError::TooLarge {
                 len,
                 limit: self.limit
             }));
         }
+        self.have = 0;
         Ok(Some(len as usize))
     }
 
     /// The length of the frame that has begun and is not complete, if that much of it has come.
     pub(crate) fn expects(&self) -> Option<usize> {
-        self.frame_len(&self.partial).ok().flatten()
+        self.len
     }
 
     /// Whether a frame has begun and is not complete.
     pub(crate) fn is_mid_frame(&self) -> bool {
-        !self.partial.is_empty()
+        self.len.is_some() || self.have > 0
     }
 
     /// Says whether the stream may end here.

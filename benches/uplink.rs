@@ -19,7 +19,10 @@ mod medium;
 #[path = "uplink/network.rs"]
 mod network;
 
-use std::{pin::Pin, time::Duration};
+use std::{
+    pin::Pin,
+    time::{Duration, Instant},
+};
 
 use common::{
     Arrived, BareGossip, BareStreams, Bench, Direct, Gossip, HubMesh, Mesh, Result, Strategy,
@@ -38,6 +41,11 @@ const QUEUE: u64 = 256 * 1024;
 const PAUSE: Duration = Duration::from_millis(250);
 /// Until the queue is empty.
 const QUIET_LIMIT: Duration = Duration::from_secs(5);
+
+/// Auto has made up its mind when nothing has changed for this long: it waits for a second itself.
+const SETTLED: Duration = Duration::from_secs(2);
+const SETTLE_LIMIT: Duration = Duration::from_secs(30);
+const LOOK: Duration = Duration::from_millis(50);
 
 /// How much to measure.
 struct Plan {
@@ -175,6 +183,21 @@ impl Alternative {
         Ok(Seen { arrived, carried })
     }
 
+    /// Waits until no spoke has changed its path for a while: auto goes by the events that it has seen.
+    async fn settle(&self) {
+        let begun = Instant::now();
+        let (mut before, mut since) = (None, begun);
+        while since.elapsed() < SETTLED && begun.elapsed() < SETTLE_LIMIT {
+            let paths = self.mesh.paths();
+            let paths = paths.as_deref().and_then(|paths| paths.split(';').next());
+            if paths != before.as_deref() || paths.is_some_and(|paths| paths.contains("joining")) {
+                since = Instant::now();
+                before = paths.map(str::to_owned);
+            }
+            sleep(LOOK).await;
+        }
+    }
+
     fn ms(&self) -> Spread {
         Spread::of(self.seen.iter().map(Seen::ms))
     }
@@ -228,6 +251,7 @@ async fn cells(
             for _ in 0..plan.warm_ups {
                 alternative.lone(size).await?;
             }
+            alternative.settle().await;
             alternative.seen.clear();
         }
         for event in 0..events {

@@ -36,7 +36,7 @@ pub trait Strategy {
 pub struct Direct;
 /// The topic.
 pub struct Gossip;
-/// What the hub chooses.
+/// What the hub chooses when it knows that its uplink suffices.
 pub struct Auto;
 
 impl Strategy for Direct {
@@ -67,7 +67,8 @@ impl Strategy for Auto {
     const NAME: &'static str = "auto";
 
     fn fan_out() -> FanOut {
-        FanOut::Auto(AutoFanOut::default())
+        // Nothing limits what is sent here.
+        FanOut::Auto(AutoFanOut::default().with_uplink_bytes_per_s(u64::MAX))
     }
 
     fn is_meant(paths: &[Path]) -> bool {

@@ -12,6 +12,10 @@ mod sample;
 mod strategy;
 #[cfg(test)]
 mod tests;
+mod traffic;
 
-pub(crate) use self::planner::{Decision, Planner, PlannerConfig};
 pub use self::strategy::{AutoFanOut, FanOut, ParseFanOutError, Path};
+pub(crate) use self::{
+    planner::{Decision, Planner, PlannerConfig},
+    traffic::Traffic,
+};

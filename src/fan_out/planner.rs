@@ -8,7 +8,11 @@ use std::{
 
 use rand::{SeedableRng, rngs::StdRng};
 
-use super::{FanOut, Path, sample::SampleSet};
+use super::{
+    FanOut, Path,
+    sample::SampleSet,
+    traffic::{Recent, Traffic},
+};
 use crate::instant::after;
 
 /// A topic that ran this long before it failed was a good one: the backoff begins anew.
@@ -114,7 +118,7 @@ pub(crate) struct Planner<Id> {
     rng: StdRng,
     spokes: BTreeMap<Id, Spoke>,
     capable: usize,
-    bytes_per_s: u64,
+    recent: Recent,
     /// Whether there should be a topic.
     gossip: bool,
     /// Since when there is reason to change that.
@@ -153,7 +157,7 @@ impl<Id: Copy + Ord + Debug> Planner<Id> {
             rng: StdRng::seed_from_u64(seed),
             spokes: BTreeMap::new(),
             capable: 0,
-            bytes_per_s: 0,
+            recent: Recent::default(),
             gossip: false,
             reason_since: None,
             phase: Phase::Stopped,
@@ -253,9 +257,9 @@ impl<Id: Copy + Ord + Debug> Planner<Id> {
         }
     }
 
-    /// The bytes per second that are broadcast, once each however many spokes there are.
-    pub(crate) fn traffic(&mut self, now: Instant, bytes_per_s: u64) {
-        self.bytes_per_s = bytes_per_s;
+    /// What the hub saw since this was said last.
+    pub(crate) fn traffic(&mut self, now: Instant, traffic: Traffic) {
+        self.recent.add(now, traffic);
         self.weigh(now);
     }
 
@@ -294,8 +298,8 @@ impl<Id: Copy + Ord + Debug> Planner<Id> {
             FanOut::Direct => (false, Duration::ZERO),
             FanOut::Gossip => (true, Duration::ZERO),
             FanOut::Auto(auto) => {
-                let spokes = self.spokes.len();
-                let wants = auto.wants_gossip(self.gossip, spokes, self.capable, self.bytes_per_s);
+                let (spokes, traffic) = (self.spokes.len(), self.recent.get());
+                let wants = auto.wants_gossip(self.gossip, spokes, self.capable, traffic);
                 (wants, auto.settle)
             }
         };

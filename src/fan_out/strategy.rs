@@ -5,6 +5,8 @@ use std::{fmt, str::FromStr, time::Duration};
 use n0_error::{e, stack_error};
 use serde::{Deserialize, Serialize};
 
+use super::traffic::Traffic;
+
 /// How the hub gets its broadcasts to the spokes.
 ///
 /// Spokes cannot tell which from what they receive; it is a matter of cost. As a text it is `direct`,
@@ -56,20 +58,41 @@ impl FromStr for FanOut {
 
 /// When [`FanOut::Auto`] changes between the direct streams and the topic.
 ///
-/// It goes to the topic when at least [`gossip_from`](Self::gossip_from) spokes can gossip; or when serving all
-/// spokes directly would take more than 80% of the stated uplink and at least 8 spokes can gossip. It
-/// goes back when fewer than [`direct_below`](Self::direct_below) can gossip and serving all directly would take
-/// at most 50% of the uplink, and in any case when fewer than 4 can. Either has to be so for
-/// [`settle`](Self::settle) without a break.
+/// It goes to the topic for any of three reasons, if at least 8 spokes can gossip:
+///
+/// | reason | goes | goes back |
+/// |---|---|---|
+/// | all that is broadcast, sent to every spoke directly, takes so much of the [uplink](Self::uplink_bytes_per_s) | over 80% | at 50% |
+/// | the largest event of the last minutes leaves the hub for the last spoke so much later directly: (spokes - 6) x bytes / uplink | over 10 ms and two round trips | at half of that |
+/// | so many spokes can gossip | [`gossip_from`](Self::gossip_from) | fewer than [`direct_below`](Self::direct_below) |
+///
+/// It goes back when none of them stands any more, and in any case when fewer than 4 spokes can gossip. Either has to be so
+/// for [`settle`](Self::settle) without a break.
+///
+/// # Why these numbers
+///
+/// They are what the crate's benches say; the figures are in `benches/README.md`.
+///
+/// - *Nothing speaks for the topic while the uplink suffices*: in every cell of `fan_out`, up to 300 spokes, direct streams
+///   carry more and are sooner at the last spoke, for the tree costs each event four or five hops, each of which opens what
+///   it passes on. So the number of spokes by itself decides late.
+/// - *What is short first is the uplink*: `uplink` has 50 spokes and events of 16 KiB behind 10 Mbit/s. Directly that is
+///   50 copies, 0.7 s to the last spoke; along the topic the hub sends one to each of at most 6 neighbours (`hub_cost` counts
+///   the bytes), and an event is there in a tenth of the time. The difference is (spokes - 6) x bytes / uplink. Against it
+///   stand the hops of the tree, four more than directly: each is half a round trip, and `fan_out` has some 10 ms for what
+///   all of them do.
+/// - *What is short next is the hub's processor*: `hub_cost` has some 30 us for each paced event and spoke directly. With 400
+///   spokes and 50 events a second that is more than half a core, and a fraction of it along the topic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct AutoFanOut {
-    /// So many spokes that can gossip call for the topic. Default 32.
+    /// So many spokes that can gossip call for the topic, whatever is broadcast. Default 400.
     pub gossip_from: usize,
-    /// With fewer spokes that can gossip than this, direct streams do. Default 24; no more than
+    /// With fewer spokes that can gossip than this, their number is no reason to stay. Default 300; no more than
     /// [`gossip_from`](Self::gossip_from) has any effect.
     pub direct_below: usize,
-    /// What the hub can send, in bytes per second. Unknown by default; then only the number of spokes counts.
+    /// What the hub can send, in bytes per second. Unknown by default, and taken for 100 Mbit/s, which is 12,500,000. Where
+    /// nothing limits it, say [`u64::MAX`].
     pub uplink_bytes_per_s: Option<u64>,
     /// For how long the reason for a change has to stand. Default 1 s.
     pub settle: Duration,
@@ -78,16 +101,24 @@ pub struct AutoFanOut {
 impl Default for AutoFanOut {
     fn default() -> Self {
         Self {
-            gossip_from: 32,
-            direct_below: 24,
+            gossip_from: 400,
+            direct_below: 300,
             uplink_bytes_per_s: None,
             settle: Duration::from_secs(1),
         }
     }
 }
 
-/// The topic has to be worth its upkeep, however busy the uplink.
+/// The topic has to be worth its upkeep, whatever the reason.
 const MIN_CAPABLE: usize = 8;
+/// An uplink that nobody has stated: 100 Mbit/s.
+const ASSUMED_UPLINK: u64 = 12_500_000;
+/// How many copies of an event the hub sends along the topic, at most.
+const TOPIC_COPIES: u64 = 6;
+/// What the hops of the tree take, without the way.
+const TREE: Duration = Duration::from_millis(10);
+/// How many hops there are more along the topic, times two: a hop is half a round trip.
+const ROUND_TRIPS: u32 = 2;
 
 impl AutoFanOut {
     /// The same with another [`gossip_from`](Self::gossip_from).
@@ -124,19 +155,28 @@ impl AutoFanOut {
         gossip: bool,
         spokes: usize,
         capable: usize,
-        bytes_per_s: u64,
+        traffic: Traffic,
     ) -> bool {
-        let direct = (spokes as u128).saturating_mul(u128::from(bytes_per_s));
+        let uplink = u128::from(self.uplink_bytes_per_s.unwrap_or(ASSUMED_UPLINK).max(1));
+        let copies = spokes as u64;
+        let times = |copies: u64, bytes: u64| u128::from(copies).saturating_mul(bytes.into());
         // Whether serving all directly takes more than so much of the uplink.
         let busy = |percent: u128| {
-            let uplink = self.uplink_bytes_per_s.map(u128::from);
-            uplink.is_some_and(|uplink| direct.saturating_mul(100) > uplink.saturating_mul(percent))
+            let direct = times(copies, traffic.bytes_per_s);
+            direct.saturating_mul(100) > uplink.saturating_mul(percent)
+        };
+        // How much later the largest event may leave for the last spoke, and whether it would.
+        let hops = traffic.rtt.unwrap_or_default().saturating_mul(ROUND_TRIPS);
+        let worth = TREE.saturating_add(hops);
+        let late = |than: Duration| {
+            let more = times(copies.saturating_sub(TOPIC_COPIES), traffic.largest_event);
+            more.saturating_mul(1_000_000) > uplink.saturating_mul(than.as_micros())
         };
         if gossip {
-            let few = capable < self.direct_below.min(self.gossip_from);
-            !(few && (!busy(50) || capable < MIN_CAPABLE / 2))
+            let many = capable >= self.direct_below.min(self.gossip_from);
+            many || (capable >= MIN_CAPABLE / 2 && (busy(50) || late(worth / 2)))
         } else {
-            capable >= self.gossip_from || (busy(80) && capable >= MIN_CAPABLE)
+            capable >= self.gossip_from || (capable >= MIN_CAPABLE && (busy(80) || late(worth)))
         }
     }
 }
@@ -178,21 +218,65 @@ mod tests {
         }
     }
 
-    #[test]
-    fn the_number_of_spokes_and_the_uplink_decide() {
-        let auto = AutoFanOut::default();
-        assert!(!auto.wants_gossip(false, 1000, 31, u64::MAX));
-        assert!(auto.wants_gossip(false, 32, 32, 0));
-        assert!(auto.wants_gossip(true, 24, 24, 0));
-        assert!(!auto.wants_gossip(true, 1000, 23, u64::MAX));
+    fn steady(bytes_per_s: u64) -> Traffic {
+        Traffic {
+            bytes_per_s,
+            ..Traffic::default()
+        }
+    }
 
-        let auto = auto.with_uplink_bytes_per_s(1000);
-        assert!(!auto.wants_gossip(false, 8, 8, 100));
-        assert!(auto.wants_gossip(false, 8, 8, 101));
-        assert!(!auto.wants_gossip(false, 100, 7, 101));
-        assert!(auto.wants_gossip(true, 8, 8, 63));
-        assert!(!auto.wants_gossip(true, 8, 8, 62));
-        assert!(!auto.wants_gossip(true, 100, 3, u64::MAX));
+    /// Events now and then, up to that size.
+    fn rare(largest_event: u64) -> Traffic {
+        Traffic {
+            largest_event,
+            ..Traffic::default()
+        }
+    }
+
+    #[test]
+    fn the_number_of_spokes_decides_whatever_is_broadcast() {
+        let auto = AutoFanOut::default().with_uplink_bytes_per_s(u64::MAX);
+        let most = Traffic {
+            bytes_per_s: 1 << 40,
+            largest_event: 1 << 30,
+            rtt: None,
+        };
+        assert!(!auto.wants_gossip(false, 1000, 399, most));
+        assert!(auto.wants_gossip(false, 400, 400, Traffic::default()));
+        assert!(auto.wants_gossip(true, 300, 300, Traffic::default()));
+        assert!(!auto.wants_gossip(true, 1000, 299, most));
+    }
+
+    #[test]
+    fn a_busy_uplink_decides() {
+        let auto = AutoFanOut::default().with_uplink_bytes_per_s(1000);
+        assert!(!auto.wants_gossip(false, 8, 8, steady(100)));
+        assert!(auto.wants_gossip(false, 8, 8, steady(101)));
+        assert!(!auto.wants_gossip(false, 100, 7, steady(101)));
+        assert!(auto.wants_gossip(true, 8, 8, steady(63)));
+        assert!(!auto.wants_gossip(true, 8, 8, steady(62)));
+        assert!(!auto.wants_gossip(true, 100, 3, steady(u64::MAX)));
+    }
+
+    #[test]
+    fn a_large_event_that_would_be_late_decides_however_rare_it_is() {
+        // What `uplink` measures: 10 Mbit/s, 50 spokes, 16 KiB and 1 KiB.
+        let auto = AutoFanOut::default().with_uplink_bytes_per_s(1_250_000);
+        let far = |traffic| Traffic {
+            rtt: Some(Duration::from_millis(20)),
+            ..traffic
+        };
+        assert!(auto.wants_gossip(false, 50, 50, rare(16 << 10)));
+        assert!(auto.wants_gossip(false, 50, 50, far(rare(16 << 10))));
+        assert!(auto.wants_gossip(false, 50, 50, rare(1 << 10)));
+        // The hops take as long as 44 events of 1 KiB.
+        assert!(!auto.wants_gossip(false, 50, 50, far(rare(1 << 10))));
+        assert!(auto.wants_gossip(true, 50, 50, far(rare(1 << 10))));
+        assert!(!auto.wants_gossip(true, 50, 50, far(rare(500))));
+        // An uplink that nobody states is one of 100 Mbit/s.
+        let auto = AutoFanOut::default();
+        assert!(!auto.wants_gossip(false, 128, 128, rare(1 << 10)));
+        assert!(auto.wants_gossip(false, 130, 130, rare(1 << 10)));
     }
 
     #[test]
@@ -201,8 +285,9 @@ mod tests {
             .with_gossip_from(5)
             .with_direct_below(9);
         for capable in 0..20 {
-            let gossip = auto.wants_gossip(false, capable, capable, 0);
-            assert_eq!(auto.wants_gossip(gossip, capable, capable, 0), gossip);
+            let gossip = auto.wants_gossip(false, capable, capable, Traffic::default());
+            let again = auto.wants_gossip(gossip, capable, capable, Traffic::default());
+            assert_eq!(again, gossip);
         }
     }
 }

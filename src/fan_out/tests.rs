@@ -421,10 +421,9 @@ fn auto_changes_only_after_the_reason_has_stood() {
     hub.run(200 * MS);
     assert!(hub.topic);
 
-    // Between the thresholds everything stays as it is, with traffic however high.
+    // Between the thresholds everything stays as it is.
     hub.leave(5);
     hub.leave(4);
-    hub.planner.traffic(hub.now, u64::MAX);
     hub.run(Duration::from_secs(5));
     assert!(hub.topic);
     hub.leave(3);
@@ -509,7 +508,7 @@ enum Op {
     Leave(u8),
     OnTree(u8),
     Isolated(u8),
-    Traffic(u64),
+    Traffic(u64, u64),
     Direct,
     Gossip,
     Auto,
@@ -526,7 +525,8 @@ fn op() -> impl Strategy<Value = Op> {
         4 => (0u8..12).prop_map(Op::Leave),
         12 => (0u8..12).prop_map(Op::OnTree),
         8 => (0u8..12).prop_map(Op::Isolated),
-        1 => prop_oneof![Just(0), Just(100), any::<u64>()].prop_map(Op::Traffic),
+        1 => (any::<u64>(), prop_oneof![Just(0), 0u64..100_000, any::<u64>()])
+            .prop_map(|(rate, event)| Op::Traffic(rate, event)),
         1 => Just(Op::Direct),
         3 => Just(Op::Gossip),
         1 => Just(Op::Auto),
@@ -561,7 +561,10 @@ crate::fuzz::machine! {
                         let _ = hub.planner.isolated(hub.now, id);
                     }
                 }
-                Op::Traffic(rate) => hub.planner.traffic(hub.now, rate),
+                Op::Traffic(bytes_per_s, largest_event) => {
+                    let traffic = Traffic { bytes_per_s, largest_event, rtt: None };
+                    hub.planner.traffic(hub.now, traffic);
+                }
                 Op::Direct => hub.planner.set_fan_out(hub.now, FanOut::Direct),
                 Op::Gossip => hub.planner.set_fan_out(hub.now, FanOut::Gossip),
                 Op::Auto => {

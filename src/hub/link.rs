@@ -70,6 +70,13 @@ pub(crate) struct Link {
 }
 
 impl Link {
+    /// How long it takes to the spoke and back, by the path that is in use.
+    pub(crate) fn rtt(&self) -> Option<Duration> {
+        let paths = self.connection.paths();
+        let selected = paths.iter().find(|path| path.is_selected());
+        selected.map(|path| path.rtt())
+    }
+
     pub(crate) fn new(
         given: Given,
         connection: Connection,

@@ -64,6 +64,8 @@ pub(crate) struct SharedLog {
     tip: watch::Sender<u64>,
     /// The same as `Inner::bytes`, for who does not need the lock.
     bytes: AtomicU64,
+    /// The largest event since somebody asked.
+    largest: AtomicU64,
     /// Wakes the writer.
     work: Notify,
 }
@@ -238,6 +240,7 @@ impl SharedLog {
         Self {
             tip: watch::Sender::new(inner.readable()),
             bytes: AtomicU64::new(inner.bytes),
+            largest: AtomicU64::new(0),
             inner: RwLock::new(inner),
             work: Notify::new(),
         }
@@ -285,6 +288,7 @@ impl SharedLog {
         }
         let offset = inner.push(envelope);
         self.bytes.store(inner.bytes, Ordering::Release);
+        self.largest.fetch_max(size as u64, Ordering::AcqRel);
         if inner.file.is_some() {
             self.work.notify_one();
         } else {
@@ -439,6 +443,11 @@ impl SharedLog {
     /// Bytes of all events that were ever appended.
     pub(crate) fn bytes_appended(&self) -> u64 {
         self.bytes.load(Ordering::Acquire)
+    }
+
+    /// The size of the largest event that was appended since this was asked last; 0 if none was.
+    pub(crate) fn take_largest(&self) -> u64 {
+        self.largest.swap(0, Ordering::AcqRel)
     }
 
     /// Bytes of all events from `from` on, as far as the log still has them.

@@ -31,7 +31,7 @@ use super::{
     supervisor::{Action, Condition, Failure, REJOIN_THROUGH, Standing, Supervisor, TICK},
 };
 use crate::{
-    fan_out::{Decision, FanOut, Path, Planner, PlannerConfig},
+    fan_out::{Decision, FanOut, Path, Planner, PlannerConfig, Traffic},
     instant::after,
     metrics::events,
     protocol::Protocol,
@@ -583,8 +583,13 @@ impl Switchboard {
         let bytes = self.hub.log.bytes_appended();
         let per_s = (bytes - self.bytes_before) * 1000 / TICK.as_millis() as u64;
         self.bytes_before = bytes;
-        self.planner.traffic(now, per_s);
         let links = self.hub.roster.all();
+        let traffic = Traffic {
+            bytes_per_s: per_s,
+            largest_event: self.hub.log.take_largest(),
+            rtt: typical_rtt(&links),
+        };
+        self.planner.traffic(now, traffic);
         self.renew_keys(now);
         self.share_out_acks(now, &links);
         self.supervise(now, &links);
@@ -679,4 +684,17 @@ async fn wait_until(deadline: Option<Instant>) {
         Some(deadline) => sleep_until(deadline.into()).await,
         None => std::future::pending().await,
     }
+}
+
+/// How long it takes to the middle one of a few spokes and back.
+fn typical_rtt(links: &[Arc<Link>]) -> Option<Duration> {
+    const ASKED: usize = 8;
+    let every = links.len().div_ceil(ASKED).max(1);
+    let mut rtts: Vec<_> = links
+        .iter()
+        .step_by(every)
+        .filter_map(|link| link.rtt())
+        .collect();
+    rtts.sort_unstable();
+    rtts.get(rtts.len() / 2).copied()
 }

@@ -21,7 +21,7 @@ use super::{
 use crate::{
     close::CloseCode,
     event::Envelope,
-    fan_out::{Decision, FanOut, Path, Planner, PlannerConfig},
+    fan_out::{Decision, FanOut, Path, Planner, PlannerConfig, Traffic},
     gossip::GossipConfig,
     hub::{
         Behind, HubLimits,
@@ -509,7 +509,12 @@ impl Hub {
             let bytes = self.log.bytes_appended();
             let per_s = (bytes - self.bytes_before) * 5;
             self.bytes_before = bytes;
-            self.planner.traffic(ctx.clock.now(), per_s);
+            let traffic = Traffic {
+                bytes_per_s: per_s,
+                largest_event: self.log.take_largest(),
+                rtt: None,
+            };
+            self.planner.traffic(ctx.clock.now(), traffic);
             self.share_out_acks(ctx);
             self.supervise(ctx);
         }

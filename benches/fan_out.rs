@@ -8,8 +8,9 @@
 //! - `lone`: one event over an idle mesh, until the last spoke has it. It proves what a listener waits for.
 //! - `paced`: fifty events a second; each one's time until the last spoke has it, and the share that takes over 80 ms.
 //!
-//! The fourth, `sealing`, is the topic's driver, and an inbox at each node: frames with sixty events of 1 KiB that are sealed,
-//! and opened at every node, against such that are not. It proves what authorship and secrecy cost.
+//! Of two more, `sealing` is the topic's driver, and an inbox at each node: frames with sixty events of 1 KiB that are sealed,
+//! and opened at every node, against such that are not. It proves what authorship and secrecy cost. `packing` sends the same
+//! events over one such mesh, so many to a frame: it chose that a frame is packed as full as it gets.
 //!
 //! `direct`, `gossip` and `auto` are this crate. `bare_streams` (iroh and nothing else) and `bare_gossip`
 //! (`iroh_gossip::net` and nothing else, one event a message) are the baselines: what the library adds in order, repair,
@@ -401,6 +402,62 @@ fn sealing(criterion: &mut Criterion) {
     group.finish();
 }
 
+/// How many events of 1 KiB are packed into a frame.
+const PACKS: [usize; 4] = [PACKED, 30, 15, 4];
+
+/// What it takes to get the same events to all, packed into more or fewer frames, in turns over one mesh.
+fn packing(criterion: &mut Criterion) {
+    let plan = Plan::from_args();
+    let mut group = criterion.benchmark_group("packing");
+    group.sampling_mode(SamplingMode::Flat);
+    let mut results = Results::new("fan_out_packing", plan.smoke);
+    let runtime = runtime().expect("a runtime");
+    let event = Envelope::new("bench", &"z".repeat(1024)).expect("an event");
+    let events = plan.frames * PACKED / 2;
+    for &nodes in plan.sealing {
+        let mut mesh = None;
+        let mut times = PACKS.map(|_| Vec::new());
+        group.throughput(Throughput::Elements(events as u64));
+        group.bench_function(BenchmarkId::new("full", nodes), |bencher| {
+            let mesh = mesh.get_or_insert_with(|| {
+                let mesh = runtime.block_on(DriverMesh::start(nodes, true));
+                mesh.expect("the mesh forms")
+            });
+            bencher.iter_custom(|rounds| {
+                let mut total = Duration::ZERO;
+                for round in 0..rounds as usize {
+                    for nth in 0..PACKS.len() {
+                        let at = (round + nth) % PACKS.len();
+                        let pack = vec![event.clone(); PACKS[at]];
+                        let time = runtime.block_on(mesh.burst(events.div_ceil(PACKS[at]), &pack));
+                        let time = time.expect("all arrive");
+                        times[at].push(time.as_secs_f64());
+                        if at == 0 {
+                            total += time;
+                        }
+                    }
+                }
+                total
+            });
+        });
+        let Some(mesh) = mesh else { continue };
+        let [full, ..] = &times;
+        for (pack, taken) in PACKS.iter().zip(&times) {
+            let row = Row {
+                case: "packing",
+                spokes: nodes,
+                size: Some(pack * 1024),
+            };
+            let rates = taken.iter().map(|time| (events * nodes) as f64 / time);
+            results.measured(row, "sealed", "deliveries_per_s", Spread::of(rates));
+            let pairs = taken.iter().copied().zip(full.iter().copied());
+            results.ratio(row, "packed/full", Spread::of_ratios(pairs));
+        }
+        runtime.block_on(mesh.end());
+    }
+    group.finish();
+}
+
 fn config() -> Criterion {
     Criterion::default()
         .sample_size(10)
@@ -412,7 +469,7 @@ fn config() -> Criterion {
 criterion_group! {
     name = fan_out;
     config = config();
-    targets = burst, paced, sealing
+    targets = burst, paced, sealing, packing
 }
 criterion_group! {
     name = alone;

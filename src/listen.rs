@@ -300,6 +300,7 @@ impl Listeners {
 
     /// Hands an item to every listener that wants it, if all of them have room now and there has been one; else gives it
     /// back, and nobody has it. Calls `handed` before any listener can see the item.
+    #[expect(clippy::result_large_err, reason = "the item itself, given back")]
     pub(crate) fn try_hand_out(
         &self,
         item: Incoming,

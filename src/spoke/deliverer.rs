@@ -129,6 +129,7 @@ impl Place<'_> {
 }
 
 impl Outlet {
+    #[expect(clippy::result_large_err, reason = "the item itself, given back")]
     fn try_hand_out(&self, item: Incoming) -> Result<(), Incoming> {
         let position = behind(&item);
         self.listeners.try_hand_out(item, || self.passed(position))

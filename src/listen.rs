@@ -4,14 +4,13 @@
 //! when one of them is slow is that listener's own policy ([`OnFull`]); it is always told what it
 //! did not get.
 
+mod queue;
+
 use std::{
     fmt,
     marker::PhantomData,
     pin::Pin,
-    sync::{
-        Arc, Mutex, OnceLock, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     task::{Context, Poll},
     time::Duration,
 };
@@ -20,11 +19,12 @@ use iroh::EndpointId;
 use n0_error::{e, stack_error};
 use n0_future::Stream;
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch},
+    sync::watch,
     time::{Instant, timeout, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
 
+use self::queue::Full;
 use crate::{
     event::{DecodeError, Envelope, TypedEvent},
     pattern::Pattern,
@@ -149,7 +149,8 @@ pub enum OnFull {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[non_exhaustive]
 pub struct ListenOptions {
-    /// How many events may wait in the listener's queue. Default 1,024; at least 1.
+    /// How many events may wait in the listener's queue, and up to 32 (an eighth of this, if that is less) beyond it, which
+    /// the listener has taken at once. Default 1,024; at least 1.
     pub capacity: usize,
     /// How many bytes of events may wait in it, 256 bytes for each included; one event is always taken. Default 64 MiB.
     pub capacity_bytes: usize,
@@ -198,15 +199,6 @@ impl ListenOptions {
     }
 }
 
-#[derive(Debug)]
-struct Queued {
-    /// Events dropped right before this item.
-    lagged: u64,
-    item: Incoming,
-    /// Its bytes of the queue.
-    _room: OwnedSemaphorePermit,
-}
-
 /// What an item costs beside its bytes.
 const ITEM_COST: usize = 256;
 
@@ -215,24 +207,28 @@ struct Slot {
     pattern: Pattern,
     on_full: OnFull,
     statuses: bool,
-    queue: mpsc::Sender<Queued>,
-    /// What of the bytes is free, and how many there are.
-    room: Arc<Semaphore>,
-    bytes: u32,
-    /// Events dropped since the last item that was queued.
-    lagged: Arc<AtomicU64>,
+    queue: queue::Sender,
 }
 
 /// The listeners of one hub, spoke or local target.
 #[derive(Debug)]
 pub(crate) struct Listeners {
-    slots: Mutex<Vec<Arc<Slot>>>,
-    /// Whether there has been a listener.
+    now: Mutex<Now>,
+    /// Says when there is the first listener, or there will be none.
     begun: watch::Sender<bool>,
     grace: Duration,
     grace_ends: OnceLock<Instant>,
-    /// Nothing more comes.
+    /// Says when nothing more comes.
     closed: CancellationToken,
+}
+
+#[derive(Debug, Default)]
+struct Now {
+    slots: Vec<Arc<Slot>>,
+    /// Whether there has been a listener.
+    begun: bool,
+    /// Nothing more comes.
+    closed: bool,
 }
 
 impl Listeners {
@@ -247,7 +243,7 @@ impl Listeners {
     /// As [`new`](Self::new), with a grace that begins later.
     pub(crate) fn unbegun(grace: Duration) -> Self {
         Self {
-            slots: Mutex::default(),
+            now: Mutex::default(),
             begun: watch::Sender::new(false),
             grace,
             grace_ends: OnceLock::new(),
@@ -260,35 +256,27 @@ impl Listeners {
         *self.grace_ends.get_or_init(|| Instant::now() + self.grace)
     }
 
-    fn slots(&self) -> std::sync::MutexGuard<'_, Vec<Arc<Slot>>> {
-        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+    fn now(&self) -> MutexGuard<'_, Now> {
+        self.now.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn add(&self, pattern: Pattern, options: ListenOptions) -> Listener {
-        let (queue, incoming) = mpsc::channel(options.capacity.max(1));
-        let bytes = u32::try_from(options.capacity_bytes.max(1)).unwrap_or(u32::MAX);
-        let lagged = Arc::<AtomicU64>::default();
+        let (queue, incoming) = queue::queue(options.capacity, options.capacity_bytes);
         {
-            let mut slots = self.slots();
+            let mut now = self.now();
+            now.begun = true;
             // One that comes after the end is at its end at once.
-            if !self.closed.is_cancelled() {
-                slots.push(Arc::new(Slot {
+            if !now.closed {
+                now.slots.push(Arc::new(Slot {
                     pattern,
-                    room: Arc::new(Semaphore::new(bytes as usize)),
-                    bytes,
                     on_full: options.on_full,
                     statuses: options.statuses,
                     queue,
-                    lagged: lagged.clone(),
                 }));
             }
         }
         self.begun.send_replace(true);
-        Listener {
-            incoming,
-            lagged,
-            next: None,
-        }
+        Listener { incoming }
     }
 
     /// Hands an item to every listener that wants it, waiting as their policies say.
@@ -306,30 +294,31 @@ impl Listeners {
         item: Incoming,
         handed: impl FnOnce(),
     ) -> Result<(), Incoming> {
-        if !*self.begun.borrow() || self.closed.is_cancelled() {
+        let now = self.now();
+        if !now.begun || now.closed {
             return Err(item);
         }
-        let slots = self.slots();
-        let mut wanting = slots.iter().filter(|slot| slot.wants(&item));
+        let bytes = cost(&item);
+        let mut wanting = now.slots.iter().filter(|slot| slot.wants(&item));
         let Some(last) = wanting.next() else {
             handed();
             return Ok(());
         };
-        let Ok(last_place) = last.try_place(last.cost(&item)) else {
+        let Ok(last_place) = last.queue.try_place(bytes) else {
             return Err(item);
         };
         let mut others = Vec::new();
         for slot in wanting {
-            match slot.try_place(slot.cost(&item)) {
-                Ok(place) => others.push((slot, place)),
+            match slot.queue.try_place(bytes) {
+                Ok(place) => others.push(place),
                 Err(_) => return Err(item),
             }
         }
         handed();
-        for (slot, place) in others {
-            slot.put(place, item.clone());
+        for place in others {
+            place.put(item.clone());
         }
-        last.put(last_place, item);
+        last_place.put(item);
         Ok(())
     }
 
@@ -340,25 +329,29 @@ impl Listeners {
             let mut begun = self.begun.subscribe();
             let _ = timeout_at(self.begin_grace(), begun.wait_for(|begun| *begun)).await;
         }
-        // Nobody gets it, so it is not handed out.
-        if self.closed.is_cancelled() {
-            return;
-        }
+        let bytes = cost(&item);
         let mut closed = false;
         // Under the lock, since no waker of tokio's comes back here. Whoever has room is served at once; only those who
         // are to be waited for cost more than that.
         let mut full = Vec::new();
-        for slot in self.slots().iter().filter(|slot| slot.wants(&item)) {
-            match slot.give_now(&item, &handed) {
-                Given::Done => {}
-                Given::Wait(at_most) => full.push((slot.clone(), at_most)),
-                Given::Closed => closed = true,
+        {
+            let now = self.now();
+            // Nobody gets it, so it is not handed out.
+            if now.closed {
+                return;
+            }
+            for slot in now.slots.iter().filter(|slot| slot.wants(&item)) {
+                match slot.give_now(&item, bytes, &handed) {
+                    Given::Done => {}
+                    Given::Wait(at_most) => full.push((slot.clone(), at_most)),
+                    Given::Closed => closed = true,
+                }
             }
         }
         for (slot, at_most) in full {
             tokio::select! {
                 biased;
-                () = slot.give(item.clone(), at_most, &handed) => {}
+                () = slot.give(item.clone(), bytes, at_most, &handed) => {}
                 // Who holds back is not waited for when everything ends.
                 () = self.closed.cancelled() => return,
             }
@@ -366,24 +359,21 @@ impl Listeners {
         }
         handed();
         if closed {
-            self.slots().retain(|slot| !slot.queue.is_closed());
+            self.now().slots.retain(|slot| !slot.queue.is_closed());
         }
     }
 
     /// Ends every listener once it has taken what is queued.
     pub(crate) fn close(&self) {
-        let mut slots = self.slots();
+        let slots = {
+            let mut now = self.now();
+            now.closed = true;
+            std::mem::take(&mut now.slots)
+        };
         self.closed.cancel();
-        slots.clear();
         drop(slots);
         self.begun.send_replace(true);
     }
-}
-
-/// Why there is no place in a queue.
-enum Full {
-    NoRoom,
-    Closed,
 }
 
 /// What an item costs the queue that it waits in.
@@ -394,9 +384,6 @@ fn cost(item: &Incoming) -> usize {
     };
     bytes.saturating_add(ITEM_COST)
 }
-
-/// A place in a queue, and its bytes of it.
-type Room<'a> = (mpsc::Permit<'a, Queued>, OwnedSemaphorePermit);
 
 /// What became of an item for one listener.
 enum Given {
@@ -417,82 +404,41 @@ impl Slot {
         }
     }
 
-    /// What an item costs here: what is larger than all there is takes all there is.
-    fn cost(&self, item: &Incoming) -> u32 {
-        u32::try_from(cost(item))
-            .unwrap_or(u32::MAX)
-            .min(self.bytes)
-    }
-
-    fn give_now(&self, item: &Incoming, handed: impl Fn()) -> Given {
-        match self.try_place(self.cost(item)) {
+    fn give_now(&self, item: &Incoming, bytes: usize, handed: impl Fn()) -> Given {
+        match self.queue.try_place(bytes) {
             Ok(place) => {
                 handed();
-                self.put(place, item.clone());
+                place.put(item.clone());
                 Given::Done
             }
             Err(Full::Closed) => Given::Closed,
-            Err(Full::NoRoom) => {
+            Err(Full::NoRoom) => match self.on_full {
                 // Who was waited for in vain is not waited for again before it has caught up.
-                let behind = self.lagged.load(Ordering::Acquire) > 0;
-                match self.on_full {
-                    OnFull::Hold { at_most } if !behind => Given::Wait(at_most),
-                    OnFull::Hold { .. } | OnFull::Lag => {
-                        self.drop_one(item);
-                        Given::Done
-                    }
+                OnFull::Hold { at_most } if !self.queue.is_behind() => Given::Wait(at_most),
+                OnFull::Hold { .. } | OnFull::Lag => {
+                    self.drop_one(item);
+                    Given::Done
                 }
-            }
+            },
         }
     }
 
     /// Waits for room.
-    async fn give(&self, item: Incoming, at_most: Duration, handed: impl Fn()) {
-        let cost = self.cost(&item);
-        let placed = match self.try_place(cost) {
+    async fn give(&self, item: Incoming, bytes: usize, at_most: Duration, handed: impl Fn()) {
+        let placed = match self.queue.try_place(bytes) {
             Ok(place) => Ok(Some(place)),
             Err(Full::Closed) => return,
             // While others were waited for, this one may have been, in vain.
-            Err(Full::NoRoom) if self.lagged.load(Ordering::Acquire) > 0 => {
-                return self.drop_one(&item);
-            }
-            Err(Full::NoRoom) => timeout(at_most, self.place(cost)).await,
+            Err(Full::NoRoom) if self.queue.is_behind() => return self.drop_one(&item),
+            Err(Full::NoRoom) => timeout(at_most, self.queue.place(bytes)).await,
         };
         match placed {
             Ok(Some(place)) => {
                 handed();
-                self.put(place, item);
+                place.put(item);
             }
             Ok(None) => {}
             Err(_) => self.drop_one(&item),
-        }
-    }
-
-    fn put(&self, (permit, room): Room<'_>, item: Incoming) {
-        permit.send(Queued {
-            lagged: self.lagged.swap(0, Ordering::AcqRel),
-            item,
-            _room: room,
-        });
-    }
-
-    /// A place in the queue for so many bytes, if there is one.
-    fn try_place(&self, cost: u32) -> Result<Room<'_>, Full> {
-        let permit = self.queue.try_reserve().map_err(|error| match error {
-            mpsc::error::TrySendError::Closed(()) => Full::Closed,
-            mpsc::error::TrySendError::Full(()) => Full::NoRoom,
-        })?;
-        let room = self.room.clone().try_acquire_many_owned(cost);
-        Ok((permit, room.map_err(|_| Full::NoRoom)?))
-    }
-
-    /// Waits for a place; `None` if nobody listens any more.
-    async fn place(&self, cost: u32) -> Option<Room<'_>> {
-        // Who waits for bytes has a place for them already, so that nobody gets in between.
-        let permit = self.queue.reserve().await.ok()?;
-        tokio::select! {
-            room = self.room.clone().acquire_many_owned(cost) => Some((permit, room.ok()?)),
-            () = self.queue.closed() => None,
         }
     }
 
@@ -504,7 +450,7 @@ impl Slot {
             Incoming::Lagged(lagged) => lagged.events,
             Incoming::Status(_) => return,
         };
-        self.lagged.fetch_add(events, Ordering::AcqRel);
+        self.queue.drop_events(events);
     }
 }
 
@@ -513,9 +459,7 @@ impl Slot {
 /// Also a [`Stream`] of [`Incoming`]. Dropping it ends the listening.
 #[derive(Debug)]
 pub struct Listener {
-    incoming: mpsc::Receiver<Queued>,
-    lagged: Arc<AtomicU64>,
-    next: Option<Incoming>,
+    incoming: queue::Receiver,
 }
 
 impl Listener {
@@ -526,28 +470,7 @@ impl Listener {
     ///
     /// Cancel safe: nothing is lost if the future is dropped.
     pub async fn recv(&mut self) -> Option<Incoming> {
-        std::future::poll_fn(|cx| self.poll_recv(cx)).await
-    }
-
-    fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Option<Incoming>> {
-        if let Some(item) = self.next.take() {
-            return Poll::Ready(Some(item));
-        }
-        match self.incoming.poll_recv(cx) {
-            Poll::Ready(Some(Queued {
-                lagged: 0, item, ..
-            })) => Poll::Ready(Some(item)),
-            Poll::Ready(Some(Queued { lagged, item, .. })) => {
-                self.next = Some(item);
-                Poll::Ready(Some(Incoming::Lagged(Lagged { events: lagged })))
-            }
-            // The task has had its share for now: what is queued comes before the hole.
-            Poll::Pending if !self.incoming.is_empty() => Poll::Pending,
-            other => match self.lagged.swap(0, Ordering::AcqRel) {
-                0 => other.map(|_| None),
-                events => Poll::Ready(Some(Incoming::Lagged(Lagged { events }))),
-            },
-        }
+        std::future::poll_fn(|cx| self.incoming.poll_next(cx)).await
     }
 
     /// Reads the events as `T`; see [`TypedListener`].
@@ -563,7 +486,7 @@ impl Stream for Listener {
     type Item = Incoming;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        self.poll_recv(cx)
+        self.incoming.poll_next(cx)
     }
 }
 
@@ -640,6 +563,8 @@ impl<T: TypedEvent> TypedListener<T> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
+
     use super::*;
 
     fn event(n: usize) -> Incoming {
@@ -842,6 +767,6 @@ mod tests {
         listeners
             .dispatch(Incoming::Lagged(Lagged { events: 1 }))
             .await;
-        assert!(listeners.slots().is_empty());
+        assert!(listeners.now().slots.is_empty());
     }
 }

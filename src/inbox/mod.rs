@@ -20,7 +20,7 @@ mod targeted;
 mod tests;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     time::{Duration, Instant},
 };
 
@@ -79,6 +79,9 @@ pub(crate) enum Output {
     Want { from: u64, to: u64 },
 }
 
+/// Events for which an empty run keeps room.
+const KEPT: usize = 64;
+
 /// See the [module](self).
 ///
 /// After everything that comes in, and at [`deadline`](Self::deadline), call [`poll`](Self::poll) until it
@@ -92,11 +95,11 @@ pub(crate) struct Inbox {
     /// One past the highest offset that is known to exist. `[next, tip)` is, offset by offset, whole here,
     /// missed, or in `gaps`.
     tip: u64,
-    /// The event at `next`, when it came in its turn: the common case does without the map.
-    front: Option<Whole>,
-    /// Events from `next` on.
+    /// The events from `next` on that came in their turn: the common case does without the map.
+    run: VecDeque<Whole>,
+    /// Events behind the run.
     slots: BTreeMap<u64, Slot>,
-    /// The cost of `front` and `slots`.
+    /// The cost of `run` and `slots`.
     bytes: usize,
     missed: MissedRanges,
     gaps: Gaps,
@@ -119,7 +122,7 @@ impl Inbox {
             epoch,
             next,
             tip: next,
-            front: None,
+            run: VecDeque::new(),
             slots: BTreeMap::new(),
             bytes: 0,
             missed: MissedRanges::new(config.max_buffered_events.saturating_add(1)),
@@ -136,7 +139,7 @@ impl Inbox {
         self.epoch = epoch;
         self.next = next;
         self.tip = next;
-        self.front = None;
+        self.run.clear();
         self.slots.clear();
         self.bytes = 0;
         self.missed.clear();
@@ -155,11 +158,38 @@ impl Inbox {
         if offset < self.next {
             return Ok(Inserted::Duplicate);
         }
+        if self.is_in_turn(&part) {
+            self.tip = offset.saturating_add(1);
+            let whole = Whole {
+                body: part.body,
+                via: part.via,
+            };
+            self.bytes = self.bytes.saturating_add(whole.cost());
+            self.run.push_back(whole);
+            return Ok(Inserted::New);
+        }
         self.on_tip(now, offset);
         let inserted = self.take(now, part);
         // Unless it is whole now, the event is a gap itself.
         self.on_tip(now, offset.saturating_add(1));
         inserted
+    }
+
+    /// Whether nothing is lacking, and this is the whole of the next event: what a spoke that keeps up gets. All of
+    /// [`take`](Self::take) comes to keeping it then.
+    fn is_in_turn(&self, part: &Part) -> bool {
+        let cost = part.body.len().saturating_add(OVERHEAD);
+        part.parts == 1
+            && part.offset == self.tip
+            && self.tip == self.run_end()
+            && self.slots.is_empty()
+            && self.run.len() < self.config.max_buffered_events
+            && self.bytes.saturating_add(cost) <= self.config.max_buffered_bytes
+    }
+
+    /// The offset behind the run.
+    fn run_end(&self) -> u64 {
+        self.next.saturating_add(self.run.len() as u64)
     }
 
     fn take(&mut self, now: Instant, part: Part) -> Result<Inserted, InboxError> {
@@ -170,7 +200,7 @@ impl Inbox {
             body,
             via,
         } = part;
-        if offset == self.next && self.front.is_some() {
+        if offset < self.run_end() {
             return Ok(Inserted::Duplicate);
         }
         self.gaps.touch(now, offset, offset.saturating_add(1));
@@ -257,8 +287,8 @@ impl Inbox {
         self.gaps.close(now, offset, after);
         self.tip = self.tip.max(after);
         self.bytes = self.bytes.saturating_add(whole.cost());
-        if offset == self.next {
-            self.front = Some(whole);
+        if offset == self.run_end() {
+            self.run.push_back(whole);
         } else {
             self.slots.insert(offset, Slot::Whole(whole));
         }
@@ -301,7 +331,7 @@ impl Inbox {
     }
 
     fn events(&self) -> usize {
-        self.slots.len() + usize::from(self.front.is_some())
+        self.slots.len() + self.run.len()
     }
 
     /// The hub's tip is known to be `tip` at least: what is not here up to there is a gap.
@@ -383,8 +413,13 @@ impl Inbox {
     }
 
     fn take_next(&mut self) -> Option<Whole> {
-        let whole = match self.front.take() {
-            Some(whole) => whole,
+        let whole = match self.run.pop_front() {
+            Some(whole) => {
+                if self.run.is_empty() {
+                    self.run.shrink_to(KEPT);
+                }
+                whole
+            }
             None => {
                 let first = self.slots.first_entry()?;
                 if *first.key() != self.next || matches!(first.get(), Slot::Partial(_)) {
@@ -420,7 +455,9 @@ impl Inbox {
     /// One past the farthest event that is here.
     fn reach(&self) -> u64 {
         let last = self.slots.last_key_value().map(|(offset, _)| *offset);
-        last.unwrap_or(self.next).saturating_add(1)
+        let end = last.map(|last| last.saturating_add(1));
+        end.unwrap_or(self.run_end())
+            .max(self.next.saturating_add(1))
     }
 
     /// When [`poll`](Self::poll) may have something though nothing came in.

@@ -509,7 +509,7 @@ impl Model {
         assert!(inbox.events() <= 6);
         assert!(inbox.gaps.wants() <= 3);
         let costs: usize = inbox.slots.values().map(Slot::cost).sum();
-        let front = inbox.front.as_ref().map_or(0, Whole::cost);
+        let front: usize = inbox.run.iter().map(Whole::cost).sum();
         assert_eq!(inbox.buffered_bytes(), costs + front);
         // Every offset up to the tip is here, missed or a gap, and only one of missed and gap.
         let gaps = inbox.gaps.ranges();
@@ -517,7 +517,7 @@ impl Model {
         assert!(gaps.iter().all(|(from, to)| from < to && *to <= self.tip));
         for offset in self.next..self.tip {
             let whole = matches!(inbox.slots.get(&offset), Some(Slot::Whole(_)))
-                || (offset == self.next && inbox.front.is_some());
+                || (self.next..inbox.run_end()).contains(&offset);
             let missed = inbox.missed.contains(offset);
             let gap = gaps.iter().any(|(from, to)| (*from..*to).contains(&offset));
             assert_eq!(gap, !whole && !missed, "offset {offset}");

@@ -53,7 +53,7 @@ pub(super) async fn connect(
 pub(super) async fn run(
     greeted: Greeted,
     shared: Arc<Shared>,
-    deliver: Deliverer,
+    mut deliver: Deliverer,
     finish: CancellationToken,
     cancel: CancellationToken,
 ) {
@@ -69,8 +69,8 @@ pub(super) async fn run(
     shared.statuses.tell(connected.clone());
     let error = {
         let reading = async {
-            tell(&deliver, connected).await;
-            read(connection.remote_id(), &mut reader, &deliver, &shared).await
+            tell(&mut deliver, connected).await;
+            read(connection.remote_id(), &mut reader, &mut deliver, &shared).await
         };
         let writing = writer::write(send, shared.clone(), finish);
         tokio::pin!(reading, writing);
@@ -90,7 +90,7 @@ pub(super) async fn run(
     last_word.0.end(closed.clone());
     tokio::select! {
         biased;
-        () = tell(&deliver, SpokeStatus::Closed(closed)) => {}
+        () = tell(&mut deliver, SpokeStatus::Closed(closed)) => {}
         () = cancel.cancelled() => {}
     }
 }
@@ -100,14 +100,14 @@ fn ended(why: &'static str) -> LinkError {
 }
 
 /// Tells a status to listeners, in its place.
-async fn tell(deliver: &Deliverer, status: SpokeStatus) {
+async fn tell(deliver: &mut Deliverer, status: SpokeStatus) {
     let _ = deliver.deliver(Incoming::Status(status)).await;
 }
 
 async fn read(
     hub: EndpointId,
     reader: &mut FrameReader,
-    deliver: &Deliverer,
+    deliver: &mut Deliverer,
     shared: &Shared,
 ) -> LinkError {
     loop {

@@ -17,9 +17,11 @@ use crate::{
 };
 
 /// The session's end.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(super) struct Deliverer {
     queue: mpsc::Sender<Queued>,
+    /// A place in it that was not needed yet.
+    spare: Option<mpsc::OwnedPermit<Queued>>,
     outlet: Outlet,
 }
 
@@ -40,7 +42,8 @@ struct Outlet {
 
 /// A place in the queue for one item.
 pub(super) struct Place<'a> {
-    permit: mpsc::Permit<'a, Queued>,
+    permit: mpsc::OwnedPermit<Queued>,
+    spare: &'a mut Option<mpsc::OwnedPermit<Queued>>,
     outlet: &'a Outlet,
 }
 
@@ -76,15 +79,34 @@ pub(super) fn deliverer(
         queue: taken,
         outlet: outlet.clone(),
     };
-    (Deliverer { queue, outlet }, deliveries)
+    let deliverer = Deliverer {
+        queue,
+        spare: None,
+        outlet,
+    };
+    (deliverer, deliveries)
+}
+
+impl Clone for Deliverer {
+    fn clone(&self) -> Self {
+        Self {
+            queue: self.queue.clone(),
+            spare: None,
+            outlet: self.outlet.clone(),
+        }
+    }
 }
 
 impl Deliverer {
     /// A place for one item, if there is one now.
-    pub(super) fn try_reserve(&self) -> Option<Place<'_>> {
-        let permit = self.queue.try_reserve().ok()?;
+    pub(super) fn try_reserve(&mut self) -> Option<Place<'_>> {
+        let permit = match self.spare.take() {
+            Some(permit) => permit,
+            None => self.queue.clone().try_reserve_owned().ok()?,
+        };
         Some(Place {
             permit,
+            spare: &mut self.spare,
             outlet: &self.outlet,
         })
     }
@@ -93,33 +115,53 @@ impl Deliverer {
     ///
     /// Cancel safe.
     pub(super) async fn has_place(&self) -> bool {
-        self.queue.reserve().await.is_ok()
+        self.spare.is_some() || self.queue.reserve().await.is_ok()
     }
 
     /// Delivers an item once there is a place for it; false if nobody will take anything any more.
     ///
     /// Cancel safe: the item is delivered, or was not.
-    pub(super) async fn deliver(&self, item: Incoming) -> bool {
-        let Ok(permit) = self.queue.reserve().await else {
+    pub(super) async fn deliver(&mut self, item: Incoming) -> bool {
+        if !self.has_place().await {
             return false;
-        };
-        let outlet = &self.outlet;
-        Place { permit, outlet }.put(item);
+        }
+        // Only we take places.
+        match self.try_reserve() {
+            Some(place) => place.put(item),
+            None => return false,
+        }
         true
     }
 }
 
 impl Place<'_> {
-    pub(super) fn put(self, item: Incoming) {
-        let Self { permit, outlet } = self;
+    /// Hands an item out at once, if everyone who wants it has room and nothing waits before it.
+    #[expect(clippy::result_large_err, reason = "the item itself, given back")]
+    pub(super) fn try_put(self, item: Incoming) -> Result<(), (Self, Incoming)> {
         // Only the session adds to what waits, so that nothing comes in between here.
-        let item = match outlet.waiting.load(Ordering::Acquire) {
-            0 => match outlet.try_hand_out(item) {
-                Ok(()) => return,
-                Err(item) => item,
-            },
-            _ => item,
+        if self.is_behind() {
+            return Err((self, item));
+        }
+        match self.outlet.try_hand_out(item) {
+            Ok(()) => {
+                *self.spare = Some(self.permit);
+                Ok(())
+            }
+            Err(item) => Err((self, item)),
+        }
+    }
+
+    /// Whether something waits before it.
+    pub(super) fn is_behind(&self) -> bool {
+        self.outlet.waiting.load(Ordering::Acquire) > 0
+    }
+
+    /// Hands an item out at once, or lets it wait.
+    pub(super) fn put(self, item: Incoming) {
+        let Err((place, item)) = self.try_put(item) else {
+            return;
         };
+        let Self { permit, outlet, .. } = place;
         outlet.waiting.fetch_add(1, Ordering::Relaxed);
         permit.send(Queued {
             item,

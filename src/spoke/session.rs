@@ -14,7 +14,10 @@ use std::{
 use bytes::Bytes;
 use iroh::{Endpoint, EndpointAddr};
 use n0_error::e;
-use tokio::time::{sleep_until, timeout};
+use tokio::{
+    task::yield_now,
+    time::{sleep_until, timeout},
+};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
@@ -38,8 +41,9 @@ use crate::{
     wire::native::{Start, ToSpoke, Welcome},
 };
 
-/// How many frames are taken in before the rest of the session has its turn.
-const FRAMES_AT_ONCE: usize = 256;
+/// How many frames are taken in before the rest of the session, and the listeners, have their turn: as many as tokio lets a
+/// listener take in one.
+const FRAMES_AT_ONCE: usize = 128;
 /// A session looks around so often though nothing is due.
 const LOOK_AROUND: Duration = Duration::from_secs(60);
 /// How long listeners may take to have the rest when the spoke itself ends.
@@ -324,6 +328,10 @@ impl Session {
                 frame = self.link.buffered()?;
             }
         }
+        if budget == 0 {
+            // What listeners have by now is still in the cache.
+            yield_now().await;
+        }
         Ok(())
     }
 
@@ -340,6 +348,13 @@ impl Session {
             let Some(item) = self.reception.poll_delivery(now) else {
                 break false;
             };
+            let Err((place, item)) = place.try_put(item) else {
+                continue;
+            };
+            if !place.is_behind() {
+                // A listener that keeps up makes room as soon as it has its turn, and waiting for it costs more than that.
+                yield_now().await;
+            }
             place.put(item);
         };
         while let Some(order) = self.reception.poll_order(now) {

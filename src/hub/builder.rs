@@ -103,8 +103,8 @@ impl HubBuilder {
     /// | connections and handshakes | 128 KiB × ([`max_connections`](HubLimits::max_connections) + [`max_handshakes`](HubLimits::max_handshakes)) |
     /// | what has come and was not read | 2.5 × ([`max_connections`](HubLimits::max_connections) × [`waiting_window`](HubLimits::waiting_window) + [`receive_bytes`](HubLimits::receive_bytes)) |
     /// | events of spokes that nobody has taken | 2 × [`intake_bytes`](HubLimits::intake_bytes) |
-    /// | spokes | [`max_spokes`](HubLimits::max_spokes) × ([`send_window`](HubLimits::send_window) + [`max_event_bytes`](HubLimits::max_event_bytes) + 420 KiB): what is on its way to one that has stopped reading, and the large event in the middle of which it did |
-    /// | streams that are no spokes yet | [`max_waiting`](HubLimits::max_waiting) × 164 KiB |
+    /// | spokes | [`max_spokes`](HubLimits::max_spokes) × ([`send_window`](HubLimits::send_window) + [`max_event_bytes`](HubLimits::max_event_bytes) + 484 KiB): what is on its way to one that has stopped reading, the large event in the middle of which it did, and what was read from it and not taken |
+    /// | streams that are no spokes yet | [`max_waiting`](HubLimits::max_waiting) × 228 KiB |
     /// | the topic | [`cache_bytes`](GossipConfig::cache_bytes) + [`active_view`](GossipConfig::active_view) × [`queue_bytes`](GossipConfig::queue_bytes) + ([`max_connections`](GossipConfig::max_connections) + [`max_unproven`](GossipConfig::max_unproven)) × (2.5 × [`waiting_window`](HubLimits::waiting_window) + [`send_window`](HubLimits::send_window) + 128 KiB + 512 KiB or 4 × [`max_frame_size`](GossipConfig::max_frame_size), whichever is more), unless everyone is served directly |
     ///
     /// On top come the hub's own listeners, each [`capacity_bytes`](crate::ListenOptions::capacity_bytes). On a router of
@@ -112,7 +112,7 @@ impl HubBuilder {
     ///
     /// Nearly all of it is what spokes may cost: set [`max_spokes`](HubLimits::max_spokes) to how many you expect, and
     /// [`max_event_bytes`](HubLimits::max_event_bytes) to what you send. The defaults are for 16,384 spokes and events of
-    /// 16 MiB, whose ceiling no machine has: 287 GiB. A hub for 1,000 spokes and events of 64 KiB stays below 3 GiB like this:
+    /// 16 MiB, whose ceiling no machine has: 288 GiB. A hub for 1,000 spokes and events of 64 KiB stays below 3 GiB like this:
     ///
     /// ```
     /// use iroh_hub::{Hub, HubLimits, GossipConfig, log::LogConfig};
@@ -132,7 +132,7 @@ impl HubBuilder {
     /// gossip.queue_bytes = 4 << 20;
     /// let hub = Hub::builder().limits(limits).gossip(gossip);
     /// assert!(hub.memory_ceiling() < 3 << 30);
-    /// assert_eq!(Hub::builder().memory_ceiling() >> 30, 287);
+    /// assert_eq!(Hub::builder().memory_ceiling() >> 30, 288);
     /// ```
     pub fn memory_ceiling(&self) -> u64 {
         ceiling::of(&self.config.clone().sound())

@@ -2,7 +2,10 @@
 //! has the formula in words; a test in `tests/chaos` fills every buffer and holds the process against it.
 
 use super::{config::HubConfig, desk::BATCH_BYTES};
-use crate::{fan_out::FanOut, link_io::SMALL};
+use crate::{
+    fan_out::FanOut,
+    link_io::{READ_BYTES, SMALL},
+};
 
 const KIB: u64 = 1 << 10;
 
@@ -38,8 +41,8 @@ pub(super) fn of(config: &HubConfig) -> u64 {
     .saturating_add(times(limits.remembered_spokes, DEPARTED));
     let connections = limits.max_connections.saturating_add(limits.max_handshakes);
     let windows = times(limits.max_connections, limits.waiting_window.into());
-    // A frame that is being put together grows by doubling.
-    let reading = 2 * n(SMALL) + STREAM;
+    // A frame that is being put together grows by doubling; behind it is what was read with it.
+    let reading = 2 * n(SMALL) + n(READ_BYTES) + STREAM;
     let spoke = u64::from(limits.send_window)
         .saturating_add(n(limits.max_event_bytes))
         .saturating_add(n(BATCH_BYTES) + reading);

@@ -120,6 +120,12 @@ impl Deframer {
         self.len
     }
 
+    /// How many bytes there are of it.
+    #[cfg(test)]
+    pub(crate) fn kept(&self) -> usize {
+        self.partial.len()
+    }
+
     /// Whether a frame has begun and is not complete.
     pub(crate) fn is_mid_frame(&self) -> bool {
         self.len.is_some() || self.have > 0

@@ -581,7 +581,7 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
                         kind => {
                             self.tree.exchanged(to, kind);
                             if let (Kind::Graft, Some(id)) = (kind, cause.missing) {
-                                self.tree.asked(id);
+                                self.tree.asked(to, id);
                             }
                         }
                     }

@@ -234,7 +234,7 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
 
     /// One announcement at a time, so that it is known which frame the protocol sets a timer for.
     fn announced(&mut self, from: P, one: IHave, now: Instant) {
-        self.tree.announced(one.id);
+        self.tree.announced(from, one.id);
         let cause = Cause {
             from: Some(from),
             missing: Some(one.id),

@@ -1147,13 +1147,19 @@ fn whoever_is_pruned_by_its_last_parent_takes_it_back() {
     assert_eq!(tree_messages(&outputs(&mut core)), []);
 }
 
-#[test]
-fn an_announced_frame_is_waited_for_while_others_come_and_asked_for_in_the_end() {
-    let start = Instant::now();
-    let mut core = with_neighbors(&[1, 2], start);
+/// What the id of a frame is.
+fn id_of(content: &[u8]) -> mirror::Id {
+    *blake3::hash(content).as_bytes()
+}
+
+/// After what time neighbour 2 is asked for a frame that it announced, while 1 brings others that it announced before. `behind`
+/// happens in between.
+fn asked_after(
+    core: &mut TestCore,
+    start: Instant,
+    behind: impl FnOnce(&mut TestCore),
+) -> Duration {
     core.message(1, data(b"first", 1), start);
-    // Behind all the others.
-    let id_of = |content: &[u8]| *blake3::hash(content).as_bytes();
     let others = (1..100u8).map(|n| id_of(&[n]));
     let all: Vec<_> = others.chain([id_of(b"late")]).collect();
     for ids in all.chunks(16) {
@@ -1161,17 +1167,24 @@ fn an_announced_frame_is_waited_for_while_others_come_and_asked_for_in_the_end()
         let announced = Message::Gossip(Gossip::IHave(mirror::List(ids.collect())));
         core.message(2, bytes(&announced), start);
     }
-    let mut asked_after = None;
+    behind(core);
     for n in 1..100u8 {
         let now = start + Duration::from_millis(20) * n.into();
         core.tick(now);
-        if tree_messages(&outputs(&mut core)).contains(&(2, Kind::Graft)) {
-            asked_after = Some(now - start);
-            break;
+        if tree_messages(&outputs(core)).contains(&(2, Kind::Graft)) {
+            return now - start;
         }
         core.message(1, data(&[n], 1), now);
     }
-    assert_eq!(asked_after, Some(Duration::from_millis(400)));
+    panic!("it is never asked for");
+}
+
+#[test]
+fn an_announced_frame_is_waited_for_while_others_come_and_asked_for_in_the_end() {
+    let start = Instant::now();
+    let mut core = with_neighbors(&[1, 2], start);
+    let after = asked_after(&mut core, start, |_| {});
+    assert_eq!(after, Duration::from_millis(400));
     // And soon, when nothing comes.
     let mut core = with_neighbors(&[1, 2], start);
     let id = id_of(b"late");
@@ -1179,4 +1192,22 @@ fn an_announced_frame_is_waited_for_while_others_come_and_asked_for_in_the_end()
     core.message(2, bytes(&announced), start);
     core.tick(start + Duration::from_millis(80));
     assert_eq!(tree_messages(&outputs(&mut core)), [(2, Kind::Graft)]);
+}
+
+#[test]
+fn made_up_announcements_of_one_neighbour_do_not_have_frames_asked_for_that_are_on_their_way() {
+    let start = Instant::now();
+    let mut core = with_neighbors(&[1, 2, 3], start);
+    let after = asked_after(&mut core, start, |core| {
+        for round in 0..5u64 {
+            let made_up = (0..1000u64).map(|n| IHave {
+                id: id_of(&(round * 1000 + n).to_le_bytes()),
+                round: 1,
+            });
+            let announced = Message::Gossip(Gossip::IHave(mirror::List(made_up.collect())));
+            core.message(3, bytes(&announced), start);
+        }
+        assert!(core.metrics.refused_announcements.get() > 0);
+    });
+    assert_eq!(after, Duration::from_millis(400));
 }

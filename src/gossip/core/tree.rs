@@ -11,7 +11,10 @@
 //! So a neighbour is pruned only for one that still brings frames, a node that was left without a parent takes the last one
 //! back, and nothing is asked for while frames come in, up to a limit. Not for: whom to be neighbours with (`heal`).
 
-use std::{collections::BTreeSet, hash::Hash};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    hash::Hash,
+};
 
 use n0_future::time::{Duration, Instant};
 
@@ -27,8 +30,27 @@ const BROUGHT: usize = 1024;
 const PATIENCE: u32 = 5;
 /// How often within that time it is looked at again.
 const LOOKS: u32 = 4;
-/// Of how many frames it is remembered when they were announced, and whether they were asked for.
+/// Of how many frames of one neighbour it is remembered when it announced them, and whether it was asked for them. As many as
+/// it may announce, and of each its own: made-up ones push out nobody else's.
 const ANNOUNCED: usize = 4096;
+
+/// What one neighbour says it has.
+#[derive(Debug)]
+struct Share {
+    /// Places in the order in which somebody announced frames first.
+    announced: Remembered<Id, u64>,
+    /// Frames that it was asked for.
+    asked: Remembered<Id, ()>,
+}
+
+impl Share {
+    fn new() -> Self {
+        Self {
+            announced: Remembered::new(ANNOUNCED),
+            asked: Remembered::new(ANNOUNCED),
+        }
+    }
+}
 
 /// See the [module](self).
 #[derive(Debug)]
@@ -40,11 +62,9 @@ pub(super) struct Tree<P> {
     lazy: BTreeSet<P>,
     /// Who brought the last new frame.
     last: Option<P>,
-    /// Frames in the order in which somebody announced them first.
-    announced: Remembered<Id, u64>,
+    /// Of each neighbour that announced something.
+    shares: BTreeMap<P, Share>,
     announcements: u64,
-    /// Frames that were asked for.
-    asked: Remembered<Id, ()>,
     /// When a frame came last that was not asked for, and the latest place among the announced that one had.
     flowed_at: Option<Instant>,
     flowed_to: u64,
@@ -57,9 +77,8 @@ impl<P: Copy + Ord + Hash> Tree<P> {
             brought: Remembered::new(BROUGHT),
             lazy: BTreeSet::new(),
             last: None,
-            announced: Remembered::new(ANNOUNCED),
+            shares: BTreeMap::new(),
             announcements: 0,
-            asked: Remembered::new(ANNOUNCED),
             flowed_at: None,
             flowed_to: 0,
         }
@@ -69,8 +88,13 @@ impl<P: Copy + Ord + Hash> Tree<P> {
     pub(super) fn came(&mut self, id: Id, from: P, now: Instant) {
         self.brought.insert(id, from);
         self.last = Some(from);
-        let place = self.announced.remove(&id);
-        if self.asked.remove(&id).is_none() {
+        let place = self.place(&id);
+        let mut asked = false;
+        for share in self.shares.values_mut() {
+            share.announced.remove(&id);
+            asked |= share.asked.remove(&id).is_some();
+        }
+        if !asked {
             self.flowed_at = Some(now);
             let place = place.unwrap_or(self.announcements);
             self.flowed_to = self.flowed_to.max(place);
@@ -78,16 +102,28 @@ impl<P: Copy + Ord + Hash> Tree<P> {
     }
 
     /// A neighbour announced a frame that is not here.
-    pub(super) fn announced(&mut self, id: Id) {
-        if self.announced.get(&id).is_none() {
+    pub(super) fn announced(&mut self, from: P, id: Id) {
+        let place = self.place(&id).unwrap_or_else(|| {
             self.announcements += 1;
-            self.announced.insert(id, self.announcements);
+            self.announcements
+        });
+        let share = self.shares.entry(from).or_insert_with(Share::new);
+        if share.announced.get(&id).is_none() {
+            share.announced.insert(id, place);
         }
     }
 
-    /// A frame is asked for.
-    pub(super) fn asked(&mut self, id: Id) {
-        self.asked.insert(id, ());
+    /// Which place a frame has among those that were announced, counted from the first time.
+    fn place(&self, id: &Id) -> Option<u64> {
+        let places = self.shares.values().map(|share| share.announced.get(id));
+        places.flatten().min().copied()
+    }
+
+    /// A neighbour is asked for a frame that it announced.
+    pub(super) fn asked(&mut self, of: P, id: Id) {
+        if let Some(share) = self.shares.get_mut(&of) {
+            share.asked.insert(id, ());
+        }
     }
 
     /// Whether the protocol may prune the sender of a repeat: another one that brought the frame has to go on bringing
@@ -119,9 +155,10 @@ impl<P: Copy + Ord + Hash> Tree<P> {
         }
     }
 
-    /// A neighbour is new, or one no longer: either way, it brings frames until it is pruned.
+    /// A neighbour is new, or one no longer: either way, it brings frames until it is pruned, and has announced nothing.
     pub(super) fn forget(&mut self, peer: &P) {
         self.lazy.remove(peer);
+        self.shares.remove(peer);
     }
 
     /// Whom to take back as a parent now that `pruned` brings nothing any more: nobody, if another one does.
@@ -141,10 +178,10 @@ impl<P: Copy + Ord + Hash> Tree<P> {
         delay: Duration,
         now: Instant,
     ) -> Option<Instant> {
-        let place = self.announced.get(id)?;
+        let place = self.place(id)?;
         let flows = self.flowed_at.is_some_and(|at| at + delay > now);
         let may_wait = now < since + delay * PATIENCE;
-        (flows && may_wait && *place > self.flowed_to).then(|| now + delay / LOOKS)
+        (flows && may_wait && place > self.flowed_to).then(|| now + delay / LOOKS)
     }
 }
 
@@ -203,14 +240,14 @@ mod tests {
     fn a_frame_is_waited_for_while_others_come_before_it_and_not_for_ever() {
         let (mut tree, start) = (Tree::new(0), Instant::now());
         let delay = Duration::from_millis(80);
-        tree.announced(FRAME);
+        tree.announced(2, FRAME);
         assert_eq!(tree.patience(&FRAME, start, delay, start + delay), None);
         let mut now = start + delay;
         // Announced before it, as all that comes here.
         for id in 10..100 {
-            tree.announced([id; 32]);
+            tree.announced(2, [id; 32]);
         }
-        tree.announced(NEXT);
+        tree.announced(2, NEXT);
         for id in 10..100 {
             tree.came([id; 32], 1, now);
             let Some(until) = tree.patience(&NEXT, start, delay, now) else {
@@ -227,22 +264,72 @@ mod tests {
         let (mut tree, start) = (Tree::new(0), Instant::now());
         let delay = Duration::from_millis(80);
         let now = start + delay;
-        tree.announced(FRAME);
-        tree.announced(NEXT);
-        tree.announced([3; 32]);
+        tree.announced(2, FRAME);
+        tree.announced(2, NEXT);
+        tree.announced(2, [3; 32]);
         // What was asked for is no sign that others come.
-        tree.asked(FRAME);
+        tree.asked(2, FRAME);
         tree.came(FRAME, 1, now);
         assert_eq!(tree.patience(&NEXT, start, delay, now), None);
         // What was announced behind it came before it.
         tree.came([3; 32], 1, now);
         assert_eq!(tree.patience(&NEXT, start, delay, now), None);
-        tree.announced([4; 32]);
+        tree.announced(2, [4; 32]);
         assert!(tree.patience(&[4; 32], start, delay, now).is_some());
         assert_eq!(
             tree.patience(&[4; 32], start, delay, now + delay),
             None,
             "nothing comes"
         );
+    }
+
+    fn made_up(n: usize) -> Id {
+        let mut id = [0xff; 32];
+        id[..8].copy_from_slice(&n.to_le_bytes());
+        id
+    }
+
+    #[test]
+    fn made_up_announcements_of_one_neighbour_push_out_nobody_elses() {
+        let (mut tree, start) = (Tree::new(0), Instant::now());
+        let delay = Duration::from_millis(80);
+        let now = start + delay;
+        let asked = [4; 32];
+        tree.announced(2, FRAME);
+        tree.announced(2, NEXT);
+        tree.announced(2, asked);
+        tree.asked(2, asked);
+        for n in 0..2 * ANNOUNCED {
+            tree.announced(3, made_up(n));
+            tree.asked(3, made_up(n));
+        }
+        // What the neighbour was asked for is still no sign that others come.
+        tree.came(asked, 1, now);
+        assert_eq!(tree.patience(&NEXT, start, delay, now), None);
+        // And what comes is still known for one that was announced before.
+        tree.came(FRAME, 1, now);
+        assert!(tree.patience(&NEXT, start, delay, now).is_some());
+        let share = &tree.shares[&3];
+        assert_eq!(share.announced.len(), ANNOUNCED);
+        assert_eq!(share.asked.len(), ANNOUNCED);
+    }
+
+    #[test]
+    fn what_two_announced_keeps_its_place_when_the_first_of_them_is_gone() {
+        let (mut tree, start) = (Tree::new(0), Instant::now());
+        let delay = Duration::from_millis(80);
+        let now = start + delay;
+        tree.announced(2, FRAME);
+        tree.announced(2, NEXT);
+        tree.announced(3, [3; 32]);
+        tree.announced(3, FRAME);
+        tree.forget(&2);
+        assert_eq!(tree.shares.len(), 1);
+        tree.asked(2, NEXT);
+        assert_eq!(tree.shares.len(), 1);
+        tree.came(FRAME, 1, now);
+        assert!(tree.patience(&[3; 32], start, delay, now).is_some());
+        // Nobody has it any more.
+        assert_eq!(tree.patience(&NEXT, start, delay, now), None);
     }
 }

@@ -298,8 +298,8 @@ impl<Id: Copy + Ord + Debug> Planner<Id> {
             FanOut::Direct => (false, Duration::ZERO),
             FanOut::Gossip => (true, Duration::ZERO),
             FanOut::Auto(auto) => {
-                let (spokes, traffic) = (self.spokes.len(), self.recent.get());
-                let wants = auto.wants_gossip(self.gossip, spokes, self.capable, traffic);
+                let (spokes, lately) = (self.spokes.len(), self.recent.get());
+                let wants = auto.wants_gossip(self.gossip, spokes, self.capable, lately);
                 (wants, auto.settle)
             }
         };

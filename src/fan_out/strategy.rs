@@ -5,7 +5,7 @@ use std::{fmt, str::FromStr, time::Duration};
 use n0_error::{e, stack_error};
 use serde::{Deserialize, Serialize};
 
-use super::traffic::Traffic;
+use super::traffic::Lately;
 
 /// How the hub gets its broadcasts to the spokes.
 ///
@@ -58,31 +58,44 @@ impl FromStr for FanOut {
 
 /// When [`FanOut::Auto`] changes between the direct streams and the topic.
 ///
-/// It goes to the topic for any of three reasons, if at least 8 spokes can gossip:
+/// It goes to the topic for any of three reasons, the first two of which count if at least 8 spokes can gossip:
 ///
 /// | reason | goes | goes back |
 /// |---|---|---|
-/// | all that is broadcast, sent to every spoke directly, takes so much of the [uplink](Self::uplink_bytes_per_s) | over 80% | at 50% |
-/// | the largest event of the last minutes leaves the hub for the last spoke so much later directly: (spokes - 6) x bytes / uplink | over 10 ms and two round trips | at half of that |
+/// | all that is broadcast, sent to every spoke directly, takes so much of the [uplink](Self::uplink_bytes_per_s), and the topic would save at least a quarter of it | over 80% now | at 50% or less in the busiest fifth of a second of the last minutes, or if it saves less than an eighth |
+/// | the largest event of the last minutes is at the last spoke so much sooner as the copies take that the hub need not send: saved x bytes / uplink | longer than the tree takes: 10 ms, two round trips, and 12 x bytes / uplink, counting no more than 60 KiB | at half of that |
 /// | so many spokes can gossip | [`gossip_from`](Self::gossip_from) | fewer than [`direct_below`](Self::direct_below) |
 ///
-/// It goes back when none of them stands any more, and in any case when fewer than 4 spokes can gossip. Either has to be so
-/// for [`settle`](Self::settle) without a break.
+/// *Saved* are the spokes that can gossip, but 6: to so many the hub sends along the topic itself.
+///
+/// It goes back when none of them stands any more. Either has to be so for [`settle`](Self::settle) without a break. The
+/// last minutes are 5 to 10, so that bursts, or large events now and then, do not begin a topic each time.
 ///
 /// # Why these numbers
 ///
-/// They are what the crate's benches say; the figures are in `benches/README.md`.
+/// They are what the crate's benches say; `benches/README.md` has the figures of the last run, and `cargo bench --bench
+/// report` makes it.
 ///
-/// - *Nothing speaks for the topic while the uplink suffices*: in every cell of `fan_out`, up to 300 spokes, direct streams
-///   carry more and are sooner at the last spoke, for the tree costs each event four or five hops, each of which opens what
-///   it passes on. So the number of spokes by itself decides late.
+/// - *Nothing speaks for the topic while the uplink suffices*: `fan_out` has 8, 32, 100 and 300 spokes over loopback. There
+///   direct streams carry more, or as much, and are sooner at the last spoke, for the tree costs each event four or five
+///   hops, each of which opens what it passes on. So the number of spokes by itself decides late.
 /// - *What is short first is the uplink*: `uplink` has 50 spokes and events of 16 KiB behind 10 Mbit/s. Directly that is
 ///   50 copies, 0.7 s to the last spoke; along the topic the hub sends one to each of at most 6 neighbours (`hub_cost` counts
-///   the bytes), and an event is there in a tenth of the time. The difference is (spokes - 6) x bytes / uplink. Against it
-///   stand the hops of the tree, four more than directly: each is half a round trip, and `fan_out` has some 10 ms for what
-///   all of them do.
-/// - *What is short next is the hub's processor*: `hub_cost` has some 30 us for each paced event and spoke directly. With 400
-///   spokes and 50 events a second that is more than half a core, and a fraction of it along the topic.
+///   the bytes), and an event is there in a tenth of the time.
+/// - *Against that stand the hops of the tree*, four more than directly. Each is half a round trip, and `fan_out` has some
+///   10 ms for what all of them do. At each, a spoke has whole what it passes on, to up to 4 others one after the other: of
+///   these copies two or three leave before the last spoke's has left, four times three in all. How fast they do is not
+///   known; spokes are taken for no slower than the hub, which is why `uplink`, where nothing limits them, beats what is
+///   reckoned here. Larger events travel part by part, and a hop waits for a part only, of at most 60 KiB. It follows that up to
+///   18 spokes get events of up to 60 KiB directly on any uplink, unless it is full.
+/// - *What is short next is the hub's processor*: `hub_cost` has 30 to 45 us for each paced event and spoke directly. With 400
+///   spokes and 50 events a second that is more than half a core, and less than half of that along the topic.
+///
+/// How many events there are a second, and what they cost the hub's processor, is not looked at beyond that number of spokes.
+/// A delivery along a direct stream costs the hub about what a bare stream costs (`hub_cost`), a burst shares writes, and with
+/// 100 spokes on two cores direct streams are ahead of the topic in events a second and in time to the last spoke alike
+/// (`fan_out`): up to there a busy processor is no reason to change. If the hub's processor is what you have little of, choose
+/// [`FanOut::Gossip`], or a smaller [`gossip_from`](Self::gossip_from).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct AutoFanOut {
@@ -109,16 +122,20 @@ impl Default for AutoFanOut {
     }
 }
 
-/// The topic has to be worth its upkeep, whatever the reason.
+/// The topic has to be worth its upkeep.
 const MIN_CAPABLE: usize = 8;
 /// An uplink that nobody has stated: 100 Mbit/s.
 const ASSUMED_UPLINK: u64 = 12_500_000;
 /// How many copies of an event the hub sends along the topic, at most.
-const TOPIC_COPIES: u64 = 6;
-/// What the hops of the tree take, without the way.
+const TOPIC_COPIES: usize = 6;
+/// How many hops there are more along the topic.
+const MORE_HOPS: u32 = 4;
+/// How many copies leave a spoke until the one has left that the last spoke waits for: of up to 4, half and a bit.
+const COPIES_A_HOP: u32 = 3;
+/// What the hops of the tree take, without the way and what is sent.
 const TREE: Duration = Duration::from_millis(10);
-/// How many hops there are more along the topic, times two: a hop is half a round trip.
-const ROUND_TRIPS: u32 = 2;
+/// What a hop waits for is no larger, in bytes.
+const LARGEST_PART: u64 = 60 << 10;
 
 impl AutoFanOut {
     /// The same with another [`gossip_from`](Self::gossip_from).
@@ -155,30 +172,58 @@ impl AutoFanOut {
         gossip: bool,
         spokes: usize,
         capable: usize,
-        traffic: Traffic,
+        lately: Lately,
     ) -> bool {
-        let uplink = u128::from(self.uplink_bytes_per_s.unwrap_or(ASSUMED_UPLINK).max(1));
-        let copies = spokes as u64;
-        let times = |copies: u64, bytes: u64| u128::from(copies).saturating_mul(bytes.into());
-        // Whether serving all directly takes more than so much of the uplink.
-        let busy = |percent: u128| {
-            let direct = times(copies, traffic.bytes_per_s);
-            direct.saturating_mul(100) > uplink.saturating_mul(percent)
+        let many = match gossip {
+            false => capable >= self.gossip_from,
+            true => capable >= self.direct_below.min(self.gossip_from),
         };
-        // How much later the largest event may leave for the last spoke, and whether it would.
-        let hops = traffic.rtt.unwrap_or_default().saturating_mul(ROUND_TRIPS);
-        let worth = TREE.saturating_add(hops);
-        let late = |than: Duration| {
-            let more = times(copies.saturating_sub(TOPIC_COPIES), traffic.largest_event);
-            more.saturating_mul(1_000_000) > uplink.saturating_mul(than.as_micros())
-        };
-        if gossip {
-            let many = capable >= self.direct_below.min(self.gossip_from);
-            many || (capable >= MIN_CAPABLE / 2 && (busy(50) || late(worth / 2)))
-        } else {
-            capable >= self.gossip_from || (capable >= MIN_CAPABLE && (busy(80) || late(worth)))
-        }
+        let enough = gossip || capable >= MIN_CAPABLE;
+        many || (enough
+            && (self.busy(gossip, spokes, capable, lately) || self.late(gossip, capable, lately)))
     }
+
+    /// Whether serving all directly takes so much of the uplink, and the topic would make that clearly less.
+    fn busy(&self, gossip: bool, spokes: usize, capable: usize, lately: Lately) -> bool {
+        // To begin a topic for the next burst costs more than to keep it over the pause.
+        let (percent, bytes_per_s, one_in) = match gossip {
+            false => (80, lately.bytes_per_s, 4),
+            true => (50, lately.most_bytes_per_s, 8),
+        };
+        let saves = saved(capable).saturating_mul(one_in) >= spokes && saved(capable) > 0;
+        saves
+            && times(spokes, bytes_per_s).saturating_mul(100)
+                > self.uplink().saturating_mul(percent)
+    }
+
+    /// Whether the largest event is at the last spoke sooner along the tree, on an uplink that is idle.
+    fn late(&self, gossip: bool, capable: usize, lately: Lately) -> bool {
+        let way = lately.rtt.unwrap_or_default().saturating_mul(MORE_HOPS) / 2;
+        let hops = times(
+            (MORE_HOPS * COPIES_A_HOP) as usize,
+            lately.largest_event.min(LARGEST_PART),
+        );
+        // In millionths of a byte that the uplink carries meanwhile.
+        let tree = self
+            .uplink()
+            .saturating_mul(TREE.saturating_add(way).as_micros())
+            .saturating_add(hops.saturating_mul(1_000_000));
+        let gain = times(saved(capable), lately.largest_event).saturating_mul(1_000_000);
+        gain.saturating_mul(if gossip { 2 } else { 1 }) > tree
+    }
+
+    fn uplink(&self) -> u128 {
+        u128::from(self.uplink_bytes_per_s.unwrap_or(ASSUMED_UPLINK).max(1))
+    }
+}
+
+/// How many copies the hub need not send if there is a topic.
+const fn saved(capable: usize) -> usize {
+    capable.saturating_sub(TOPIC_COPIES)
+}
+
+fn times(copies: usize, bytes: u64) -> u128 {
+    (copies as u128).saturating_mul(bytes.into())
 }
 
 /// By which path a spoke is served now.
@@ -218,32 +263,42 @@ mod tests {
         }
     }
 
-    fn steady(bytes_per_s: u64) -> Traffic {
-        Traffic {
+    const MBIT: u64 = 125_000;
+    const KIB: u64 = 1 << 10;
+
+    fn steady(bytes_per_s: u64) -> Lately {
+        Lately {
             bytes_per_s,
-            ..Traffic::default()
+            most_bytes_per_s: bytes_per_s,
+            ..Lately::default()
         }
     }
 
     /// Events now and then, up to that size.
-    fn rare(largest_event: u64) -> Traffic {
-        Traffic {
+    fn rare(largest_event: u64) -> Lately {
+        Lately {
             largest_event,
-            ..Traffic::default()
+            ..Lately::default()
+        }
+    }
+
+    fn far(ms: u64, lately: Lately) -> Lately {
+        Lately {
+            rtt: Some(Duration::from_millis(ms)),
+            ..lately
         }
     }
 
     #[test]
     fn the_number_of_spokes_decides_whatever_is_broadcast() {
         let auto = AutoFanOut::default().with_uplink_bytes_per_s(u64::MAX);
-        let most = Traffic {
-            bytes_per_s: 1 << 40,
+        let most = Lately {
             largest_event: 1 << 30,
-            rtt: None,
+            ..steady(1 << 40)
         };
         assert!(!auto.wants_gossip(false, 1000, 399, most));
-        assert!(auto.wants_gossip(false, 400, 400, Traffic::default()));
-        assert!(auto.wants_gossip(true, 300, 300, Traffic::default()));
+        assert!(auto.wants_gossip(false, 400, 400, Lately::default()));
+        assert!(auto.wants_gossip(true, 300, 300, Lately::default()));
         assert!(!auto.wants_gossip(true, 1000, 299, most));
     }
 
@@ -255,28 +310,79 @@ mod tests {
         assert!(!auto.wants_gossip(false, 100, 7, steady(101)));
         assert!(auto.wants_gossip(true, 8, 8, steady(63)));
         assert!(!auto.wants_gossip(true, 8, 8, steady(62)));
-        assert!(!auto.wants_gossip(true, 100, 3, steady(u64::MAX)));
+    }
+
+    #[test]
+    fn an_uplink_that_the_topic_would_hardly_relieve_does_not_decide() {
+        let auto = AutoFanOut::default().with_uplink_bytes_per_s(1000);
+        let most = steady(u64::MAX);
+        // A quarter is saved, and an eighth on the way back.
+        assert!(auto.wants_gossip(false, 40, 16, most));
+        assert!(!auto.wants_gossip(false, 41, 16, most));
+        assert!(auto.wants_gossip(true, 80, 16, most));
+        assert!(!auto.wants_gossip(true, 81, 16, most));
+        // Nothing is, however few there are.
+        assert!(!auto.wants_gossip(true, 6, 6, most));
+        assert!(!auto.wants_gossip(true, 0, 0, most));
+    }
+
+    #[test]
+    fn a_burst_keeps_the_topic_when_it_is_over_and_does_not_begin_one() {
+        let auto = AutoFanOut::default().with_uplink_bytes_per_s(1000);
+        let over = Lately {
+            bytes_per_s: 0,
+            ..steady(63)
+        };
+        assert!(auto.wants_gossip(true, 8, 8, over));
+        let over = Lately {
+            bytes_per_s: 0,
+            ..steady(1000)
+        };
+        assert!(!auto.wants_gossip(false, 8, 8, over));
     }
 
     #[test]
     fn a_large_event_that_would_be_late_decides_however_rare_it_is() {
         // What `uplink` measures: 10 Mbit/s, 50 spokes, 16 KiB and 1 KiB.
-        let auto = AutoFanOut::default().with_uplink_bytes_per_s(1_250_000);
-        let far = |traffic| Traffic {
-            rtt: Some(Duration::from_millis(20)),
-            ..traffic
-        };
-        assert!(auto.wants_gossip(false, 50, 50, rare(16 << 10)));
-        assert!(auto.wants_gossip(false, 50, 50, far(rare(16 << 10))));
-        assert!(auto.wants_gossip(false, 50, 50, rare(1 << 10)));
+        let auto = AutoFanOut::default().with_uplink_bytes_per_s(10 * MBIT);
+        for ms in [0, 20, 40] {
+            assert!(auto.wants_gossip(false, 50, 50, far(ms, rare(16 * KIB))));
+        }
+        assert!(auto.wants_gossip(false, 50, 50, rare(KIB)));
         // The hops take as long as 44 events of 1 KiB.
-        assert!(!auto.wants_gossip(false, 50, 50, far(rare(1 << 10))));
-        assert!(auto.wants_gossip(true, 50, 50, far(rare(1 << 10))));
-        assert!(!auto.wants_gossip(true, 50, 50, far(rare(500))));
+        assert!(!auto.wants_gossip(false, 50, 50, far(20, rare(KIB))));
+        assert!(auto.wants_gossip(true, 50, 50, far(20, rare(KIB))));
+        assert!(!auto.wants_gossip(true, 50, 50, far(20, rare(500))));
         // An uplink that nobody states is one of 100 Mbit/s.
         let auto = AutoFanOut::default();
-        assert!(!auto.wants_gossip(false, 128, 128, rare(1 << 10)));
-        assert!(auto.wants_gossip(false, 130, 130, rare(1 << 10)));
+        assert!(!auto.wants_gossip(false, 140, 140, rare(KIB)));
+        assert!(auto.wants_gossip(false, 141, 141, rare(KIB)));
+    }
+
+    #[test]
+    fn what_spokes_have_to_pass_on_keeps_a_small_mesh_direct() {
+        for mbit in [1, 10, 100, 1000] {
+            let auto = AutoFanOut::default().with_uplink_bytes_per_s(mbit * MBIT);
+            for spokes in 8..=18 {
+                for kib in [1, 16, 60] {
+                    let wants = auto.wants_gossip(false, spokes, spokes, rare(kib * KIB));
+                    assert!(!wants, "{mbit} Mbit/s, {spokes} spokes, {kib} KiB");
+                }
+            }
+            for spokes in 8..=16 {
+                assert!(!auto.wants_gossip(false, spokes, spokes, rare(64 * KIB)));
+            }
+        }
+        // What travels part by part is passed on before it is there.
+        let auto = AutoFanOut::default();
+        assert!(auto.wants_gossip(false, 16, 16, rare(1 << 20)));
+    }
+
+    #[test]
+    fn only_the_copies_that_are_saved_are_sooner() {
+        let auto = AutoFanOut::default().with_uplink_bytes_per_s(10 * MBIT);
+        assert!(!auto.wants_gossip(false, 1000, 18, rare(16 * KIB)));
+        assert!(auto.wants_gossip(false, 1000, 50, rare(16 * KIB)));
     }
 
     #[test]
@@ -285,9 +391,28 @@ mod tests {
             .with_gossip_from(5)
             .with_direct_below(9);
         for capable in 0..20 {
-            let gossip = auto.wants_gossip(false, capable, capable, Traffic::default());
-            let again = auto.wants_gossip(gossip, capable, capable, Traffic::default());
+            let gossip = auto.wants_gossip(false, capable, capable, Lately::default());
+            let again = auto.wants_gossip(gossip, capable, capable, Lately::default());
             assert_eq!(again, gossip);
+        }
+    }
+
+    #[test]
+    fn what_goes_for_the_topic_does_not_go_back_at_once() {
+        for mbit in [1, 10, 100] {
+            let auto = AutoFanOut::default().with_uplink_bytes_per_s(mbit * MBIT);
+            for capable in 0..50 {
+                for spokes in [capable, capable + 20] {
+                    for kib in [0, 1, 16, 64, 4096] {
+                        for lately in [rare(kib * KIB), steady(kib * KIB), far(50, rare(kib * KIB))]
+                        {
+                            let gossip = auto.wants_gossip(false, spokes, capable, lately);
+                            let again = auto.wants_gossip(true, spokes, capable, lately);
+                            assert!(!gossip || again, "{auto:?} {spokes} {capable} {lately:?}");
+                        }
+                    }
+                }
+            }
         }
     }
 }

@@ -5,7 +5,7 @@ use std::{
 
 use proptest::prelude::*;
 
-use super::*;
+use super::{traffic::REMEMBER, *};
 
 const MS: Duration = Duration::from_millis(1);
 
@@ -149,6 +149,20 @@ impl Hub {
                 let most = 2 + (*to - *from).as_millis() as usize / 50;
                 assert!(more < most, "{} joins in {:?}", more + 1, *to - *from);
             }
+        }
+    }
+
+    fn starts(&self) -> usize {
+        let starts = self.log.iter().filter(|d| **d == Decision::StartTopic);
+        starts.count()
+    }
+
+    /// So much traffic for a while, looked at as often as a hub does.
+    fn traffic(&mut self, lasts: Duration, traffic: Traffic) {
+        let end = self.now + lasts;
+        while self.now < end {
+            self.run(200 * MS);
+            self.planner.traffic(self.now, traffic);
         }
     }
 
@@ -434,6 +448,35 @@ fn auto_changes_only_after_the_reason_has_stood() {
 }
 
 #[test]
+fn traffic_that_comes_in_bursts_starts_one_topic() {
+    const S: Duration = Duration::from_secs(1);
+    let mut hub = Hub::new(FanOut::default());
+    for id in 0..100 {
+        hub.join(id, true);
+    }
+    let burst = Traffic {
+        bytes_per_s: 200 << 10,
+        largest_event: 1 << 10,
+        rtt: Some(MS),
+    };
+    let quiet = Traffic {
+        rtt: Some(MS),
+        ..Traffic::default()
+    };
+    for _ in 0..120 {
+        hub.traffic(2 * S, burst);
+        hub.traffic(3 * S, quiet);
+    }
+    assert!(hub.topic, "it goes there at once");
+    assert_eq!(hub.starts(), 1);
+    hub.traffic(REMEMBER - 5 * S, quiet);
+    assert!(hub.topic);
+    hub.traffic(REMEMBER + 10 * S, quiet);
+    assert!(!hub.topic, "it goes back in the end");
+    assert_eq!(hub.starts(), 1);
+}
+
+#[test]
 fn going_direct_unparks_all_before_anyone_leaves() {
     let mut hub = Hub::new(FanOut::Gossip);
     for id in 0..4 {
@@ -596,5 +639,31 @@ crate::fuzz::machine! {
         prop_assert!(!hub.topic && hub.parked.is_empty() && hub.told.is_empty());
         prop_assert_eq!(hub.planner.deadline(), None);
         hub.check_rate();
+    }
+}
+
+crate::fuzz::machine! {
+    fn whatever_is_broadcast_topics_begin_rarely(
+        spokes in 0u8..40,
+        // What those look like that are near the thresholds, and any others.
+        looks in prop::collection::vec(
+            (0u64..10_000, prop_oneof![Just(0), 0u64..2_000_000, any::<u64>()],
+             prop_oneof![Just(0), 0u64..100_000, any::<u64>()]),
+            0..100,
+        ),
+    ) {
+        let mut hub = Hub::new(FanOut::default());
+        for id in 0..spokes {
+            hub.join(id, id % 5 != 0);
+        }
+        let began = hub.now;
+        for (ms, bytes_per_s, largest_event) in looks {
+            hub.run(Duration::from_millis(ms));
+            let traffic = Traffic { bytes_per_s, largest_event, rtt: Some(MS) };
+            hub.planner.traffic(hub.now, traffic);
+            hub.drain();
+        }
+        let most = 1 + (hub.now - began).as_secs() / REMEMBER.as_secs();
+        prop_assert!(hub.starts() as u64 <= most, "{} in {:?}", hub.starts(), hub.now - began);
     }
 }

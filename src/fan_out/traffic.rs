@@ -18,9 +18,22 @@ pub(crate) struct Traffic {
     pub(crate) rtt: Option<Duration>,
 }
 
-/// For how long an extreme is remembered, at least; at most twice that. Long, for the next large event is not to come upon
-/// a mesh that has just gone back.
-const REMEMBER: Duration = Duration::from_secs(300);
+/// What was so of late.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Lately {
+    /// What was broadcast a second, when the hub looked last.
+    pub(super) bytes_per_s: u64,
+    /// The most of the last minutes.
+    pub(super) most_bytes_per_s: u64,
+    /// The largest event of the last minutes, in bytes.
+    pub(super) largest_event: u64,
+    /// The shortest way to a typical spoke and back of the last minutes.
+    pub(super) rtt: Option<Duration>,
+}
+
+/// For how long an extreme is remembered, at least; at most twice that. Long, for the next large event, or the next burst,
+/// is not to come upon a mesh that has just gone back.
+pub(super) const REMEMBER: Duration = Duration::from_secs(300);
 
 /// The largest of the last minutes.
 #[derive(Clone, Copy, Debug, Default)]
@@ -50,10 +63,11 @@ impl<T: Ord + Copy> Largest<T> {
     }
 }
 
-/// What was so of late.
+/// Makes of what the hub sees again and again what was so of late.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Recent {
     bytes_per_s: u64,
+    most: Largest<u64>,
     largest: Largest<u64>,
     /// The least, for a queue that has built up says nothing of the way.
     rtt: Largest<Reverse<Duration>>,
@@ -62,13 +76,15 @@ pub(super) struct Recent {
 impl Recent {
     pub(super) fn add(&mut self, now: Instant, traffic: Traffic) {
         self.bytes_per_s = traffic.bytes_per_s;
+        self.most.add(now, Some(traffic.bytes_per_s));
         self.largest.add(now, Some(traffic.largest_event));
         self.rtt.add(now, traffic.rtt.map(Reverse));
     }
 
-    pub(super) fn get(&self) -> Traffic {
-        Traffic {
+    pub(super) fn get(&self) -> Lately {
+        Lately {
             bytes_per_s: self.bytes_per_s,
+            most_bytes_per_s: self.most.get().unwrap_or_default(),
             largest_event: self.largest.get().unwrap_or_default(),
             rtt: self.rtt.get().map(|Reverse(rtt)| rtt),
         }

@@ -10,7 +10,7 @@
 use std::time::Duration;
 
 use iroh_hub::{
-    FanOut,
+    AutoFanOut, FanOut,
     sim::{self, Breakage, Churn, Links, Options, Partition, Report, Restart, Revocation, Stall},
 };
 
@@ -296,6 +296,33 @@ fn a_frame_that_never_left_the_hub_goes_on_the_topic_again_and_costs_no_link() {
 }
 
 #[test]
+fn auto_begins_a_topic_where_the_hub_would() {
+    // Over a thin uplink, or on a short way; not where the hops take longer than what the uplink is spared.
+    for (bandwidth, delay_ms, topics) in [
+        (Some(1_250_000), 20, 1),
+        (None, 0, 1),
+        (None, 20, 0),
+        (Some(125_000_000), 0, 0),
+    ] {
+        for report in all_arrive(&Options {
+            fan_out: FanOut::Auto(AutoFanOut::default()),
+            spokes: 50,
+            events: 20,
+            rate: 1.0,
+            size: 16_000,
+            links: Links {
+                delay: Duration::from_millis(delay_ms),
+                bandwidth,
+                ..Links::default()
+            },
+            ..options()
+        }) {
+            assert_eq!(report.topics, topics, "{report:#?}");
+        }
+    }
+}
+
+#[test]
 fn little_bandwidth_delays_events_and_loses_none() {
     all_arrive(&Options {
         size: 4000,
@@ -389,6 +416,28 @@ fn the_program_refuses_partitions_that_overlap() {
     let overlap = simulate(&["--partition", "5:3:10%", "--partition", "7:1:10%"]);
     assert_eq!(overlap.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&overlap.stderr).contains("overlap"));
+}
+
+#[cfg(feature = "cli")]
+#[test]
+fn the_program_simulates_a_topic_and_says_when_a_fault_of_it_does_nothing() {
+    let few = ["--spokes", "5", "--events", "5", "--lose-root-frame", "2"];
+    let said = |fan_out: &[&str]| {
+        let output = simulate(&[&few[..], fan_out].concat());
+        let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
+        let code = output.status.code();
+        (code, text(&output.stdout), text(&output.stderr))
+    };
+    let (code, stdout, stderr) = said(&[]);
+    assert_eq!(code, Some(0), "{stderr}");
+    assert!(stdout.contains("frames                 5"), "{stdout}");
+    assert!(!stderr.contains("note"), "{stderr}");
+    let (code, _, stderr) = said(&["--fan-out", "auto"]);
+    assert_eq!(code, Some(0), "{stderr}");
+    assert!(stderr.contains("--lose-root-frame did nothing"), "{stderr}");
+    let (code, _, stderr) = said(&["--fan-out", "direct"]);
+    assert_eq!(code, Some(2), "{stderr}");
+    assert!(stderr.contains("--lose-root-frame"), "{stderr}");
 }
 
 #[test]

@@ -41,8 +41,9 @@ pub(super) struct SimulateArgs {
     /// How many of them take no part in gossip
     #[arg(long, value_name = "N", default_value_t = 0)]
     direct_spokes: u32,
-    /// How broadcasts reach the spokes
-    #[arg(long, value_name = "auto|direct|gossip", default_value = "auto")]
+    /// How broadcasts reach the spokes. `auto` knows --delay and, if given, --bandwidth; whether there is a
+    /// topic is its choice
+    #[arg(long, value_name = "auto|direct|gossip", default_value = "gossip")]
     fan_out: FanOut,
     /// How many events are broadcast
     #[arg(long, value_name = "K", default_value_t = 1000)]
@@ -161,6 +162,20 @@ impl SimulateArgs {
     }
 }
 
+impl SimulateArgs {
+    /// The given options that act on a topic and on nothing else.
+    fn for_topics(&self) -> String {
+        let given = [
+            ("--duplicate", self.duplicate > 0.0),
+            ("--reorder", self.reorder > 0.0),
+            ("--revoke", !self.revoke.is_empty()),
+            ("--lose-root-frame", self.lose_root_frame.is_some()),
+        ];
+        let given = given.into_iter().filter(|(_, given)| *given);
+        given.map(|(name, _)| name).collect::<Vec<_>>().join(", ")
+    }
+}
+
 /// Runs to the end on the calling thread.
 pub(super) fn run(args: &SimulateArgs) -> Result<Exit, Failure> {
     let mut partitions: Vec<_> = args
@@ -171,6 +186,12 @@ pub(super) fn run(args: &SimulateArgs) -> Result<Exit, Failure> {
     partitions.sort_unstable();
     if partitions.windows(2).any(|pair| pair[1].0 < pair[0].1) {
         return Err(Failure::usage("--partition: partitions must not overlap"));
+    }
+    let for_topics = args.for_topics();
+    if args.fan_out == FanOut::Direct && !for_topics.is_empty() {
+        return Err(Failure::usage(format_args!(
+            "{for_topics}: without a topic, as with --fan-out direct, this does nothing"
+        )));
     }
     let begun = Instant::now();
     let (words, kept) = match args.resume_cases {
@@ -186,6 +207,11 @@ pub(super) fn run(args: &SimulateArgs) -> Result<Exit, Failure> {
             let bar = Bar::new(args.events, "{wide_bar} {pos}/{len} events  {msg}");
             let report = sim::run(args.options(), |progress| bar.at(progress));
             bar.0.finish_and_clear();
+            if report.topics == 0 && !for_topics.is_empty() {
+                say(format_args!(
+                    "note: {for_topics} did nothing, for auto began no topic"
+                ));
+            }
             (shown(args, &report, show::table)?, report.is_kept())
         }
     };

@@ -21,7 +21,7 @@ use super::{
 use crate::{
     close::CloseCode,
     event::Envelope,
-    fan_out::{Decision, FanOut, Path, Planner, PlannerConfig, Traffic},
+    fan_out::{AutoFanOut, Decision, FanOut, Path, Planner, PlannerConfig, Traffic},
     gossip::GossipConfig,
     hub::{
         Behind, HubLimits,
@@ -119,6 +119,14 @@ impl Hub {
         lose_root_frame: Option<u64>,
     ) -> Self {
         let limits = HubLimits::default();
+        // It knows its uplink, as one would tell it.
+        let fan_out = match fan_out {
+            FanOut::Auto(auto) => FanOut::Auto(AutoFanOut {
+                uplink_bytes_per_s: auto.uplink_bytes_per_s.or(ctx.net.bandwidth()),
+                ..auto
+            }),
+            other => other,
+        };
         Self {
             log,
             planner: Planner::new(fan_out, PlannerConfig::default(), ctx.seed()),
@@ -512,7 +520,7 @@ impl Hub {
             let traffic = Traffic {
                 bytes_per_s: per_s,
                 largest_event: self.log.take_largest(),
-                rtt: None,
+                rtt: (!self.links.is_empty()).then(|| ctx.net.rtt()),
             };
             self.planner.traffic(ctx.clock.now(), traffic);
             self.share_out_acks(ctx);

@@ -43,6 +43,7 @@ pub(super) struct Network {
     loss: f64,
     duplicate: f64,
     reorder: f64,
+    bandwidth: Option<u64>,
     /// Nanoseconds a byte takes.
     per_byte: Option<f64>,
     /// Who is cut off, and until when.
@@ -59,12 +60,23 @@ impl Network {
             loss: links.loss,
             duplicate: links.duplicate,
             reorder: links.reorder,
+            bandwidth: links.bandwidth,
             per_byte: links
                 .bandwidth
                 .map(|bandwidth| 1e9 / bandwidth.max(1) as f64),
             cut: BTreeSet::new(),
             cut_until: 0,
         }
+    }
+
+    /// What a node can send, in bytes a second, if that is limited.
+    pub(super) fn bandwidth(&self) -> Option<u64> {
+        self.bandwidth
+    }
+
+    /// How long it takes to a node and back, at least.
+    pub(super) fn rtt(&self) -> Duration {
+        Duration::from_nanos(self.delay).saturating_mul(2)
     }
 
     pub(super) fn is_limited(&self) -> bool {

@@ -15,7 +15,8 @@ pub struct Options {
     pub spokes: u32,
     /// How many of them take no part in gossip.
     pub direct_spokes: u32,
-    /// How the hub fans out.
+    /// How the hub fans out. [`FanOut::Auto`] that is not told an uplink goes by the
+    /// [`bandwidth`](Links::bandwidth), if there is one. Default [`FanOut::Gossip`].
     pub fan_out: FanOut,
     /// How many events are broadcast.
     pub events: u64,
@@ -35,9 +36,9 @@ pub struct Options {
     pub stalls: Vec<Stall>,
     /// Ends and new beginnings of the hub.
     pub restarts: Vec<Restart>,
-    /// Spokes that are revoked.
+    /// Spokes that are revoked. Without a topic, nobody is.
     pub revocations: Vec<Revocation>,
-    /// The how-manieth frame with events (from 1) never leaves the hub.
+    /// The how-manieth frame with events (from 1) never leaves the hub. Without a topic there is none.
     pub lose_root_frame: Option<u64>,
     /// The bounds of the hub's log: events.
     pub log_events: usize,
@@ -53,7 +54,7 @@ impl Default for Options {
             seed: 1,
             spokes: 100,
             direct_spokes: 0,
-            fan_out: FanOut::default(),
+            fan_out: FanOut::Gossip,
             events: 1000,
             rate: 100.0,
             burst: 1,

@@ -108,6 +108,8 @@ fn what_cannot_be_measured_is_refused_in_a_line_that_says_why() {
         (["--input", "/does/not/exist"], "cannot open"),
         (["--report", "/does/not/exist.html"], "cannot write"),
         (["--events", "0"], "--events"),
+        (["--uplink", "0"], "at least one byte"),
+        (["--uplink", "fast"], "12.5MB"),
     ] {
         let output = compare(&args);
         assert!(!output.status.success(), "{args:?}");

@@ -110,6 +110,31 @@ async fn feed_until_heard(hub: &mut Hub, spoke: &mut Program) -> ChildStdin {
     stdin
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hub_that_is_told_of_a_thin_uplink_goes_to_gossip() {
+    let mut hub = Hub::start(&["--uplink", "1KB"]).await;
+    let mut spokes: Vec<_> = (0..8).map(|_| hub.spoke(&[])).collect();
+    let mut stdin = hub.program.stdin.take().expect("stdin is open");
+    let feeding = tokio::spawn(async move {
+        while stdin.write_all(b"x\n").await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    });
+    let by_gossip = async { while spokes[0].next_json().await["via"] != "gossip" {} };
+    timeout(LIMIT, by_gossip).await.expect("it does in time");
+    feeding.abort();
+}
+
+#[tokio::test]
+async fn an_uplink_of_nothing_is_a_mistake_of_the_command_line() {
+    for (uplink, words) in [("0", "at least one byte"), ("fast", "12.5MB")] {
+        let hub = Program::start(["hub", "--local", "--uplink", uplink]);
+        let ended = hub.end().await;
+        ended.assert_code(2);
+        assert!(ended.stderr.contains(words), "{}", ended.stderr);
+    }
+}
+
 #[tokio::test]
 async fn what_is_no_ticket_is_a_mistake_of_the_command_line() {
     for ticket in ["nonsense", "", "endpointaaaa"] {

@@ -2,9 +2,10 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
+use bytesize::ByteSize;
 use clap::{Args, ValueEnum};
 use iroh::EndpointId;
-use iroh_hub::{FanOut, From, Gossip, Pattern};
+use iroh_hub::{AutoFanOut, FanOut, From, Gossip, Pattern};
 
 use super::exit;
 
@@ -29,6 +30,10 @@ pub(super) struct HubArgs {
     /// How broadcasts reach the spokes
     #[arg(long, value_name = "auto|direct|gossip", default_value = "auto")]
     pub(super) fan_out: FanOut,
+    /// What this machine can send in a second, for `auto` to go by, for example 1250KB where that is 10 Mbit/s
+    /// [default: 12.5MB, which is 100 Mbit/s]
+    #[arg(long, value_name = "BYTES", value_parser = uplink)]
+    pub(super) uplink: Option<u64>,
     #[command(flatten)]
     pub(super) admission: AdmissionArgs,
     /// What a line of stdin is: a text, which is broadcast as {"type":"line","payload":"the text"},
@@ -54,6 +59,21 @@ pub(super) struct HubArgs {
     /// hub has accepted, which with --log is: has on the disk
     #[arg(long, value_name = "FILE")]
     pub(super) receipts: Option<PathBuf>,
+}
+
+impl HubArgs {
+    pub(super) fn fan_out(&self) -> FanOut {
+        match &self.fan_out {
+            FanOut::Auto(_) => FanOut::Auto(auto(self.uplink)),
+            other => other.clone(),
+        }
+    }
+}
+
+/// The automatic choice, told of the uplink in bytes a second if that is known.
+pub(super) fn auto(uplink: Option<u64>) -> AutoFanOut {
+    let auto = AutoFanOut::default();
+    uplink.map_or(auto, |uplink| auto.with_uplink_bytes_per_s(uplink))
 }
 
 /// Runs a spoke: prints what its hub sends, and sends each line of stdin to the hub.
@@ -190,6 +210,17 @@ impl std::convert::From<Start> for From {
             Start::Tip => Self::Tip,
             Start::Earliest => Self::Earliest,
         }
+    }
+}
+
+/// Reads `10MB` or a bare number of bytes, for each second.
+pub(super) fn uplink(text: &str) -> Result<u64, String> {
+    let size: ByteSize = text
+        .parse()
+        .map_err(|_| "give bytes a second, as 1250KB or 12.5MB".to_owned())?;
+    match size.as_u64() {
+        0 => Err("give at least one byte a second".to_owned()),
+        bytes => Ok(bytes),
     }
 }
 

@@ -55,7 +55,7 @@ pub(super) async fn run(args: HubArgs, stop: Stop) -> Result<Exit, Failure> {
     limits.drain_timeout = args.drain_timeout;
     let line_limit = request::line_limit(limits.max_event_bytes);
     let builder = Hub::builder()
-        .fan_out(args.fan_out.clone())
+        .fan_out(args.fan_out())
         .admission(admitted.admission())
         .limits(limits);
     let hub = start(builder, &args, endpoint).await?;

@@ -46,6 +46,8 @@ const LONE_GAP_PER_SPOKE: Duration = Duration::from_micros(750);
 #[derive(Debug, Clone)]
 pub(crate) struct Plan {
     pub(crate) strategy: Strategy,
+    /// What auto takes the uplink for, in bytes a second.
+    pub(crate) uplink: Option<u64>,
     pub(crate) spokes: usize,
     /// Bytes of an event, for the row.
     pub(crate) size: u64,
@@ -155,6 +157,7 @@ impl Pair {
         let mut hub = Worker::spawn("hub", HUB_SUBCOMMAND)?;
         let start = HubCommand::Start {
             strategy: plan.strategy,
+            uplink: plan.uplink,
             input: plan.input.clone(),
         };
         let ticket = ask!(hub, STEP_LIMIT, start, HubReply::Ticket(ticket) => ticket);

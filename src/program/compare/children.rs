@@ -32,8 +32,12 @@ pub(crate) async fn hub_child() -> Result<()> {
 
 async fn hub(started: &mut Option<(HubSide, Bodies)>, command: HubCommand) -> Result<HubReply> {
     match command {
-        HubCommand::Start { strategy, input } => {
-            let side = HubSide::start(strategy).await?;
+        HubCommand::Start {
+            strategy,
+            uplink,
+            input,
+        } => {
+            let side = HubSide::start(strategy, uplink).await?;
             let ticket = side.ticket();
             *started = Some((side, input.load()?));
             Ok(HubReply::Ticket(ticket))

@@ -42,7 +42,7 @@ use self::{
     row::{Cell, Row, Strategy},
 };
 
-use super::{output::print_text, say::say};
+use super::{args, output::print_text, say::say};
 
 /// Events of a burst, unless told otherwise.
 const DEFAULT_EVENTS: u64 = 500;
@@ -78,6 +78,11 @@ pub(crate) struct CompareArgs {
         default_value = "direct,gossip,auto"
     )]
     strategies: Vec<Strategy>,
+
+    /// What auto takes the hub's uplink for, in bytes a second, such as 1250KB for 10 Mbit/s; loopback is as
+    /// fast as it is [default: 12.5MB, which is 100 Mbit/s]
+    #[arg(long, value_name = "BYTES", value_parser = args::uplink)]
+    uplink: Option<u64>,
 
     /// Write the rows to a file, as a JSON array of objects
     #[arg(long, value_name = "FILE")]
@@ -157,6 +162,7 @@ fn plans(args: &CompareArgs) -> anyhow::Result<Vec<Plan>> {
             );
             plans.extend(strategies.iter().map(|&strategy| Plan {
                 strategy,
+                uplink: args.uplink,
                 spokes,
                 size,
                 events,

@@ -24,7 +24,12 @@ pub(crate) type Answer<T> = Result<T, String>;
 #[serde(rename_all = "snake_case")]
 pub(crate) enum HubCommand {
     /// Spawn a hub on loopback, and load the bodies of the events.
-    Start { strategy: Strategy, input: Input },
+    Start {
+        strategy: Strategy,
+        /// What auto takes the uplink for, in bytes a second.
+        uplink: Option<u64>,
+        input: Input,
+    },
     /// Answer once so many spokes are welcomed and each is on the path that the strategy means for it.
     AwaitReady { spokes: usize, limit: Duration },
     /// Broadcast events, each `gap` after the one before (no gap: as fast as the hub takes them).
@@ -89,6 +94,7 @@ mod tests {
     fn commands_and_answers_are_single_lines_that_read_back() {
         let command = HubCommand::Start {
             strategy: Strategy::Auto,
+            uplink: None,
             input: Input::Lines {
                 path: "a\nb".into(),
                 limit: 3,
@@ -118,6 +124,7 @@ mod tests {
     fn real() -> Vec<(&'static str, Vec<u8>)> {
         let start = HubCommand::Start {
             strategy: Strategy::Auto,
+            uplink: None,
             input: Input::Lines {
                 path: "a\nb".into(),
                 limit: 3,

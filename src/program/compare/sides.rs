@@ -8,14 +8,14 @@ use std::{
 use anyhow::{Context, Result, bail};
 use iroh::Endpoint;
 use iroh_hub::{
-    AutoFanOut, Envelope, FanOut, Hub, Incoming, Listener, Path, Pattern, Spoke,
-    endpoint::bind_local,
+    Envelope, FanOut, Hub, Incoming, Listener, Path, Pattern, Spoke, endpoint::bind_local,
 };
 use iroh_tickets::endpoint::EndpointTicket;
 use n0_future::{BufferedStreamExt, StreamExt, stream};
 use tokio::{task::JoinSet, time::sleep};
 
 use super::{
+    super::args::auto,
     probe::{Header, Probe},
     row::Strategy,
     tally::Tally,
@@ -38,11 +38,11 @@ pub(crate) struct HubSide {
 }
 
 impl HubSide {
-    pub(crate) async fn start(strategy: Strategy) -> Result<Self> {
+    pub(crate) async fn start(strategy: Strategy, uplink: Option<u64>) -> Result<Self> {
         let fan_out = match strategy {
             Strategy::Direct => FanOut::Direct,
             Strategy::Gossip => FanOut::Gossip,
-            Strategy::Auto => FanOut::Auto(AutoFanOut::default()),
+            Strategy::Auto => FanOut::Auto(auto(uplink)),
         };
         let hub = Hub::builder().fan_out(fan_out).spawn(bind_local().await?)?;
         Ok(Self { hub, strategy })

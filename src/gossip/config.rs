@@ -36,11 +36,11 @@ pub struct GossipConfig {
     pub id_retention: Duration,
     /// How long to wait for a frame that a neighbour says it has before asking for it. Default: 80 ms.
     ///
-    /// While other frames come in unasked it may be on its way behind them, and is waited for up to five times as long.
+    /// While other frames come in unasked it may be on its way behind them, and is waited for up to 25 times as long.
     pub graft_timeout: Duration,
     /// How long to wait for the answer before asking the next one. Default: 40 ms.
     ///
-    /// Up to five times as long while other frames come in unasked, as with [`graft_timeout`](Self::graft_timeout).
+    /// Up to 25 times as long while other frames come in unasked, as with [`graft_timeout`](Self::graft_timeout).
     pub graft_retry: Duration,
     /// How long announcements of frames are gathered. Default: 5 ms.
     pub announce_delay: Duration,

@@ -27,7 +27,14 @@ use crate::gossip::{
 const BROUGHT: usize = 1024;
 
 /// For how many times as long as the protocol means to wait a frame is waited for while others come in.
-const PATIENCE: u32 = 5;
+const PATIENCE: u32 = 25;
+/// Frames come in as long as the next one takes no longer than so many times what one takes on average, which on a machine
+/// that is busy may be longer than the protocol waits; and no longer than so many times that.
+const PAUSE: u32 = 4;
+/// Frames that are further apart than this do not follow each other.
+const LONG: Duration = Duration::from_secs(1);
+/// So many frames make an average.
+const AVERAGE: u32 = 8;
 /// How often within that time it is looked at again.
 const LOOKS: u32 = 4;
 /// Of how many frames of one neighbour it is remembered when it announced them, and whether it was asked for them. As many as
@@ -68,6 +75,8 @@ pub(super) struct Tree<P> {
     /// When a frame came last that was not asked for, and the latest place among the announced that one had.
     flowed_at: Option<Instant>,
     flowed_to: u64,
+    /// How long such frames are apart, on average while they come in.
+    apart: Duration,
 }
 
 impl<P: Copy + Ord + Hash> Tree<P> {
@@ -81,6 +90,7 @@ impl<P: Copy + Ord + Hash> Tree<P> {
             announcements: 0,
             flowed_at: None,
             flowed_to: 0,
+            apart: Duration::ZERO,
         }
     }
 
@@ -95,7 +105,13 @@ impl<P: Copy + Ord + Hash> Tree<P> {
             asked |= share.asked.remove(&id).is_some();
         }
         if !asked {
-            self.flowed_at = Some(now);
+            let last = self.flowed_at.replace(now);
+            let apart = last.map(|last| now.saturating_duration_since(last));
+            self.apart = match apart.filter(|apart| *apart < LONG) {
+                Some(apart) => (self.apart * (AVERAGE - 1) + apart) / AVERAGE,
+                // What comes after so long begins to flow again.
+                None => Duration::ZERO,
+            };
             let place = place.unwrap_or(self.announcements);
             self.flowed_to = self.flowed_to.max(place);
         }
@@ -179,7 +195,8 @@ impl<P: Copy + Ord + Hash> Tree<P> {
         now: Instant,
     ) -> Option<Instant> {
         let place = self.place(id)?;
-        let flows = self.flowed_at.is_some_and(|at| at + delay > now);
+        let pause = (self.apart * PAUSE).clamp(delay, delay * PAUSE);
+        let flows = self.flowed_at.is_some_and(|at| at + pause > now);
         let may_wait = now < since + delay * PATIENCE;
         (flows && may_wait && place > self.flowed_to).then(|| now + delay / LOOKS)
     }
@@ -244,11 +261,11 @@ mod tests {
         assert_eq!(tree.patience(&FRAME, start, delay, start + delay), None);
         let mut now = start + delay;
         // Announced before it, as all that comes here.
-        for id in 10..100 {
+        for id in 10..140 {
             tree.announced(2, [id; 32]);
         }
         tree.announced(2, NEXT);
-        for id in 10..100 {
+        for id in 10..140 {
             tree.came([id; 32], 1, now);
             let Some(until) = tree.patience(&NEXT, start, delay, now) else {
                 break;
@@ -257,6 +274,37 @@ mod tests {
             now = until;
         }
         assert_eq!(now, start + delay * PATIENCE);
+    }
+
+    #[test]
+    fn on_a_busy_machine_frames_are_further_apart_and_still_come_in() {
+        let (mut tree, start) = (Tree::new(0), Instant::now());
+        let delay = Duration::from_millis(80);
+        let apart = Duration::from_millis(100);
+        let mut now = start;
+        for id in 10..40 {
+            tree.announced(2, [id; 32]);
+        }
+        tree.announced(2, NEXT);
+        for id in 10..40 {
+            now += apart;
+            tree.came([id; 32], 1, now);
+        }
+        let waits = |after: Duration| {
+            let since = now + after - delay;
+            tree.patience(&NEXT, since, delay, now + after).is_some()
+        };
+        assert!(waits(2 * delay));
+        assert!(waits(3 * delay));
+        assert!(!waits(4 * delay));
+        // After a pause nobody knows how far apart they are.
+        now += LONG;
+        tree.announced(2, FRAME);
+        tree.announced(2, [3; 32]);
+        tree.came(FRAME, 1, now);
+        let id = &[3; 32];
+        assert!(tree.patience(id, now, delay, now + delay / 2).is_some());
+        assert!(tree.patience(id, now, delay, now + delay).is_none());
     }
 
     #[test]

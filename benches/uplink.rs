@@ -10,10 +10,15 @@
 //! this process, so it takes neither root nor another machine. The bytes on the uplink are counted, and that nothing
 //! went around it is made sure of.
 //!
+//! `cargo bench --bench uplink -- --kernel`, as root, has the kernel limit the uplink instead: a token bucket (tbf) on
+//! loopback in a network namespace of its own, with real sockets, and without a delay.
+//!
 //! `cargo bench --bench uplink` takes five minutes; a filter such as `-- rtt_20ms/50/16384` runs a part, and `cargo
 //! test --benches` sends a few events through small meshes.
 
 mod common;
+#[path = "uplink/kernel.rs"]
+mod kernel;
 #[path = "../tests/common/medium.rs"]
 mod medium;
 #[path = "uplink/network.rs"]
@@ -25,11 +30,13 @@ use std::{
 };
 
 use common::{
-    Arrived, BareGossip, BareStreams, Bench, Direct, Gossip, HubMesh, Mesh, Result, Strategy,
+    Arrived, BareGossip, BareStreams, Bench, Direct, Gossip, HubMesh, Mesh, Place, Result,
+    Strategy,
     args::{Filter, is_smoke, runtime},
     results::{Results, Row, Spread},
 };
 use iroh_hub::{AutoFanOut, FanOut, Path};
+use kernel::Kernel;
 use network::{Carried, Network, Shape};
 use tokio::time::sleep;
 
@@ -56,6 +63,8 @@ struct Plan {
     sizes: &'static [(usize, usize)],
     warm_ups: usize,
     smoke: bool,
+    /// Whether the kernel limits the uplink.
+    kernel: bool,
 }
 
 impl Plan {
@@ -69,6 +78,12 @@ impl Plan {
         sizes: &[(1024, 12), (16 * 1024, 8)],
         warm_ups: 2,
         smoke: false,
+        kernel: false,
+    };
+    const KERNEL: Self = Self {
+        delays: &[("kernel", Duration::ZERO)],
+        kernel: true,
+        ..Self::FULL
     };
     const SMOKE: Self = Self {
         delays: &[("rtt_4ms", Duration::from_millis(2))],
@@ -76,11 +91,14 @@ impl Plan {
         sizes: &[(1024, 2)],
         warm_ups: 1,
         smoke: true,
+        kernel: false,
     };
 
     fn from_args() -> &'static Self {
         if is_smoke() {
             &Self::SMOKE
+        } else if std::env::args().any(|arg| arg == "--kernel") {
+            &Self::KERNEL
         } else {
             &Self::FULL
         }
@@ -125,10 +143,59 @@ impl<M: Mesh + 'static> AnyMesh for Bench<M> {
     }
 }
 
+/// What the hub's uplink is made of.
+enum Uplink {
+    Modelled(Network),
+    Kernel(Kernel),
+}
+
+impl Uplink {
+    fn new(kernel: bool, delay: Duration) -> Result<Self> {
+        let shape = Shape {
+            uplink_bits_per_s: UPLINK_BITS_PER_S,
+            queue: QUEUE,
+            delay,
+        };
+        Ok(match kernel {
+            true => Self::Kernel(Kernel::new(shape)?),
+            false => Self::Modelled(Network::new(shape)),
+        })
+    }
+
+    fn place(&self) -> &dyn Place {
+        match self {
+            Self::Modelled(network) => network,
+            Self::Kernel(kernel) => kernel,
+        }
+    }
+
+    fn carried(&self) -> Carried {
+        match self {
+            Self::Modelled(network) => network.carried(),
+            Self::Kernel(kernel) => kernel.carried(),
+        }
+    }
+
+    async fn quiet(&self) {
+        match self {
+            Self::Modelled(network) => network.quiet(QUIET_LIMIT).await,
+            Self::Kernel(kernel) => kernel.quiet(QUIET_LIMIT).await,
+        }
+    }
+
+    /// That nothing went around it. All of what leaves the hub's port goes by the kernel's.
+    fn check(&self) -> Result<()> {
+        match self {
+            Self::Modelled(network) => network.check(),
+            Self::Kernel(_) => Ok(()),
+        }
+    }
+}
+
 /// One way to fan out, on a network of its own.
 struct Alternative {
     name: &'static str,
-    network: Network,
+    uplink: Uplink,
     mesh: Box<dyn AnyMesh>,
     /// Whether the hub sends an event to each spoke itself.
     copies: bool,
@@ -149,17 +216,12 @@ impl Seen {
 }
 
 impl Alternative {
-    async fn start<M: Mesh + 'static>(delay: Duration, spokes: usize, max: usize) -> Result<Self> {
-        let network = Network::new(Shape {
-            uplink_bits_per_s: UPLINK_BITS_PER_S,
-            queue: QUEUE,
-            delay,
-        });
-        let mesh = Bench::<M>::start_at(&network, spokes, max).await?;
+    async fn start<M: Mesh + 'static>(uplink: Uplink, spokes: usize, max: usize) -> Result<Self> {
+        let mesh = Bench::<M>::start_at(uplink.place(), spokes, max).await?;
         Ok(Self {
             name: M::NAME,
             copies: [BareStreams::NAME, Direct::NAME].contains(&M::NAME),
-            network,
+            uplink,
             mesh: Box::new(mesh),
             seen: Vec::new(),
         })
@@ -167,12 +229,12 @@ impl Alternative {
 
     /// Sends an event, and counts what it took of the uplink until that is idle.
     async fn lone(&self, size: usize) -> Result<Seen> {
-        self.network.quiet(QUIET_LIMIT).await;
-        let before = self.network.carried();
+        self.uplink.quiet().await;
+        let before = self.uplink.carried();
         let arrived = self.mesh.lone(size).await?;
         sleep(PAUSE).await;
-        self.network.quiet(QUIET_LIMIT).await;
-        let carried = self.network.carried().since(&before);
+        self.uplink.quiet().await;
+        let carried = self.uplink.carried().since(&before);
         let at_least = match self.copies {
             true => arrived.delivered * size as u64,
             false => arrived.delivered.min(1) * size as u64,
@@ -239,12 +301,13 @@ async fn cells(
     let Some(max) = sizes.clone().map(|(size, _)| *size).max() else {
         return Ok(());
     };
+    let uplink = || Uplink::new(plan.kernel, delay);
     let mut all = [
-        Alternative::start::<BareStreams>(delay, spokes, max).await?,
-        Alternative::start::<BareGossip>(delay, spokes, max).await?,
-        Alternative::start::<HubMesh<Direct>>(delay, spokes, max).await?,
-        Alternative::start::<HubMesh<Gossip>>(delay, spokes, max).await?,
-        Alternative::start::<HubMesh<Auto>>(delay, spokes, max).await?,
+        Alternative::start::<BareStreams>(uplink()?, spokes, max).await?,
+        Alternative::start::<BareGossip>(uplink()?, spokes, max).await?,
+        Alternative::start::<HubMesh<Direct>>(uplink()?, spokes, max).await?,
+        Alternative::start::<HubMesh<Gossip>>(uplink()?, spokes, max).await?,
+        Alternative::start::<HubMesh<Auto>>(uplink()?, spokes, max).await?,
     ];
     for &(size, events) in sizes {
         for alternative in &mut all {
@@ -283,7 +346,7 @@ async fn cells(
         results.ratio(row, "auto/best", ratio(auto, best));
     }
     for alternative in all {
-        alternative.network.check()?;
+        alternative.uplink.check()?;
         alternative.mesh.stop().await;
     }
     Ok(())
@@ -291,9 +354,17 @@ async fn cells(
 
 fn main() -> Result<()> {
     let plan = Plan::from_args();
+    if plan.kernel && !kernel::enter()? {
+        // All was done in there.
+        return Ok(());
+    }
     let filter = Filter::from_args();
     let runtime = runtime()?;
-    let mut results = Results::new("uplink", plan.smoke);
+    let name = match plan.kernel {
+        true => "uplink_kernel",
+        false => "uplink",
+    };
+    let mut results = Results::new(name, plan.smoke);
     runtime.block_on(async {
         for &delay in plan.delays {
             for &spokes in plan.spokes {

@@ -19,7 +19,7 @@ pub struct Page {
 }
 
 /// A bench, its title, and what it asks. In the order of the page; a bench that is not here comes last.
-const ABOUT: [(&str, &str, &str); 9] = [
+const ABOUT: [(&str, &str, &str); 11] = [
     (
         "fan_out_burst",
         "Burst: as fast as the mesh takes them",
@@ -41,6 +41,11 @@ const ABOUT: [(&str, &str, &str); 9] = [
         "The same frames through the same driver, sealed and not, in turns.",
     ),
     (
+        "fan_out_packing",
+        "How full a frame is best packed",
+        "The same events over one mesh of the driver, packed into frames of so many bytes, in turns; the ratios are of times.",
+    ),
+    (
         "hub_cost",
         "What a hub pays",
         "The hub alone in its process, its spokes in another.",
@@ -49,6 +54,11 @@ const ABOUT: [(&str, &str, &str); 9] = [
         "uplink",
         "A thin uplink",
         "The hub's uplink limited to 10 Mbit/s: one event over an idle mesh, until the last spoke has it.",
+    ),
+    (
+        "uplink_kernel",
+        "A thin uplink, made by the kernel",
+        "The same with a token bucket of the kernel's on loopback, without a delay: `cargo bench --bench uplink -- --kernel`, as root.",
     ),
     (
         "layout",

@@ -204,6 +204,7 @@ impl Reception {
     ) -> Self {
         // To begin at a position is to go on.
         let resumes = matches!(config.start, Start::At(_));
+        let acks = Acks::new(now, config.seed);
         Self {
             config,
             metrics,
@@ -211,7 +212,7 @@ impl Reception {
             inbox: None,
             session: None,
             targeted: Targeted::default(),
-            acks: Acks::new(now),
+            acks,
             given_up: GivenUp::default(),
             topic: None,
             recovery: Recovery::new(resumes),
@@ -791,6 +792,7 @@ impl Reception {
     }
 
     fn broadcast(&mut self, position: Position, body: Bytes, via: Via) -> Incoming {
+        self.acks.released(body.len());
         let envelope = match Envelope::from_body(body) {
             Ok(envelope) => envelope,
             Err(error) => {

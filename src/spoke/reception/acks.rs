@@ -9,6 +9,16 @@ const BEAT: Duration = Duration::from_millis(200);
 /// one was sent to this spoke alone, and its sender may be waiting.
 const TARGETED_EVERY: Duration = Duration::from_millis(20);
 
+/// What is little waits for more to come, so many times as long as the hub allows, up to a limit; and as long as the hub allows,
+/// up to another. Each acknowledgement costs the hub about what sending an event does, it paces itself by much and not by
+/// little, and a lone event would be acknowledged by all spokes at the same moment.
+const LITTLE_WAITS: u32 = 5;
+const LITTLE_WAITS_AT_MOST: Duration = Duration::from_millis(100);
+const RARE_WAITS_AT_MOST: Duration = Duration::from_secs(1);
+/// Fewer events than this, with fewer bytes, are little.
+const FEW_EVENTS: u64 = 8;
+const FEW_BYTES: usize = 32 * 1024;
+
 /// What was released: every broadcast below an offset, every targeted event up to a number.
 type Released = (u64, u64);
 
@@ -19,6 +29,12 @@ pub(super) struct Acks {
     every: Duration,
     /// When it may be told next.
     at: Instant,
+    /// When it is to be told of little, once there is something to tell.
+    little_at: Option<Instant>,
+    /// Bytes of the broadcasts that were released since it was told.
+    bytes: usize,
+    /// Spreads what all spokes wait.
+    seed: u64,
     /// When it may be told of targeted events.
     targeted_at: Instant,
     /// Somebody waits for everything below this offset.
@@ -29,11 +45,14 @@ pub(super) struct Acks {
 }
 
 impl Acks {
-    pub(super) fn new(now: Instant) -> Self {
+    pub(super) fn new(now: Instant, seed: u64) -> Self {
         Self {
             told: (0, 0),
             every: Duration::ZERO,
             at: now,
+            little_at: None,
+            bytes: 0,
+            seed,
             targeted_at: now,
             awaited: 0,
             moving: false,
@@ -47,11 +66,19 @@ impl Acks {
             told: known,
             every,
             at: now,
+            little_at: None,
+            bytes: 0,
+            seed: self.seed,
             targeted_at: now,
             awaited: 0,
             moving: false,
             beat_at: now + BEAT,
         };
+    }
+
+    /// A broadcast of so many bytes is released.
+    pub(super) fn released(&mut self, bytes: usize) {
+        self.bytes = self.bytes.saturating_add(bytes);
     }
 
     /// A part of the event that is due next came, and does not complete it.
@@ -63,6 +90,8 @@ impl Acks {
     pub(super) fn pace(&mut self, now: Instant, every: Duration) {
         self.every = every;
         self.at = self.at.min(now + every);
+        let little_at = now + self.little_waits(0);
+        self.little_at = self.little_at.map(|at| at.min(little_at));
     }
 
     /// Everything below `offset` is to be acknowledged as soon as it is released.
@@ -72,6 +101,9 @@ impl Acks {
 
     /// What to tell now, if that is news and due.
     pub(super) fn poll(&mut self, now: Instant, released: Released) -> Option<Released> {
+        if released != self.told && self.little_at.is_none() {
+            self.little_at = Some(now + self.little_waits(released.0));
+        }
         let awaited = self.told.0 < self.awaited && self.awaited <= released.0;
         let news = self
             .news_at(released)
@@ -82,6 +114,8 @@ impl Acks {
         }
         self.told = released;
         self.at = now + self.every;
+        self.little_at = None;
+        self.bytes = 0;
         self.targeted_at = now + self.every.min(TARGETED_EVERY);
         self.moving = false;
         self.beat_at = now + BEAT;
@@ -98,7 +132,23 @@ impl Acks {
         if released.1 != self.told.1 {
             return Some(self.at.min(self.targeted_at));
         }
-        (released != self.told).then_some(self.at)
+        let events = released.0.saturating_sub(self.told.0);
+        let is_little = events < FEW_EVENTS && self.bytes < FEW_BYTES;
+        let at = match is_little {
+            true => self.at.max(self.little_at.unwrap_or(self.at)),
+            false => self.at,
+        };
+        (released != self.told).then_some(at)
+    }
+
+    /// How long little waits that begins at this offset: half of the time, to all of it.
+    fn little_waits(&self, offset: u64) -> Duration {
+        let more = self.every.saturating_mul(LITTLE_WAITS);
+        let rare = self.every.min(RARE_WAITS_AT_MOST);
+        let most = more.min(LITTLE_WAITS_AT_MOST).max(rare);
+        let mixed = (self.seed ^ offset).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let part = (mixed >> 32) as f64 / f64::from(u32::MAX);
+        most.mul_f64((0.5 + part / 2.0).clamp(0.5, 1.0))
     }
 }
 
@@ -110,29 +160,58 @@ mod tests {
     fn news_are_told_at_their_pace_and_at_once_when_somebody_waits() {
         let now = Instant::now();
         let every = Duration::from_secs(1);
-        let mut acks = Acks::new(now);
+        let mut acks = Acks::new(now, 7);
         acks.begin(now, every, (5, 0));
         assert_eq!(acks.poll(now, (5, 0)), None, "the hub knows");
         assert_eq!(acks.deadline((5, 0)), None);
-        assert_eq!(acks.poll(now, (6, 0)), Some((6, 0)));
-        assert_eq!(acks.poll(now, (6, 1)), None, "too soon");
-        assert_eq!(acks.deadline((6, 1)), Some(now + TARGETED_EVERY));
-        assert_eq!(acks.deadline((7, 0)), Some(now + every));
-        acks.hurry(8);
-        assert_eq!(acks.poll(now, (7, 1)), None, "not what is waited for");
-        assert_eq!(acks.poll(now, (8, 1)), Some((8, 1)));
-        assert_eq!(acks.poll(now, (9, 1)), None, "nobody waits for more");
+        assert_eq!(acks.poll(now, (15, 0)), Some((15, 0)));
+        assert_eq!(acks.poll(now, (25, 1)), None, "too soon");
+        assert_eq!(acks.deadline((25, 1)), Some(now + TARGETED_EVERY));
+        assert_eq!(acks.deadline((26, 0)), Some(now + every));
+        acks.hurry(27);
+        assert_eq!(acks.poll(now, (26, 1)), None, "not what is waited for");
+        assert_eq!(acks.poll(now, (27, 1)), Some((27, 1)));
+        assert_eq!(acks.poll(now, (28, 1)), None, "nobody waits for more");
         let later = now + TARGETED_EVERY;
-        assert_eq!(acks.poll(later, (9, 1)), None, "broadcasts can wait");
-        assert_eq!(acks.poll(later, (9, 2)), Some((9, 2)));
+        assert_eq!(acks.poll(later, (28, 1)), None, "broadcasts can wait");
+        assert_eq!(acks.poll(later, (28, 2)), Some((28, 2)));
         acks.pace(later, Duration::ZERO);
-        assert_eq!(acks.poll(later, (10, 2)), Some((10, 2)));
+        assert_eq!(acks.poll(later, (29, 2)), Some((29, 2)));
+    }
+
+    #[test]
+    fn little_waits_for_more_and_not_with_all_others_and_much_does_not_wait() {
+        let begin = Instant::now();
+        let told = |every: Duration, few: u64, bytes: usize, seed: u64| {
+            let mut acks = Acks::new(begin, seed);
+            acks.begin(begin, every, (5, 0));
+            acks.released(bytes);
+            let released = (5 + few, 0);
+            if let Some(told) = acks.poll(begin, released) {
+                assert_eq!(told, released);
+                return Duration::ZERO;
+            }
+            let at = acks.deadline(released).unwrap();
+            assert_eq!(acks.poll(at, released), Some(released));
+            assert_eq!(acks.deadline(released), None);
+            at - begin
+        };
+        let fast = Duration::from_millis(20);
+        let waits = [1, 2, 3, 4].map(|seed| told(fast, 1, 100, seed));
+        let most = LITTLE_WAITS_AT_MOST;
+        assert!(waits.iter().all(|wait| *wait >= most / 2 && *wait <= most));
+        assert!(waits.windows(2).any(|waits| waits[0] != waits[1]));
+        let rare = told(Duration::from_secs(20), 1, 100, 1);
+        assert!(rare >= RARE_WAITS_AT_MOST / 2 && rare <= RARE_WAITS_AT_MOST);
+        assert_eq!(told(fast, FEW_EVENTS, 100, 1), Duration::ZERO);
+        assert_eq!(told(fast, 1, FEW_BYTES, 1), Duration::ZERO);
+        assert_eq!(told(Duration::ZERO, 1, 1, 1), Duration::ZERO);
     }
 
     #[test]
     fn while_parts_come_in_the_hub_is_told_so_now_and_then() {
         let begin = Instant::now();
-        let mut acks = Acks::new(begin);
+        let mut acks = Acks::new(begin, 7);
         acks.begin(begin, Duration::from_millis(20), (5, 0));
         let mut told = 0;
         for ms in 0..1000 {
@@ -148,6 +227,6 @@ mod tests {
         now += Duration::from_secs(1);
         assert_eq!(acks.poll(now, (5, 0)), None);
         assert_eq!(acks.deadline((5, 0)), None);
-        assert_eq!(acks.poll(now, (6, 0)), Some((6, 0)));
+        assert_eq!(acks.poll(now, (16, 0)), Some((16, 0)));
     }
 }

@@ -5,10 +5,7 @@
 
 use std::{
     process::{Command, Stdio},
-    sync::{
-        Arc,
-        atomic::{AtomicU16, Ordering},
-    },
+    sync::atomic::{AtomicU16, Ordering},
     time::{Duration, Instant},
 };
 
@@ -103,10 +100,8 @@ impl Kernel {
             .output()?;
         let all: serde_json::Value = serde_json::from_slice(&out.stdout)?;
         let handle = format!("{:x}:", self.number);
-        let mine = all.as_array().into_iter().flatten();
-        let mine = mine
-            .into_iter()
-            .find(|one| one["handle"] == handle.as_str());
+        let mut mine = all.as_array().into_iter().flatten();
+        let mine = mine.find(|one| one["handle"] == handle.as_str());
         let mine = mine.ok_or("the uplink is not there")?;
         let count = |name: &str| mine[name].as_u64().unwrap_or(0);
         let carried = Carried {
@@ -140,7 +135,7 @@ impl Kernel {
 
 impl Place for Kernel {
     fn bind(&self, role: Role, builder: Builder) -> BoxFuture<Result<Endpoint>> {
-        let this = Arc::new(self.clone());
+        let this = self.clone();
         Box::pin(async move {
             let endpoint = this.loopback.bind(role, builder).await?;
             if role == Role::Hub {

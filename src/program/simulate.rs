@@ -160,9 +160,7 @@ impl SimulateArgs {
             ..Options::default()
         }
     }
-}
 
-impl SimulateArgs {
     /// The given options that act on a topic and on nothing else.
     fn for_topics(&self) -> String {
         let given = [

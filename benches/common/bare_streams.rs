@@ -115,7 +115,7 @@ impl BareStreamsHub {
 /// The stream of one spoke of [`BareStreams`].
 pub struct BareStream {
     _connection: Connection,
-    _send: SendStream,
+    send: Option<SendStream>,
     recv: RecvStream,
 }
 
@@ -128,9 +128,14 @@ impl BareStream {
         send.write_all(&[0]).await?;
         Ok(Self {
             _connection: connection,
-            _send: send,
+            send: Some(send),
             recv,
         })
+    }
+
+    /// The half that speaks to the hub, which does not listen.
+    pub fn take_send(&mut self) -> Option<SendStream> {
+        self.send.take()
     }
 
     /// Counts what comes, until the stream ends.

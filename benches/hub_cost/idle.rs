@@ -1,10 +1,8 @@
 //! What a spoke costs the hub that is connected and idle.
 
-use super::{
-    pair::Pair,
-    plan::Plan,
-    protocol::{Alternative, Round},
-};
+use n0_future::join_all;
+
+use super::{pair::Pair, plan::Plan, protocol::Alternative};
 use crate::common::{
     Result,
     results::{Results, Row, Spread},
@@ -17,12 +15,6 @@ const ALL: [Alternative; 3] = [
 ];
 /// Where the baseline is.
 const BARE: usize = 2;
-
-const ONE_EVENT: Round = Round {
-    events: 1,
-    size: 64,
-    gap: None,
-};
 
 /// For each spoke.
 #[derive(Debug, Clone, Copy, Default)]
@@ -64,10 +56,11 @@ async fn round(plan: &Plan, spokes: usize, reversed: bool) -> Result<[Idle; ALL.
         let grown = pair.grown().await?;
         idle[*at].bytes = grown.map(|bytes| bytes as f64 / spokes as f64);
     }
-    // Keep-alives that are due at one instant cost less than such that are spread out; what was written last decides
-    // that.
-    for (_, pair) in &mut pairs {
-        pair.round(ONE_EVENT).await?;
+    // Keep-alives that are due at one instant cost less than such that are spread out, as they are where spokes come and go
+    // as they like. What was said last decides that.
+    let stirring = pairs.iter_mut().map(|(_, pair)| pair.stir(plan.idle_stir));
+    for stirred in join_all(stirring).await {
+        stirred?;
     }
     for (_, pair) in &mut pairs {
         before.push(pair.account().await?.usage);

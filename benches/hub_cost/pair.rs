@@ -129,6 +129,12 @@ impl Pair {
         })
     }
 
+    /// Lets each spoke say a word to the hub, one after the other, spread evenly over this time.
+    pub(crate) async fn stir(&mut self, over: Duration) -> Result<()> {
+        ask!(self.spokes, SpokesCommand::Stir(over), SpokesReply::Stirred => ());
+        Ok(())
+    }
+
     /// How much more memory the hub holds than before its spokes came.
     pub(crate) async fn grown(&mut self) -> Result<Option<u64>> {
         let now = self.account().await?.resident_bytes;

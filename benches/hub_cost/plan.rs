@@ -20,7 +20,9 @@ pub(crate) struct Plan {
     pub(crate) idle_spokes: &'static [usize],
     /// How long spokes are left alone before memory is looked at.
     pub(crate) idle_before: Duration,
-    /// How long CPU time is taken for: whole intervals of the keep-alive, which is 4 s.
+    /// Over how long they speak, one after the other, before CPU time is taken: an interval of the keep-alive, 4 s.
+    pub(crate) idle_stir: Duration,
+    /// How long CPU time is taken for: whole intervals of the keep-alive.
     pub(crate) idle_for: Duration,
     filter: Filter,
 }
@@ -41,6 +43,7 @@ impl Plan {
         pace: Duration::from_millis(20),
         idle_spokes: &[300],
         idle_before: Duration::from_secs(2),
+        idle_stir: Duration::from_secs(4),
         idle_for: Duration::from_secs(8),
         filter: Filter::ALL,
     };
@@ -54,6 +57,7 @@ impl Plan {
         pace: Duration::from_millis(2),
         idle_spokes: &[4],
         idle_before: Duration::from_millis(100),
+        idle_stir: Duration::from_millis(50),
         idle_for: Duration::from_millis(500),
         filter: Filter::ALL,
     };

@@ -88,6 +88,8 @@ pub(crate) enum SpokesCommand {
     Expect(Round),
     /// Answer once the round is complete, or nothing more comes.
     Report,
+    /// Let each say a word to the hub, one after the other, spread evenly over this time.
+    Stir(Duration),
 }
 
 /// From the spokes' process.
@@ -96,6 +98,7 @@ pub(crate) enum SpokesReply {
     Connected,
     Expecting,
     Outcome(Outcome),
+    Stirred,
 }
 
 /// What the hub's process has used since it started, and what it holds.

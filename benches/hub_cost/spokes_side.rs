@@ -5,10 +5,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use iroh::{Endpoint, EndpointAddr, address_lookup::memory::MemoryLookup};
-use iroh_hub::{Pattern, Spoke, endpoint::bind_local};
+use iroh::{Endpoint, EndpointAddr, address_lookup::memory::MemoryLookup, endpoint::SendStream};
+use iroh_hub::{Envelope, Pattern, Spoke, endpoint::bind_local};
 use n0_future::{BufferedStreamExt, StreamExt, stream};
-use tokio::task::JoinSet;
+use tokio::{task::JoinSet, time::sleep_until};
 
 use super::{
     protocol::{Alternative, SpokesCommand, SpokesReply},
@@ -55,7 +55,7 @@ async fn answer(
         *connected = Some((side, tally));
         return Ok(SpokesReply::Connected);
     }
-    let Some((_, tally)) = connected else {
+    let Some((side, tally)) = connected else {
         return Err("this process has not been started yet".into());
     };
     match command {
@@ -69,22 +69,51 @@ async fn answer(
             let arrived = tally.finish(Instant::now(), PATIENCE).await;
             Ok(SpokesReply::Outcome(arrived.into()))
         }
+        SpokesCommand::Stir(over) => {
+            side.stir(over).await?;
+            Ok(SpokesReply::Stirred)
+        }
     }
 }
 
 /// What keeps the spokes alive.
 enum SpokesSide {
     Ours {
-        _spokes: Vec<Spoke>,
+        spokes: Vec<Spoke>,
         _reading: JoinSet<()>,
     },
     BareStreams {
         _spokes: Vec<Endpoint>,
+        sends: Vec<SendStream>,
         _reading: JoinSet<()>,
     },
     BareGossip {
         _spokes: BareGossipSpokes,
     },
+}
+
+impl SpokesSide {
+    async fn stir(&mut self, over: Duration) -> Result<()> {
+        let begin = tokio::time::Instant::now();
+        let turn = |nth: usize, of: usize| sleep_until(begin + over * nth as u32 / of as u32);
+        match self {
+            Self::Ours { spokes, .. } => {
+                for (nth, spoke) in spokes.iter().enumerate() {
+                    turn(nth, spokes.len()).await;
+                    spoke.send(Envelope::new("stir", &())?).await?;
+                }
+            }
+            Self::BareStreams { sends, .. } => {
+                let of = sends.len();
+                for (nth, send) in sends.iter_mut().enumerate() {
+                    turn(nth, of).await;
+                    send.write_all(&[0]).await?;
+                }
+            }
+            Self::BareGossip { .. } => return Err("a mesh of bare gossip has no links".into()),
+        }
+        Ok(())
+    }
 }
 
 async fn ours(hub: EndpointAddr, spokes: usize, tally: &Arc<Tally>) -> Result<SpokesSide> {
@@ -99,7 +128,7 @@ async fn ours(hub: EndpointAddr, spokes: usize, tally: &Arc<Tally>) -> Result<Sp
         connected.push(spoke);
     }
     Ok(SpokesSide::Ours {
-        _spokes: connected,
+        spokes: connected,
         _reading: reading,
     })
 }
@@ -113,13 +142,16 @@ async fn bare_streams(hub: EndpointAddr, spokes: usize, tally: &Arc<Tally>) -> R
         })
         .buffered_unordered(CONNECTING);
     let (mut connected, mut reading) = (Vec::with_capacity(spokes), JoinSet::new());
+    let mut sends = Vec::with_capacity(spokes);
     while let Some(spoke) = connecting.next().await {
-        let (endpoint, stream) = spoke?;
+        let (endpoint, mut stream) = spoke?;
+        sends.extend(stream.take_send());
         reading.spawn(stream.read(connected.len(), tally.clone()));
         connected.push(endpoint);
     }
     Ok(SpokesSide::BareStreams {
         _spokes: connected,
+        sends,
         _reading: reading,
     })
 }

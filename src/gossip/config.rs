@@ -30,7 +30,7 @@ pub struct GossipConfig {
     /// It is kept for less if [`cache_bytes`](Self::cache_bytes) does not suffice.
     pub frame_retention: Duration,
     /// How many bytes of frames are kept for neighbours that ask for them, 256 bytes for each included; the oldest give way.
-    /// Default: 32 MiB, which is [`frame_retention`](Self::frame_retention) at 10 MB/s.
+    /// Default: 24 MiB, which is two and a half seconds at 10 MB/s.
     pub cache_bytes: usize,
     /// How long a frame's id is remembered, so that a repeat is known for one. Default: 30 s.
     pub id_retention: Duration,
@@ -102,7 +102,7 @@ impl Default for GossipConfig {
             passive_view: 30,
             max_frame_size: 65 * 1024,
             frame_retention: Duration::from_secs(3),
-            cache_bytes: 32 << 20,
+            cache_bytes: 24 << 20,
             id_retention: Duration::from_secs(30),
             graft_timeout: Duration::from_millis(80),
             graft_retry: Duration::from_millis(40),

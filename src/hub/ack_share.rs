@@ -13,19 +13,22 @@ const ALL_FAST: usize = 20;
 const FAST: usize = 8;
 /// How often a fast spoke acknowledges.
 const FAST_EVERY: Duration = Duration::from_millis(20);
+/// And how often one of the others at most: nothing goes by it but whether the spoke is reached at all, and each costs the hub
+/// about what sending an event does.
+const SLOW_EVERY: Duration = Duration::from_secs(1);
 
 /// How often one spoke of `spokes` may acknowledge, in milliseconds, if it is not a fast one.
 pub(crate) fn ack_every_ms(spokes: usize, acks_per_s: u32) -> u32 {
-    let fast_ms = FAST_EVERY.as_millis() as u64;
+    let [fast_ms, slow_ms] = [FAST_EVERY, SLOW_EVERY].map(|every| every.as_millis() as u64);
     let budget = u64::from(acks_per_s.max(1));
     let spokes_n = spokes as u64;
     let ms = if all_are_fast(spokes) {
-        spokes_n * 1000 / budget
+        (spokes_n * 1000 / budget).max(fast_ms)
     } else {
         let left = budget.saturating_sub(FAST as u64 * 1000 / fast_ms).max(1);
-        spokes_n * 1000 / left
+        (spokes_n * 1000 / left).max(slow_ms)
     };
-    u32::try_from(ms.max(fast_ms)).unwrap_or(u32::MAX)
+    u32::try_from(ms).unwrap_or(u32::MAX)
 }
 
 /// Whether every spoke of so many acknowledges fast.

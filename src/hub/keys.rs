@@ -317,6 +317,11 @@ impl<Id: Copy + Ord + Debug> Keys<Id> {
         self.held.is_some()
     }
 
+    /// Whether no frames wait and no newer generation is about to be sealed with.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.held.is_none() && self.next.is_none()
+    }
+
     /// Seals nothing any more.
     pub(crate) fn close(&mut self) {
         self.closed = true;

@@ -55,8 +55,8 @@ pub(crate) struct Link {
     pub(crate) fast: AtomicBool,
     /// Since when it is to, if it did not to begin with.
     fast_since: Mutex<Option<Instant>>,
-    /// Asks the link to finish what it has and say goodbye.
-    pub(crate) drain: CancellationToken,
+    /// The link is to finish what it has and say goodbye.
+    draining: AtomicBool,
     /// Ends the link at once.
     pub(crate) cancel: CancellationToken,
     /// The link ended without a goodbye before the spoke was known to have everything.
@@ -108,7 +108,7 @@ impl Link {
             path: Mutex::new(Path::Direct),
             fast: AtomicBool::new(true),
             fast_since: Mutex::new(None),
-            drain: CancellationToken::new(),
+            draining: AtomicBool::new(false),
             cancel,
             cut_off: AtomicBool::new(false),
             fenced: AtomicBool::new(false),
@@ -299,10 +299,22 @@ impl Link {
         self.acked() >= tip && self.session.mailbox(|mailbox| mailbox.is_empty())
     }
 
+    /// Says goodbye once the spoke has everything below `tip`, which it is asked to say at once.
+    pub(crate) fn drain(&self, tip: u64) {
+        self.session.record(|record| record.await_ack(tip));
+        self.draining.store(true, Ordering::Release);
+        self.wake.notify_one();
+    }
+
+    /// Whether it says goodbye once the spoke has everything.
+    pub(crate) fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Acquire)
+    }
+
     /// Whether the spoke is known to have everything up to `tip` though its link breaks off now. What
     /// a plain spoke's stream took need not have reached it before the goodbye is answered.
     pub(crate) fn is_served(&self, tip: u64) -> bool {
-        let told = self.protocol == Protocol::Native || !self.drain.is_cancelled();
+        let told = self.protocol == Protocol::Native || !self.is_draining();
         told && self.has_all(tip)
     }
 

@@ -1,14 +1,14 @@
 //! The task of one spoke: a reader and a writer over its stream, from hello to goodbye.
 
-use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use std::{panic::AssertUnwindSafe, pin::Pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use iroh::endpoint::{Connection, RecvStream, SendStream, StoppedError};
 use n0_error::e;
-use n0_future::FutureExt;
+use n0_future::{FutureExt, FuturesUnorderedBounded, StreamExt};
 use tokio::{
     task::coop::consume_budget,
-    time::{Instant, sleep, sleep_until, timeout, timeout_at},
+    time::{Instant, sleep, timeout, timeout_at},
 };
 use tracing::{Instrument, debug, error, info_span};
 
@@ -215,37 +215,80 @@ async fn serve(
     customer: Customer,
 ) -> LinkError {
     debug!("welcome");
-    // Neither half is restarted, so neither has to be cancel safe. When the connection ends, the reader
-    // says so, behind what had arrived before.
-    let both = async {
-        let reading = read(hub, link, first, reader, customer);
-        tokio::pin!(reading);
-        let error = tokio::select! {
-            error = &mut reading => return error,
-            error = write(hub, link, send) => error,
-        };
-        if let Closed::ByUs { .. } = error.closed() {
-            return error;
-        }
-        // The spoke takes nothing more, but what it sent before is still to be heard.
-        let limit = hub.config.limits.drain_timeout;
-        timeout(limit, reading).await.unwrap_or(error)
-    };
-    let error = tokio::select! {
-        error = both => error,
-        () = link.cancel.cancelled() => LinkError::gone(if link.is_revoked() {
-            Closed::by_us(CloseCode::Refused, REVOKED)
-        } else if link.is_fenced() {
-            Closed::by_us(CloseCode::Fenced, "a newer link of the same spoke took over")
-        } else if link.is_served(hub.log.tip()) {
-            Closed::by_us(CloseCode::Goodbye, "the hub ended")
-        } else {
-            Closed::by_us(CloseCode::TimedOut, "the hub ended before this spoke had everything")
-        }),
-    };
+    let error = first_end(hub, link, first, send, reader, customer).await;
     let closed = error.closed();
     hub.leave(link, &closed).await;
     error
+}
+
+/// What a link ends by.
+enum End {
+    Cancelled,
+    Read(LinkError),
+    Written(LinkError),
+}
+
+/// Serves both halves until the link is over.
+///
+/// Each is polled only when it was woken itself: to look for what has come takes the connection's lock, which is not to be
+/// taken for every event that goes out. Neither half is restarted, so neither has to be cancel safe.
+async fn first_end(
+    hub: &Arc<Inner>,
+    link: &Link,
+    first: Option<Bytes>,
+    send: &mut SendStream,
+    reader: &mut FrameReader,
+    customer: Customer,
+) -> LinkError {
+    let cancelled = async {
+        link.cancel.cancelled().await;
+        End::Cancelled
+    };
+    // When the connection ends, this says so, behind what had arrived before.
+    let reading = async { End::Read(read(hub, link, first, reader, customer).await) };
+    let writing = async { End::Written(write(hub, link, send).await) };
+    let all: [Pin<Box<dyn Future<Output = End> + Send + '_>>; 3] =
+        [Box::pin(cancelled), Box::pin(reading), Box::pin(writing)];
+    let mut all: FuturesUnorderedBounded<_> = all.into_iter().collect();
+    let mut written = None;
+    loop {
+        let end = match &written {
+            None => all.next().await,
+            Some((until, _)) => timeout_at(*until, all.next()).await.ok().flatten(),
+        };
+        match (end, written.take()) {
+            (Some(End::Cancelled), _) => return cancelled_by(hub, link),
+            (Some(End::Read(error)), _) => return error,
+            (Some(End::Written(error)), _) if matches!(error.closed(), Closed::ByUs { .. }) => {
+                return error;
+            }
+            // The spoke takes nothing more, but what it sent before is still to be heard.
+            (Some(End::Written(error)), _) => {
+                written = Some((Instant::now() + hub.config.limits.drain_timeout, error));
+            }
+            (None, Some((_, error))) => return error,
+            (None, None) => return LinkError::gone(internal("internal error")),
+        }
+    }
+}
+
+/// Why a link was cancelled.
+fn cancelled_by(hub: &Inner, link: &Link) -> LinkError {
+    LinkError::gone(if link.is_revoked() {
+        Closed::by_us(CloseCode::Refused, REVOKED)
+    } else if link.is_fenced() {
+        Closed::by_us(
+            CloseCode::Fenced,
+            "a newer link of the same spoke took over",
+        )
+    } else if link.is_served(hub.log.tip()) {
+        Closed::by_us(CloseCode::Goodbye, "the hub ended")
+    } else {
+        Closed::by_us(
+            CloseCode::TimedOut,
+            "the hub ended before this spoke had everything",
+        )
+    })
 }
 
 async fn read(
@@ -604,17 +647,22 @@ async fn write_loop(hub: &Inner, link: &Link, send: &mut SendStream) -> Result<(
                 }
             }
             Batch::Idle { follows_tip } => {
-                if link.drain.is_cancelled() && link.has_all(hub.log.tip()) {
+                if !link.is_draining() {
+                    tokio::select! {
+                        () = link.wake.notified() => {}
+                        _ = tip.changed(), if follows_tip => {}
+                    }
+                    continue;
+                }
+                if link.has_all(hub.log.tip()) {
                     return goodbye(send, hub.config.limits.drain_timeout).await;
                 }
-                // While draining, an acknowledgement is what is waited for.
-                let progress = hub.progress.notified();
+                // An acknowledgement is what is waited for.
                 tokio::select! {
                     () = link.wake.notified() => {}
                     _ = tip.changed(), if follows_tip => {}
-                    () = link.drain.cancelled(), if !link.drain.is_cancelled() => {}
-                    () = progress, if link.drain.is_cancelled() => {}
-                    () = sleep_until(Instant::now() + DRAIN_POLL), if link.drain.is_cancelled() => {}
+                    () = hub.progress.notified() => {}
+                    () = sleep(DRAIN_POLL) => {}
                 }
             }
         }

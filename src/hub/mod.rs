@@ -874,7 +874,7 @@ impl Inner {
             node.stop_dialing();
         }
         for link in &links {
-            link.drain.cancel();
+            link.drain(self.log.tip());
         }
         let mut drained = Drained::default();
         for link in &links {

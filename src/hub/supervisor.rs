@@ -27,7 +27,7 @@ use crate::{
     wire::broadcast::{BEACON_FIRST, WANT_JITTER, arrives_within},
 };
 
-/// How often the supervisor looks.
+/// How often the supervisor looks, unless everyone has everything: then its time may pass more slowly.
 pub(crate) const TICK: Duration = Duration::from_millis(200);
 
 /// Through how many spokes the hub joins a topic on which it is nobody's neighbour.
@@ -185,6 +185,8 @@ struct Watched {
     /// Whether it acknowledged fast: what it did at one pace is not to be judged by the other.
     fast: bool,
     since: Duration,
+    /// When it was on the topic last.
+    looked: Duration,
 }
 
 /// A spoke that the topic does not reach.
@@ -340,7 +342,7 @@ impl<Id: Copy + Ord + Debug> Supervisor<Id> {
             self.condition = Condition::Stalled;
             return self.out.push_back(Action::Fail(failure));
         }
-        self.find_stuck(&on_topic, 3 * ack_every);
+        self.find_stuck(&on_topic, 2 * ack_every);
         let nobody = on_topic.is_empty();
         self.condition = if nobody && self.off.is_empty() {
             Condition::Idle
@@ -353,16 +355,26 @@ impl<Id: Copy + Ord + Debug> Supervisor<Id> {
 
     /// Notes since when each has not moved though it lacks something that was sent.
     fn watch(&mut self, on_topic: &[&Standing<Id>], sent: u64) {
-        let mut watched = std::mem::take(&mut self.watched);
+        let clock = self.clock;
         for spoke in on_topic {
             let (has, fast) = (spoke.has, spoke.fast);
+            let new = Watched {
+                has,
+                fast,
+                since: clock,
+                looked: clock,
+            };
+            let watched = self.watched.entry(spoke.id).or_insert(new);
             // What its link brought shows nothing of the topic.
             let repaired = has.acked <= spoke.repaired_to;
-            let moved = |had: &Watched| had.has != has && !repaired;
-            let still = |had: &Watched| !moved(had) && had.fast == fast && has.acked < sent;
-            let since = watched.remove(&spoke.id).filter(still);
-            let since = since.map_or(self.clock, |had| had.since);
-            self.watched.insert(spoke.id, Watched { has, fast, since });
+            let moved = watched.has != has && !repaired;
+            if moved || watched.fast != fast || has.acked >= sent {
+                watched.since = clock;
+            }
+            (watched.has, watched.fast, watched.looked) = (has, fast, clock);
+        }
+        if self.watched.len() > on_topic.len() {
+            self.watched.retain(|_, watched| watched.looked == clock);
         }
     }
 

@@ -15,7 +15,7 @@ use iroh::EndpointAddr;
 use n0_future::FutureExt;
 use tokio::{
     sync::{Mutex, mpsc},
-    time::{MissedTickBehavior, interval, sleep_until},
+    time::sleep_until,
 };
 use tracing::{debug, error, warn};
 
@@ -77,6 +77,13 @@ pub(crate) const CONFIRM_ALL: usize = 256;
 /// that was sealed under it.
 const FOR_NEWCOMERS: Duration = Duration::from_secs(5);
 
+/// How often the spokes are looked at while everyone has everything and nothing happens: a look at many that are idle costs more
+/// than they do.
+const REST: Duration = Duration::from_secs(1);
+
+/// How often the gauges of the hub's health are set; who scrapes them does so more rarely.
+const OBSERVE_EVERY: Duration = Duration::from_secs(1);
+
 /// Outlives a switchboard that panics.
 type Notes = Arc<Mutex<mpsc::Receiver<Note>>>;
 
@@ -120,6 +127,13 @@ pub(super) struct Switchboard {
     failed: bool,
     /// When the key was last changed for newcomers.
     changed_for_newcomers: Option<Instant>,
+    /// When the gauges of the hub's health were last set.
+    observed: Option<Instant>,
+    /// When the spokes were last looked at, and when they are to be again.
+    looked: Instant,
+    next_look: Instant,
+    /// Everyone has everything: the next look can wait, unless something happens.
+    rests: bool,
 }
 
 impl Switchboard {
@@ -143,6 +157,10 @@ impl Switchboard {
             bytes_before,
             failed: false,
             changed_for_newcomers: None,
+            observed: None,
+            looked: Instant::now(),
+            next_look: Instant::now(),
+            rests: false,
         }
     }
 
@@ -150,8 +168,7 @@ impl Switchboard {
         let notes = self.notes.clone();
         let mut notes = notes.lock().await;
         let mut some = Vec::new();
-        let mut tick = interval(TICK);
-        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut tip = self.hub.log.watch_tip();
         loop {
             self.carry_out();
             self.answer_wants();
@@ -161,7 +178,16 @@ impl Switchboard {
                 () = self.hub.cancel.cancelled() => break,
                 // Before the notes, of which one spoke can send many.
                 () = self.hub.revoked.notified() => self.let_go(),
-                _ = tick.tick() => self.tick(),
+                () = sleep_until(self.next_look.into()) => {
+                    tip.mark_unchanged();
+                    self.tick();
+                    continue;
+                }
+                // At once: from this look on it counts how long each takes.
+                _ = tip.changed(), if self.rests => {
+                    self.tick();
+                    continue;
+                }
                 event = GossipLink::event(&mut self.topic) => match event {
                     LinkEvent::Neighbors(neighbors) => {
                         let served = self.planner.counts().gossip;
@@ -183,6 +209,7 @@ impl Switchboard {
                 () = wait_until(deadline) => {}
                 () = self.hub.budget_line.notified() => {}
             }
+            self.next_look = self.next_look.min(self.looked + TICK);
         }
         self.stop_topic();
         self.hub.roster.close(|| self.hub.log.tip());
@@ -581,8 +608,11 @@ impl Switchboard {
         let now = Instant::now();
         self.hub.log.observe(&self.hub.metrics.log);
         let bytes = self.hub.log.bytes_appended();
-        let per_s = (bytes - self.bytes_before) * 1000 / TICK.as_millis() as u64;
+        let passed = now.saturating_duration_since(self.looked).max(TICK);
+        let per_s = ((bytes - self.bytes_before) as f64 / passed.as_secs_f64()) as u64;
+        let silent = bytes == self.bytes_before;
         self.bytes_before = bytes;
+        self.looked = now;
         let links = self.hub.roster.all();
         let traffic = Traffic {
             bytes_per_s: per_s,
@@ -596,6 +626,26 @@ impl Switchboard {
         if self.hub.roster.expire(now, || self.hub.log.tip()) {
             self.hub.progress.notify_waiters();
         }
+        // Not between two events, each of which would be looked at then.
+        self.rests = silent && self.may_rest(&links);
+        self.next_look = now + if self.rests { REST } else { TICK };
+    }
+
+    /// Whether everyone has everything, and nothing is under way that time alone decides.
+    fn may_rest(&self, links: &[Arc<Link>]) -> bool {
+        let tip = self.hub.log.tip();
+        let topic_rests = self.topic.as_ref().is_none_or(|topic| {
+            topic.probe().standing().sent >= tip && topic.topic().keys.lock().is_settled()
+        });
+        let expected = match self.planner.counts().gossip {
+            0 => Condition::Idle,
+            _ => Condition::Alive,
+        };
+        topic_rests
+            && self.planner.counts().joining == 0
+            && self.supervisor.condition() == expected
+            && self.hub.log.appended() == tip
+            && links.iter().all(|link| link.acked() >= tip)
     }
 
     /// Tells spokes how often to acknowledge, when their number has changed much.
@@ -643,7 +693,11 @@ impl Switchboard {
             board.slow_every = every;
             board.vitals.look(now, tip, &health::signs(now, links));
         }
-        health::observe(&self.hub.examine(links), &self.hub.metrics.health);
+        let lately = |at: Instant| now.saturating_duration_since(at) < OBSERVE_EVERY;
+        if !self.observed.is_some_and(lately) {
+            self.observed = Some(now);
+            health::observe(&self.hub.examine(links), &self.hub.metrics.health);
+        }
     }
 
     fn follow_supervisor(&mut self, now: Instant) {

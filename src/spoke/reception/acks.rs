@@ -9,11 +9,13 @@ const BEAT: Duration = Duration::from_millis(200);
 /// one was sent to this spoke alone, and its sender may be waiting.
 const TARGETED_EVERY: Duration = Duration::from_millis(20);
 
-/// What is little waits for more to come, so many times as long as the hub allows, up to a limit; and as long as the hub allows,
-/// up to another. Each acknowledgement costs the hub about what sending an event does, it paces itself by much and not by
-/// little, and a lone event would be acknowledged by all spokes at the same moment.
+/// What is little waits for more to come, so many times as long as the hub allows, up to a limit. Each acknowledgement costs
+/// the hub about what sending an event does, it paces itself by much and not by little, and a lone event would be acknowledged
+/// by all spokes at the same moment.
 const LITTLE_WAITS: u32 = 5;
 const LITTLE_WAITS_AT_MOST: Duration = Duration::from_millis(100);
+/// A spoke that is to acknowledge more rarely than that is not what the hub paces itself by: with it much waits as little does,
+/// as long as the hub allows, up to this.
 const RARE_WAITS_AT_MOST: Duration = Duration::from_secs(1);
 /// Fewer events than this, with fewer bytes, are little.
 const FEW_EVENTS: u64 = 8;
@@ -134,18 +136,23 @@ impl Acks {
         }
         let events = released.0.saturating_sub(self.told.0);
         let is_little = events < FEW_EVENTS && self.bytes < FEW_BYTES;
-        let at = match is_little {
+        let at = match is_little || self.is_rare() {
             true => self.at.max(self.little_at.unwrap_or(self.at)),
             false => self.at,
         };
         (released != self.told).then_some(at)
     }
 
+    fn is_rare(&self) -> bool {
+        self.every > LITTLE_WAITS_AT_MOST
+    }
+
     /// How long little waits that begins at this offset: half of the time, to all of it.
     fn little_waits(&self, offset: u64) -> Duration {
-        let more = self.every.saturating_mul(LITTLE_WAITS);
-        let rare = self.every.min(RARE_WAITS_AT_MOST);
-        let most = more.min(LITTLE_WAITS_AT_MOST).max(rare);
+        let most = match self.is_rare() {
+            true => self.every.min(RARE_WAITS_AT_MOST),
+            false => (self.every.saturating_mul(LITTLE_WAITS)).min(LITTLE_WAITS_AT_MOST),
+        };
         let mixed = (self.seed ^ offset).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         let part = (mixed >> 32) as f64 / f64::from(u32::MAX);
         most.mul_f64((0.5 + part / 2.0).clamp(0.5, 1.0))
@@ -159,7 +166,7 @@ mod tests {
     #[test]
     fn news_are_told_at_their_pace_and_at_once_when_somebody_waits() {
         let now = Instant::now();
-        let every = Duration::from_secs(1);
+        let every = LITTLE_WAITS_AT_MOST;
         let mut acks = Acks::new(now, 7);
         acks.begin(now, every, (5, 0));
         assert_eq!(acks.poll(now, (5, 0)), None, "the hub knows");
@@ -201,8 +208,10 @@ mod tests {
         let most = LITTLE_WAITS_AT_MOST;
         assert!(waits.iter().all(|wait| *wait >= most / 2 && *wait <= most));
         assert!(waits.windows(2).any(|waits| waits[0] != waits[1]));
-        let rare = told(Duration::from_secs(20), 1, 100, 1);
-        assert!(rare >= RARE_WAITS_AT_MOST / 2 && rare <= RARE_WAITS_AT_MOST);
+        for much in [1, FEW_EVENTS, 1000] {
+            let rare = told(Duration::from_secs(20), much, 100, 1);
+            assert!(rare >= RARE_WAITS_AT_MOST / 2 && rare <= RARE_WAITS_AT_MOST);
+        }
         assert_eq!(told(fast, FEW_EVENTS, 100, 1), Duration::ZERO);
         assert_eq!(told(fast, 1, FEW_BYTES, 1), Duration::ZERO);
         assert_eq!(told(Duration::ZERO, 1, 1, 1), Duration::ZERO);

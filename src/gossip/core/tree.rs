@@ -135,6 +135,13 @@ impl<P: Copy + Ord + Hash> Tree<P> {
         places.flatten().min().copied()
     }
 
+    /// Whether the frame that was announced last is the only one that is under way to here. Then one that announces it
+    /// early and is closer to its source may bring frames from now on (the paper's optimization of the tree); with many under
+    /// way, that one was early says little.
+    pub(super) fn is_alone(&self) -> bool {
+        self.announcements <= self.flowed_to + 1
+    }
+
     /// A neighbour is asked for a frame that it announced.
     pub(super) fn asked(&mut self, of: P, id: Id) {
         if let Some(share) = self.shares.get_mut(&of) {
@@ -305,6 +312,29 @@ mod tests {
         let id = &[3; 32];
         assert!(tree.patience(id, now, delay, now + delay / 2).is_some());
         assert!(tree.patience(id, now, delay, now + delay).is_none());
+    }
+
+    #[test]
+    fn a_frame_is_alone_unless_another_one_was_announced_that_has_not_come() {
+        let (mut tree, now) = (Tree::new(0), Instant::now());
+        tree.announced(2, FRAME);
+        tree.announced(3, FRAME);
+        assert!(tree.is_alone());
+        tree.announced(2, NEXT);
+        assert!(!tree.is_alone());
+        tree.came(FRAME, 1, now);
+        assert!(tree.is_alone());
+        tree.announced(2, [3; 32]);
+        assert!(!tree.is_alone());
+        // What was passed by is no longer under way.
+        tree.came([3; 32], 1, now);
+        tree.announced(3, [4; 32]);
+        assert!(tree.is_alone());
+        // What comes unannounced shows that nothing waits.
+        tree.announced(3, [5; 32]);
+        tree.came([6; 32], 1, now);
+        tree.announced(3, [7; 32]);
+        assert!(tree.is_alone());
     }
 
     #[test]

@@ -8,7 +8,8 @@
 //!   each round. It proves that gossip spares the hub, and that direct costs what the streams under it do.
 //! - `idle/SPOKES`: memory of the hub for each spoke that is connected and idle, and CPU time for each spoke and
 //!   second. The meshes are started afresh for each round, and their CPU time is taken over the same seconds, after every
-//!   spoke has said a word in its turn, so that keep-alives are spread out alike. It proves that the library adds little to a connection.
+//!   spoke has said a word in its turn, so that keep-alives are spread out alike. It proves that the library adds little to
+//!   a connection.
 //!
 //! `direct` and `gossip` are this crate. `bare_streams` (iroh and nothing else: encoded once, a writer task per spoke,
 //! writes coalesced) has the QUIC settings of the hub's connections, its windows and keep-alive; `bare_gossip` is

@@ -12,8 +12,8 @@ pub(super) const MESSAGE_OVERHEAD: usize = 64;
 /// Four neighbours: even with one lost, and one of the others stopped, two paths are left.
 const ENOUGH: usize = 4;
 
-/// A neighbour that announces a lone frame before it comes, and is closer to its source by so many hops than the one that brings
-/// it, brings frames from then on: one hop less at least. The protocol's own figure, 7, leaves a tree of a hundred as deep as it
+/// A neighbour that announces a lone frame before it comes, and is closer to its source by so many hops than this node is by way
+/// of the one that brings it, brings frames from then on: one hop less at least. The protocol's own figure, 7, leaves a tree of a hundred as deep as it
 /// happened to grow; `fan_out` has the difference (`lone/gossip/100/1024`).
 const SHORTCUT: u8 = 2;
 
@@ -176,5 +176,17 @@ impl GossipConfig {
         // When the cache is emptied before the time, ids are forgotten by so much too early.
         config.broadcast.message_id_retention = self.id_retention + self.frame_retention;
         config
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_protocol_takes_shortcuts_as_they_are_set_here() {
+        let hops = GossipConfig::default().to_proto().broadcast;
+        let hops = postcard::to_stdvec(&hops.optimization_threshold).unwrap();
+        assert_eq!(hops, [SHORTCUT]);
     }
 }

@@ -1,7 +1,8 @@
 //! Who acknowledges how often: the acknowledgements that a hub takes are shared out over its spokes.
 //!
 //! While spokes are few, all acknowledge fast. Beyond, a few do, drawn at random, some of them on the
-//! topic if anyone is: they are what pace and supervision go by. The others share what is left.
+//! topic if anyone is: they are what pace and supervision go by. The others share what is left, and acknowledge once a second
+//! at most.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -77,7 +78,9 @@ impl AckShare {
         let on_topic = count(&|s| s.on_topic);
         let enough = count(&|s| s.fast) >= FAST.min(spokes.len())
             && count(&|s| s.fast && s.on_topic) >= (FAST / 2).min(on_topic);
-        if enough && spokes.len().abs_diff(self.among) * 5 <= self.among {
+        // Newcomers are told how often by how many there are now.
+        let as_before = all_are_fast(spokes.len()) == all_are_fast(self.among);
+        if enough && as_before && spokes.len().abs_diff(self.among) * 5 <= self.among {
             return Vec::new();
         }
         self.among = spokes.len();
@@ -160,6 +163,33 @@ mod tests {
             prop_assert!(fast(false) >= (n - on_topic).min(1));
             // Nothing has changed, so nobody is told again.
             prop_assert!(sharing.share_out(&mut rng, acks_per_s, &spokes).is_empty());
+        }
+    }
+
+    #[test]
+    fn whoever_comes_is_told_what_the_others_are_judged_by() {
+        let mut rng = StdRng::seed_from_u64(3);
+        let mut sharing = AckShare::default();
+        let mut all = spokes(0, 0);
+        for n in (1..=60).chain((1..60).rev()) {
+            let welcomed = ack_every_ms(n, 1000);
+            all.truncate(n);
+            if all.len() < n {
+                let fast = all_are_fast(n);
+                let on_topic = true;
+                all.push(Acker {
+                    id: n - 1,
+                    on_topic,
+                    fast,
+                });
+            }
+            let shares = sharing.share_out(&mut rng, 1000, &all);
+            apply(&mut all, &shares);
+            let slow = sharing.every(1000).as_millis();
+            assert!(
+                slow.abs_diff(welcomed.into()) <= slow / 4,
+                "{n}: {slow} {welcomed}"
+            );
         }
     }
 

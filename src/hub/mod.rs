@@ -646,6 +646,10 @@ impl Inner {
             let acks = all.iter().map(|link| (link.id, link.has()));
             let floor = paces.all.floor(now, half, acks);
             if floor.is_some_and(|floor| floor < half) {
+                // Most acknowledge rarely: whoever is waited for is asked, once for each time.
+                for link in all.iter().filter(|link| link.acked() < half) {
+                    link.session.await_ack(half);
+                }
                 return false;
             }
         }

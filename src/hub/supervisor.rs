@@ -309,7 +309,21 @@ impl<Id: Copy + Ord + Debug> Supervisor<Id> {
         self.wanted.get_or_insert(self.clock);
     }
 
-    /// Looks at how things stand; every [`TICK`]. `tip` is the log's, `ack_every` how often a spoke
+    fn pass(&mut self, now: Instant) {
+        let before = self.looked.replace(now);
+        let passed = before.map_or(Duration::ZERO, |at| now.saturating_duration_since(at));
+        self.clock += passed.min(2 * TICK);
+    }
+
+    /// Until now everyone had everything, however long ago the last look was.
+    pub(crate) fn rested(&mut self, now: Instant) {
+        self.pass(now);
+        for watched in self.watched.values_mut() {
+            watched.since = self.clock;
+        }
+    }
+
+    /// Looks at how things stand; every [`TICK`], or more rarely while everyone has everything. `tip` is the log's, `ack_every` how often a spoke
     /// acknowledges that is not a fast one.
     pub(crate) fn look(
         &mut self,
@@ -319,9 +333,7 @@ impl<Id: Copy + Ord + Debug> Supervisor<Id> {
         spokes: &[Standing<Id>],
         ack_every: Duration,
     ) {
-        let before = self.looked.replace(now);
-        let passed = before.map_or(Duration::ZERO, |at| now.saturating_duration_since(at));
-        self.clock += passed.min(2 * TICK);
+        self.pass(now);
         let Some(topic) = topic else {
             return;
         };
@@ -342,7 +354,7 @@ impl<Id: Copy + Ord + Debug> Supervisor<Id> {
             self.condition = Condition::Stalled;
             return self.out.push_back(Action::Fail(failure));
         }
-        self.find_stuck(&on_topic, 2 * ack_every);
+        self.find_stuck(&on_topic, ack_every + TICK);
         let nobody = on_topic.is_empty();
         self.condition = if nobody && self.off.is_empty() {
             Condition::Idle
@@ -517,13 +529,14 @@ impl<Id: Copy + Ord + Debug> Supervisor<Id> {
     }
 
     /// Serves directly who is on the topic, is behind, and does not move: soon if only a few are, which
-    /// costs the hub little; later if it is many, who may merely be short of CPU or of bandwidth.
+    /// costs the hub little; later if it is many, who may merely be short of CPU or of bandwidth. One that
+    /// is not fast may take `slow` longer to say what it has.
     fn find_stuck(&mut self, on_topic: &[&Standing<Id>], slow: Duration) {
         let patience_with = |spoke: &Standing<Id>, patience: Duration| {
             if spoke.fast {
                 patience
             } else {
-                patience.max(slow)
+                patience + slow
             }
         };
         let mut stuck = Vec::new();

@@ -183,13 +183,14 @@ impl Switchboard {
                     self.tick();
                     continue;
                 }
-                // At once: from this look on it counts how long each takes.
+                // At once: from now on it counts how long each takes.
                 _ = tip.changed(), if self.rests => {
                     self.tick();
                     continue;
                 }
                 event = GossipLink::event(&mut self.topic) => match event {
                     LinkEvent::Neighbors(neighbors) => {
+                        self.end_rest();
                         let served = self.planner.counts().gossip;
                         self.supervisor.neighbors(neighbors, served);
                         self.follow_supervisor(Instant::now());
@@ -202,6 +203,7 @@ impl Switchboard {
                     if taken == 0 {
                         break;
                     }
+                    self.end_rest();
                     for note in some.drain(..) {
                         self.note(note);
                     }
@@ -605,6 +607,7 @@ impl Switchboard {
     }
 
     fn tick(&mut self) {
+        self.end_rest();
         let now = Instant::now();
         self.hub.log.observe(&self.hub.metrics.log);
         let bytes = self.hub.log.bytes_appended();
@@ -629,9 +632,21 @@ impl Switchboard {
         // Not between two events, each of which would be looked at then.
         self.rests = silent && self.may_rest(&links);
         self.next_look = now + if self.rests { REST } else { TICK };
+        let lately = |at: Instant| now.saturating_duration_since(at) < OBSERVE_EVERY;
+        if self.rests || !self.observed.is_some_and(lately) {
+            self.observed = Some(now);
+            health::observe(&self.hub.examine(&links), &self.hub.metrics.health);
+        }
     }
 
-    /// Whether everyone has everything, and nothing is under way that time alone decides.
+    /// What time decides that passes now begins now.
+    fn end_rest(&mut self) {
+        if std::mem::take(&mut self.rests) {
+            self.supervisor.rested(Instant::now());
+        }
+    }
+
+    /// Whether everyone has everything, and nothing is under way for which a second more would be long.
     fn may_rest(&self, links: &[Arc<Link>]) -> bool {
         let tip = self.hub.log.tip();
         let topic_rests = self.topic.as_ref().is_none_or(|topic| {
@@ -692,11 +707,6 @@ impl Switchboard {
             board.disk.look(now, tip, appended);
             board.slow_every = every;
             board.vitals.look(now, tip, &health::signs(now, links));
-        }
-        let lately = |at: Instant| now.saturating_duration_since(at) < OBSERVE_EVERY;
-        if !self.observed.is_some_and(lately) {
-            self.observed = Some(now);
-            health::observe(&self.hub.examine(links), &self.hub.metrics.health);
         }
     }
 

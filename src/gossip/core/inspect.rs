@@ -235,8 +235,8 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
     /// One announcement at a time, so that it is known which frame the protocol sets a timer for.
     fn announced(&mut self, from: P, mut one: IHave, now: Instant) {
         self.tree.announced(from, one.id);
-        if !self.tree.is_alone() {
-            // It may be early only because the frame waits behind others: no reason to change the tree.
+        if !self.tree.may_shorten(&from) {
+            // No reason to change the tree.
             one.round = MAX_ROUND;
         }
         let cause = Cause {

@@ -77,6 +77,12 @@ pub(super) struct Tree<P> {
     flowed_to: u64,
     /// How long such frames are apart, on average while they come in.
     apart: Duration,
+    /// Who announced the last new frame before it came.
+    early: BTreeSet<P>,
+    /// One of them took the place of a parent for that, and the next frame shows whether it brings any.
+    on_trial: bool,
+    /// Neighbours that were early with an announcement, and not with the next frame.
+    idle_talkers: BTreeSet<P>,
 }
 
 impl<P: Copy + Ord + Hash> Tree<P> {
@@ -91,6 +97,9 @@ impl<P: Copy + Ord + Hash> Tree<P> {
             flowed_at: None,
             flowed_to: 0,
             apart: Duration::ZERO,
+            early: BTreeSet::new(),
+            on_trial: false,
+            idle_talkers: BTreeSet::new(),
         }
     }
 
@@ -100,8 +109,14 @@ impl<P: Copy + Ord + Hash> Tree<P> {
         self.last = Some(from);
         let place = self.place(&id);
         let mut asked = false;
-        for share in self.shares.values_mut() {
-            share.announced.remove(&id);
+        if std::mem::take(&mut self.on_trial) && !self.early.contains(&from) {
+            self.idle_talkers.append(&mut self.early);
+        }
+        self.early.clear();
+        for (peer, share) in &mut self.shares {
+            if share.announced.remove(&id).is_some() {
+                self.early.insert(*peer);
+            }
             asked |= share.asked.remove(&id).is_some();
         }
         if !asked {
@@ -135,11 +150,16 @@ impl<P: Copy + Ord + Hash> Tree<P> {
         places.flatten().min().copied()
     }
 
-    /// Whether the frame that was announced last is the only one that is under way to here. Then one that announces it
-    /// early and is closer to its source may bring frames from now on (the paper's optimization of the tree); with many under
-    /// way, that one was early says little.
-    pub(super) fn is_alone(&self) -> bool {
-        self.announcements <= self.flowed_to + 1
+    /// Whether one that announces a frame before it comes, and is closer to its source, may bring frames from now on (the
+    /// paper's optimization of the tree). Only if that frame is the only one that is under way to here: with many, that one was
+    /// early says little. And not if it had the place of a parent for that before, and did not bring the next frame.
+    pub(super) fn may_shorten(&self, announcer: &P) -> bool {
+        self.announcements <= self.flowed_to + 1 && !self.idle_talkers.contains(announcer)
+    }
+
+    /// The protocol prunes the one that brought the last new frame, for one that announced it early.
+    pub(super) fn shortened(&mut self) {
+        self.on_trial = true;
     }
 
     /// A neighbour is asked for a frame that it announced.
@@ -182,6 +202,7 @@ impl<P: Copy + Ord + Hash> Tree<P> {
     pub(super) fn forget(&mut self, peer: &P) {
         self.lazy.remove(peer);
         self.shares.remove(peer);
+        self.idle_talkers.remove(peer);
     }
 
     /// Whom to take back as a parent now that `pruned` brings nothing any more: nobody, if another one does.
@@ -319,22 +340,45 @@ mod tests {
         let (mut tree, now) = (Tree::new(0), Instant::now());
         tree.announced(2, FRAME);
         tree.announced(3, FRAME);
-        assert!(tree.is_alone());
+        assert!(tree.may_shorten(&2));
         tree.announced(2, NEXT);
-        assert!(!tree.is_alone());
+        assert!(!tree.may_shorten(&2));
         tree.came(FRAME, 1, now);
-        assert!(tree.is_alone());
+        assert!(tree.may_shorten(&2));
         tree.announced(2, [3; 32]);
-        assert!(!tree.is_alone());
+        assert!(!tree.may_shorten(&2));
         // What was passed by is no longer under way.
         tree.came([3; 32], 1, now);
         tree.announced(3, [4; 32]);
-        assert!(tree.is_alone());
+        assert!(tree.may_shorten(&2));
         // What comes unannounced shows that nothing waits.
         tree.announced(3, [5; 32]);
         tree.came([6; 32], 1, now);
         tree.announced(3, [7; 32]);
-        assert!(tree.is_alone());
+        assert!(tree.may_shorten(&2));
+    }
+
+    #[test]
+    fn who_was_early_and_brings_nothing_takes_no_place_again() {
+        let (mut tree, now) = (Tree::new(0), Instant::now());
+        let neighbors = BTreeSet::from([1, 2]);
+        // One that brings what it announces may go on.
+        tree.announced(2, FRAME);
+        tree.came(FRAME, 1, now);
+        tree.shortened();
+        tree.came(NEXT, 2, now);
+        tree.announced(2, [3; 32]);
+        assert!(tree.may_shorten(&2));
+        tree.came([3; 32], 1, now);
+        tree.shortened();
+        tree.announced(2, [4; 32]);
+        tree.came([4; 32], 1, now);
+        tree.announced(2, [5; 32]);
+        assert!(!tree.may_shorten(&2));
+        assert!(tree.may_shorten(&1));
+        assert_eq!(tree.orphaned_by(2, &neighbors), None);
+        tree.forget(&2);
+        assert!(tree.may_shorten(&2));
     }
 
     #[test]

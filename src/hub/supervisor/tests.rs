@@ -634,3 +634,28 @@ crate::fuzz::machine! {
         }
     }
 }
+
+#[test]
+fn a_rest_counts_for_nothing_that_begins_at_its_end() {
+    let mut mesh = Mesh::new(40);
+    for _ in 0..10 {
+        mesh.tick(TICK, 1);
+    }
+    for _ in 0..5 {
+        mesh.tick(TICK, 0);
+    }
+    mesh.now += 5 * TICK;
+    mesh.supervisor.rested(mesh.now);
+    let lost = mesh.now - mesh.begin;
+    mesh.neighbors = 0;
+    mesh.supervisor.neighbors(0, 40);
+    for _ in 0..10 {
+        mesh.tick(TICK, 0);
+    }
+    let failed = mesh
+        .actions
+        .iter()
+        .find(|(_, action)| *action == Action::Fail(Failure::Alone));
+    let (failed, _) = failed.expect("the hub is nobody's neighbour");
+    assert!(*failed >= lost + ALONE, "{failed:?} {lost:?}");
+}

@@ -14,8 +14,8 @@ const TARGETED_EVERY: Duration = Duration::from_millis(20);
 /// by all spokes at the same moment.
 const LITTLE_WAITS: u32 = 5;
 const LITTLE_WAITS_AT_MOST: Duration = Duration::from_millis(100);
-/// A spoke that is to acknowledge more rarely than that is not what the hub paces itself by: with it much waits as little does,
-/// as long as the hub allows, up to this.
+/// A spoke that is to acknowledge as rarely as this is hardly what the hub paces itself by: with it much waits as little does,
+/// and so long at most.
 const RARE_WAITS_AT_MOST: Duration = Duration::from_secs(1);
 /// Fewer events than this, with fewer bytes, are little.
 const FEW_EVENTS: u64 = 8;
@@ -144,7 +144,7 @@ impl Acks {
     }
 
     fn is_rare(&self) -> bool {
-        self.every > LITTLE_WAITS_AT_MOST
+        self.every >= RARE_WAITS_AT_MOST
     }
 
     /// How long little waits that begins at this offset: half of the time, to all of it.

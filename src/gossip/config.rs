@@ -13,8 +13,8 @@ pub(super) const MESSAGE_OVERHEAD: usize = 64;
 const ENOUGH: usize = 4;
 
 /// A neighbour that announces a lone frame before it comes, and is closer to its source by so many hops than this node is by way
-/// of the one that brings it, brings frames from then on: one hop less at least. The protocol's own figure, 7, leaves a tree of a hundred as deep as it
-/// happened to grow; `fan_out` has the difference (`lone/gossip/100/1024`).
+/// of the one that brings it, brings frames from then on: one hop less at least. The protocol's own figure, 7, leaves a tree of a
+/// hundred as deep as it happened to grow; `fan_out` has the difference (`lone/gossip/100/1024`).
 const SHORTCUT: u8 = 2;
 
 /// Settings of the gossip topic. They should be the same at the hub and at every spoke.

@@ -14,9 +14,9 @@ const TARGETED_EVERY: Duration = Duration::from_millis(20);
 /// by all spokes at the same moment.
 const LITTLE_WAITS: u32 = 5;
 const LITTLE_WAITS_AT_MOST: Duration = Duration::from_millis(100);
-/// A spoke that is to acknowledge as rarely as this is hardly what the hub paces itself by: with it much waits as little does,
-/// and so long at most.
-const RARE_WAITS_AT_MOST: Duration = Duration::from_secs(1);
+/// A spoke that is to acknowledge as rarely as this, or more rarely, is hardly what the hub paces itself by: with it much waits
+/// as little does, and so long.
+const RARE_WAITS: Duration = Duration::from_secs(1);
 /// Fewer events than this, with fewer bytes, are little.
 const FEW_EVENTS: u64 = 8;
 const FEW_BYTES: usize = 32 * 1024;
@@ -67,14 +67,8 @@ impl Acks {
         *self = Self {
             told: known,
             every,
-            at: now,
-            little_at: None,
-            bytes: 0,
-            seed: self.seed,
-            targeted_at: now,
-            awaited: 0,
-            moving: false,
             beat_at: now + BEAT,
+            ..Self::new(now, self.seed)
         };
     }
 
@@ -144,13 +138,13 @@ impl Acks {
     }
 
     fn is_rare(&self) -> bool {
-        self.every >= RARE_WAITS_AT_MOST
+        self.every >= RARE_WAITS
     }
 
     /// How long little waits that begins at this offset: half of the time, to all of it.
     fn little_waits(&self, offset: u64) -> Duration {
         let most = match self.is_rare() {
-            true => self.every.min(RARE_WAITS_AT_MOST),
+            true => RARE_WAITS,
             false => (self.every.saturating_mul(LITTLE_WAITS)).min(LITTLE_WAITS_AT_MOST),
         };
         let mixed = (self.seed ^ offset).wrapping_mul(0x9e37_79b9_7f4a_7c15);
@@ -210,7 +204,7 @@ mod tests {
         assert!(waits.windows(2).any(|waits| waits[0] != waits[1]));
         for much in [1, FEW_EVENTS, 1000] {
             let rare = told(Duration::from_secs(20), much, 100, 1);
-            assert!(rare >= RARE_WAITS_AT_MOST / 2 && rare <= RARE_WAITS_AT_MOST);
+            assert!(rare >= RARE_WAITS / 2 && rare <= RARE_WAITS);
         }
         assert_eq!(told(fast, FEW_EVENTS, 100, 1), Duration::ZERO);
         assert_eq!(told(fast, 1, FEW_BYTES, 1), Duration::ZERO);

@@ -250,25 +250,20 @@ async fn first_end(
     let all: [Pin<Box<dyn Future<Output = End> + Send + '_>>; 3] =
         [Box::pin(cancelled), Box::pin(reading), Box::pin(writing)];
     let mut all: FuturesUnorderedBounded<_> = all.into_iter().collect();
-    let mut written = None;
-    loop {
-        let end = match &written {
-            None => all.next().await,
-            Some((until, _)) => timeout_at(*until, all.next()).await.ok().flatten(),
-        };
-        match (end, written.take()) {
-            (Some(End::Cancelled), _) => return cancelled_by(hub, link),
-            (Some(End::Read(error)), _) => return error,
-            (Some(End::Written(error)), _) if matches!(error.closed(), Closed::ByUs { .. }) => {
-                return error;
-            }
-            // The spoke takes nothing more, but what it sent before is still to be heard.
-            (Some(End::Written(error)), _) => {
-                written = Some((Instant::now() + hub.config.limits.drain_timeout, error));
-            }
-            (None, Some((_, error))) => return error,
-            (None, None) => return LinkError::gone(internal("internal error")),
-        }
+    let written = match all.next().await {
+        Some(End::Written(error)) => error,
+        Some(End::Read(error)) => return error,
+        Some(End::Cancelled) => return cancelled_by(hub, link),
+        None => return LinkError::gone(internal("internal error")),
+    };
+    if let Closed::ByUs { .. } = written.closed() {
+        return written;
+    }
+    // The spoke takes nothing more, but what it sent before is still to be heard.
+    match timeout(hub.config.limits.drain_timeout, all.next()).await {
+        Ok(Some(End::Read(error) | End::Written(error))) => error,
+        Ok(Some(End::Cancelled)) => cancelled_by(hub, link),
+        Ok(None) | Err(_) => written,
     }
 }
 

@@ -323,8 +323,8 @@ impl<Id: Copy + Ord + Debug> Supervisor<Id> {
         }
     }
 
-    /// Looks at how things stand; every [`TICK`], or more rarely while everyone has everything. `tip` is the log's, `ack_every` how often a spoke
-    /// acknowledges that is not a fast one.
+    /// Looks at how things stand; every [`TICK`], or more rarely while everyone has everything. `tip` is
+    /// the log's, `ack_every` how often a spoke acknowledges that is not a fast one.
     pub(crate) fn look(
         &mut self,
         now: Instant,

@@ -33,9 +33,13 @@ pub fn native_decode(chunk: Bytes) -> usize {
     deframer.push(chunk);
     let mut events = 0;
     while let Ok(Some(frame)) = deframer.next() {
-        if let Ok(Some(ToSpoke::Event { body, .. })) = ToSpoke::decode(frame) {
-            events += usize::from(Envelope::from_body(body).is_ok());
-        }
+        let bodies = match ToSpoke::decode(frame) {
+            Ok(Some(ToSpoke::Event { body, .. })) => vec![body],
+            Ok(Some(ToSpoke::Events { bodies, .. })) => bodies,
+            _ => Vec::new(),
+        };
+        let whole = bodies.into_iter().map(Envelope::from_body);
+        events += whole.filter(Result::is_ok).count();
     }
     events
 }
@@ -81,7 +85,7 @@ impl Topic {
         }
         let count = self.packer.count();
         let content = self.packer.take();
-        let whole = PartOf { part: 0, parts: 1 };
+        let whole = PartOf::WHOLE;
         let frame = self.sealer.seal(first, count, whole, &content).ok()?;
         Some((frame, count.into()))
     }

@@ -148,7 +148,7 @@ impl Sealer {
     /// Seals a beacon that says where the tip is.
     #[cfg(test)]
     pub(crate) fn beacon(&mut self, tip: u64) -> Result<Bytes, CounterExhausted> {
-        self.seal(tip, 0, PartOf { part: 0, parts: 1 }, &[])
+        self.seal(tip, 0, PartOf::WHOLE, &[])
     }
 }
 
@@ -444,8 +444,6 @@ mod tests {
     use super::*;
     use crate::wire::broadcast::Packer;
 
-    const WHOLE: PartOf = PartOf { part: 0, parts: 1 };
-
     fn hub() -> EndpointId {
         iroh::SecretKey::from_bytes(&[7; 32]).public()
     }
@@ -462,7 +460,9 @@ mod tests {
     fn seal_one(sealer: &mut Sealer, first: u64, body: &[u8]) -> Bytes {
         let mut packer = Packer::default();
         assert!(packer.push(body, 1 << 20));
-        sealer.seal(first, 1, WHOLE, &packer.take()).unwrap()
+        sealer
+            .seal(first, 1, PartOf::WHOLE, &packer.take())
+            .unwrap()
     }
 
     #[test]
@@ -573,7 +573,7 @@ mod tests {
             ("beacon", sealer.beacon(12).unwrap().to_vec()),
             (
                 "bad-content",
-                sealer.seal(4, 2, WHOLE, b"\x01a").unwrap().to_vec(),
+                sealer.seal(4, 2, PartOf::WHOLE, b"\x01a").unwrap().to_vec(),
             ),
         ];
         (sealer.keys(), frames)

@@ -225,7 +225,7 @@ impl DriverMesh {
             self.sent += u64::from(count);
             let frame = match &mut self.sealer {
                 Some(sealer) => sealer
-                    .seal(offset, count, PartOf { part: 0, parts: 1 }, &content)
+                    .seal(offset, count, PartOf::WHOLE, &content)
                     .map_err(std::io::Error::other)?,
                 None => [
                     &offset.to_be_bytes()[..],

@@ -26,6 +26,7 @@ use crate::{
     wire::{
         compat,
         native::{self, MAX_EVICTED, Rekey, ToSpoke, Topic},
+        run,
     },
 };
 
@@ -316,10 +317,21 @@ impl Desk {
             }
             return Ok((to, to == cursor));
         }
+        let mut next = cursor;
+        let mut room = room;
+        if self.protocol == Protocol::Native {
+            next = log.put_runs(cursor, room, BATCH_BYTES, chunks);
+            // The rest by themselves, as far as there can be no run.
+            let to_run = run::MAX_EVENTS - (next % run::MAX_EVENTS as u64) as usize;
+            let passed = usize::try_from(next - cursor).unwrap_or(usize::MAX);
+            room = room.saturating_sub(passed).min(to_run);
+        }
+        if room == 0 || bytes_of(chunks) >= BATCH_BYTES as u64 {
+            return Ok((next, false));
+        }
         entries.clear();
-        match log.read(cursor, room, BATCH_BYTES, entries) {
+        match log.read(next, room, BATCH_BYTES, entries) {
             Read::Events => {
-                let mut next = cursor;
                 for (offset, entry) in entries.drain(..) {
                     match self.protocol {
                         Protocol::Native if entry.size() > BATCH_BYTES => {
@@ -337,8 +349,9 @@ impl Desk {
                 }
                 Ok((next, false))
             }
-            Read::AtTip => Ok((cursor, true)),
-            Read::Beyond { .. } => Ok((cursor, true)),
+            // It was trimmed in between.
+            Read::Trimmed { .. } if next > cursor => Ok((next, false)),
+            Read::AtTip | Read::Beyond { .. } => Ok((next, true)),
             Read::Trimmed { head } => {
                 self.skip(cursor, head, chunks)?;
                 Ok((head, false))

@@ -65,8 +65,6 @@ enum Audience {
     Nobody,
 }
 
-const WHOLE: PartOf = PartOf { part: 0, parts: 1 };
-
 /// See the [module](self).
 ///
 /// Call [`poll`](Self::poll) until it gives nothing; again at [`deadline`](Self::deadline), when the log
@@ -273,7 +271,7 @@ impl<Id: Copy + Ord + Debug> Framer<Id> {
         Some(Content {
             first: self.new.next,
             count: 0,
-            of: WHOLE,
+            of: PartOf::WHOLE,
             body: Bytes::new(),
             again: false,
         })
@@ -347,7 +345,7 @@ impl Cutter {
                 return Some(Content {
                     first,
                     count,
-                    of: WHOLE,
+                    of: PartOf::WHOLE,
                     body: packer.take().freeze(),
                     again,
                 });

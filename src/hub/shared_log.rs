@@ -19,7 +19,10 @@ use crate::{
     metrics::LogMetrics,
     metrics::events,
     position::{Epoch, Position},
-    wire::{compat, native},
+    wire::{
+        compat, native,
+        run::{self, Run},
+    },
 };
 
 /// One event of the log, and what it looks like on the wire once somebody needed that.
@@ -30,7 +33,12 @@ pub(crate) struct Entry {
     pub(crate) bytes_to_here: u64,
     native: OnceLock<Box<[Bytes]>>,
     compat: OnceLock<Bytes>,
+    /// The run that it leads, if its offset is one of those that do; `None` within if there is none.
+    run: OnceLock<Option<Run>>,
 }
+
+/// A run leads from each multiple of this to the next.
+const RUN: u64 = run::MAX_EVENTS as u64;
 
 impl Entry {
     /// The frames of the native protocol, encoded by whoever comes first.
@@ -148,6 +156,7 @@ impl Inner {
             bytes_to_here: self.bytes,
             native: OnceLock::new(),
             compat: OnceLock::new(),
+            run: OnceLock::new(),
         };
         self.log.append(Arc::new(entry), size)
     }
@@ -367,6 +376,49 @@ impl SharedLog {
         }
         let room = usize::try_from(tip - from).unwrap_or(usize::MAX);
         inner.log.read(from, max_events.min(room), max_bytes, out)
+    }
+
+    /// Appends the frames of small events from `from` on, as far as there are whole [runs](Run) of them, and about so
+    /// many events and bytes at most. Gives the offset behind them.
+    pub(crate) fn put_runs(
+        &self,
+        from: u64,
+        max_events: usize,
+        max_bytes: usize,
+        chunks: &mut Vec<Bytes>,
+    ) -> u64 {
+        let limit = from.saturating_add(max_events as u64);
+        let (mut next, mut bytes) = (from, 0);
+        while bytes < max_bytes
+            && let Some(lead) = self.leads(next, limit)
+            && let Some(run) = lead.run.get().and_then(Option::as_ref)
+        {
+            let before = chunks.len();
+            next += run.put_from(next, chunks) as u64;
+            let put = chunks.get(before..).unwrap_or_default();
+            bytes += put.iter().map(Bytes::len).sum::<usize>();
+        }
+        next
+    }
+
+    /// What leads the run that `offset` is in, with that run made; `None` if not all of it can be read, or beyond `limit`.
+    fn leads(&self, offset: u64, limit: u64) -> Option<Arc<Entry>> {
+        let first = offset - offset % RUN;
+        let end = first.checked_add(RUN).filter(|end| *end <= limit)?;
+        let inner = self.read_lock();
+        if end > inner.readable() {
+            return None;
+        }
+        let lead = inner.log.get(first)?.clone();
+        if lead.run.get().is_none() {
+            let entries = (first..end).map_while(|offset| inner.log.get(offset).cloned());
+            let entries: Vec<_> = entries.collect();
+            // Who waits to append does not wait for this.
+            drop(inner);
+            let bodies = entries.iter().map(|entry| entry.envelope.body());
+            lead.run.get_or_init(|| Run::new(first, bodies));
+        }
+        Some(lead)
     }
 
     /// Sets the gauges to how full the log is.

@@ -151,7 +151,8 @@ impl Inbox {
     /// Takes a part of an event.
     ///
     /// The part that is needed next is always taken if [`poll`](Self::poll) has been called until it gave
-    /// nothing. When there is no room, what is farthest ahead gives way to what is nearer.
+    /// nothing, and so are whole events in a row if they all fit into an empty inbox. When there is no room, what is
+    /// farthest ahead gives way to what is nearer.
     pub(crate) fn insert(&mut self, now: Instant, part: Part) -> Result<Inserted, InboxError> {
         self.check(&part)?;
         let offset = part.offset;
@@ -490,6 +491,13 @@ impl Inbox {
     #[cfg(test)]
     pub(crate) fn buffered_bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// Whether so many whole events would be taken, of so many bytes together, without giving up another.
+    pub(crate) fn has_room_for(&self, events: usize, bytes: usize) -> bool {
+        let cost = bytes.saturating_add(events.saturating_mul(OVERHEAD));
+        self.events().saturating_add(events) <= self.config.max_buffered_events
+            && self.bytes.saturating_add(cost) <= self.config.max_buffered_bytes
     }
 
     /// Whether any event whatever would be taken without giving up another.

@@ -91,6 +91,25 @@ fn an_event_in_its_turn_is_released_at_once() {
     assert_eq!(inbox.deadline(), None);
 }
 
+proptest! {
+    #[test]
+    fn events_in_a_row_are_all_taken_if_they_fit_whatever_waits_ahead(
+        ahead in prop::collection::vec(1..200u64, 0..100), events in 1..20usize
+    ) {
+        let (mut inbox, now) = inbox(small(), 0);
+        for offset in ahead {
+            let _ = inbox.insert(now, whole(offset));
+        }
+        prop_assert_eq!(drain(&mut inbox, now), []);
+        let (empty, _) = self::inbox(small(), 0);
+        let bytes = |events: usize| (0..events as u64).map(|offset| body(offset).len()).sum();
+        let fit = (1..=events).rev().find(|events| empty.has_room_for(*events, bytes(*events)));
+        for offset in 0..fit.unwrap_or(1) as u64 {
+            prop_assert_ne!(inbox.insert(now, whole(offset)).unwrap(), Inserted::Dropped);
+        }
+    }
+}
+
 #[test]
 fn events_are_released_in_order_whatever_the_order_of_their_parts() {
     let (mut inbox, now) = inbox(small(), 0);

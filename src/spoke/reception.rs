@@ -48,9 +48,10 @@ use crate::{
         assembly::{Assembly, BadPart},
         broadcast::{WANT_JITTER, arrives_within},
         native::{
-            FEATURE_GOSSIP, Hello, PartOf, Rekey, SessionId, Start, ToHub, ToSpoke, Topic, VERSION,
-            Welcome,
+            FEATURE_GOSSIP, Hello, MAX_PART, PartOf, Rekey, SessionId, Start, ToHub, ToSpoke,
+            Topic, VERSION, Welcome,
         },
+        run,
     },
 };
 
@@ -311,7 +312,8 @@ impl Reception {
             None => {
                 let config = InboxConfig {
                     max_event_bytes: self.config.max_event_bytes,
-                    max_buffered_bytes: self.config.max_buffered_bytes,
+                    // All events of a frame have to fit, and the next frame is read when there is room for one more.
+                    max_buffered_bytes: self.config.max_buffered_bytes.max(4 * MAX_PART),
                     gap_wait: gap_wait(1),
                     gap_jitter: WANT_JITTER,
                     ..Default::default()
@@ -403,6 +405,11 @@ impl Reception {
             ToSpoke::Welcome(_) => return Err(misbehaved("a second welcome")),
             ToSpoke::Event { offset, of, body } => {
                 self.part(now, offset, of, body, Via::Direct)?;
+            }
+            ToSpoke::Events { first, bodies } => {
+                for (offset, body) in (first..).zip(bodies) {
+                    self.part(now, offset, PartOf::WHOLE, body, Via::Direct)?;
+                }
             }
             ToSpoke::Repair { offset, of, body } => {
                 self.part(now, offset, of, body, Via::Repair)?;
@@ -648,8 +655,7 @@ impl Reception {
             }
             Opened::Events { first, bodies } => {
                 for (offset, body) in (first..).zip(bodies) {
-                    let whole = PartOf { part: 0, parts: 1 };
-                    let _ = self.part(now, offset, whole, body, Via::Gossip);
+                    let _ = self.part(now, offset, PartOf::WHOLE, body, Via::Gossip);
                 }
                 (false, first <= next)
             }
@@ -716,7 +722,9 @@ impl Reception {
 
     /// Whether there is room for what comes along the link while listeners take nothing.
     pub(crate) fn has_room(&self) -> bool {
-        self.inbox.as_ref().is_none_or(Inbox::has_room)
+        let has_room =
+            |inbox: &Inbox| inbox.has_room() && inbox.has_room_for(run::MAX_EVENTS, MAX_PART);
+        self.inbox.as_ref().is_none_or(has_room)
     }
 
     /// Whether the topic serves this spoke.

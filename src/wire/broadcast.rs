@@ -228,7 +228,7 @@ mod tests {
         #[test]
         fn a_header_reads_back(epoch: u64, generation: u32, counter: u64, first in 0..u64::MAX / 2,
                                count: u16, parts in 1u16.., part: u16) {
-            let of = if count == 1 { PartOf { part: part % parts, parts } } else { PartOf { part: 0, parts: 1 } };
+            let of = if count == 1 { PartOf { part: part % parts, parts } } else { PartOf::WHOLE };
             let header = Header { epoch, generation, counter, first, count, of };
             prop_assert_eq!(Header::decode(&header.encode()).unwrap(), header);
         }

@@ -9,6 +9,7 @@
 //! - [`body`]: an envelope as it travels and as it is kept;
 //! - [`compat`]: `alkpubsub/1`, JSON envelopes;
 //! - [`native`]: `iroh-hub/1`, postcard frames;
+//! - [`run`]: small events in a row as one frame of it;
 //! - [`broadcast`]: what is inside a frame on the gossip topic.
 
 pub(crate) mod assembly;
@@ -17,3 +18,4 @@ pub(crate) mod broadcast;
 pub(crate) mod compat;
 pub(crate) mod framing;
 pub(crate) mod native;
+pub(crate) mod run;

@@ -9,7 +9,7 @@ use n0_error::{e, stack_error};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use zeroize::Zeroize;
 
-use super::framing::PREFIX;
+use super::{framing::PREFIX, run};
 use crate::position::{Epoch, Position};
 
 /// The protocol's name in the TLS handshake.
@@ -151,6 +151,11 @@ pub(crate) struct PartOf {
     pub(crate) parts: u16,
 }
 
+impl PartOf {
+    /// Of an event that is in one piece.
+    pub(crate) const WHOLE: Self = Self { part: 0, parts: 1 };
+}
+
 /// From the hub to a spoke.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum ToSpoke {
@@ -161,7 +166,12 @@ pub(crate) enum ToSpoke {
         of: PartOf,
         body: Bytes,
     },
-    /// The same, because the spoke wanted it.
+    /// Small events in a row, whole, as the cursor reaches them: the first has this offset.
+    Events {
+        first: u64,
+        bodies: Vec<Bytes>,
+    },
+    /// One again, or a part of it, because the spoke wanted it.
     Repair {
         offset: u64,
         of: PartOf,
@@ -260,7 +270,7 @@ pub enum NativeError {
     },
 }
 
-mod kind {
+pub(super) mod kind {
     pub(super) const WELCOME: u8 = 0;
     pub(super) const EVENT: u8 = 1;
     pub(super) const REPAIR: u8 = 2;
@@ -272,6 +282,7 @@ mod kind {
     pub(super) const ACK_EVERY: u8 = 8;
     pub(super) const REKEY: u8 = 9;
     pub(super) const ACK_NOW: u8 = 10;
+    pub(in crate::wire) const EVENTS: u8 = 11;
 
     pub(super) const HELLO: u8 = 0;
     pub(super) const PUBLISH: u8 = 1;
@@ -327,6 +338,11 @@ impl ToSpoke {
                 let (offset, of, body) = reader.part()?;
                 Self::Event { offset, of, body }
             }
+            kind::EVENTS => {
+                let (first, bodies) =
+                    run::unpack(&reader.rest).ok_or_else(|| reader.malformed())?;
+                Self::Events { first, bodies }
+            }
             kind::REPAIR => {
                 let (offset, of, body) = reader.part()?;
                 Self::Repair { offset, of, body }
@@ -365,6 +381,7 @@ impl ToSpoke {
         match self {
             Self::Welcome(welcome) => put_value(out, kind::WELCOME, welcome),
             Self::Event { offset, of, body } => put_part(out, kind::EVENT, offset, *of, body),
+            Self::Events { first, bodies } => out.push(run::pack(*first, bodies)),
             Self::Repair { offset, of, body } => put_part(out, kind::REPAIR, offset, *of, body),
             Self::Targeted {
                 seq,
@@ -620,6 +637,8 @@ mod tests {
                 of,
                 body
             }),
+            (0..u64::MAX / 2, prop::collection::vec(bytes(), 1..4))
+                .prop_map(|(first, bodies)| ToSpoke::Events { first, bodies }),
             (any::<u64>(), part_of(), bytes()).prop_map(|(offset, of, body)| ToSpoke::Repair {
                 offset,
                 of,
@@ -808,7 +827,7 @@ mod tests {
 
     fn real_to_spoke() -> Vec<(&'static str, Vec<u8>)> {
         let after = Position::new(Epoch::from_u64(5), 300);
-        let of = PartOf { part: 0, parts: 1 };
+        let of = PartOf::WHOLE;
         let body = Bytes::from_static(b"\x01t\x00\x04null");
         let key = iroh::SecretKey::from_bytes(&[3; 32]).public();
         let keys = GenerationKeys {
@@ -853,6 +872,13 @@ mod tests {
                     offset: 300,
                     of,
                     body: body.clone(),
+                },
+            ),
+            (
+                "events",
+                ToSpoke::Events {
+                    first: 300,
+                    bodies: vec![body.clone(); 2],
                 },
             ),
             (

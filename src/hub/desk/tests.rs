@@ -58,6 +58,9 @@ fn next(desk: &mut Desk, mailbox: &mut Mailbox, log: &SharedLog) -> Result<Vec<S
     while let Some(frame) = deframer.next().unwrap() {
         words.push(match ToSpoke::decode(frame).unwrap().unwrap() {
             ToSpoke::Event { offset, .. } => format!("{offset}"),
+            ToSpoke::Events { first, bodies } => {
+                format!("{first}-{}", first + bodies.len() as u64 - 1)
+            }
             ToSpoke::Targeted { seq, after, .. } => format!("#{seq} after {}", after.offset),
             ToSpoke::Missed { from, to } => format!("missed {from}..{to}"),
             ToSpoke::AckNow { offset } => format!("ask {offset}"),
@@ -233,6 +236,47 @@ fn control_frames_and_events_that_overtake_go_between_the_parts_of_a_large_event
 }
 
 #[test]
+fn who_is_behind_gets_small_events_together_from_where_it_stands_to_where_it_has_to_stop() {
+    let log = SharedLog::new(LogConfig::default());
+    for n in 0..100 {
+        log.append(event(n)).unwrap();
+    }
+    let mut mailbox = mailbox();
+    let mut desk = desk(Behind::Skip, 3).with_floor(5);
+    let words = |desk: &mut Desk, mailbox: &mut Mailbox| next(desk, mailbox, &log).unwrap();
+    let behind = [
+        "missed 3..5",
+        "5-31",
+        "32-63",
+        "64-95",
+        "96",
+        "97",
+        "98",
+        "99",
+    ];
+    assert_eq!(words(&mut desk, &mut mailbox), behind);
+    // All the same memory for everybody.
+    let chunks = || {
+        let mut chunks = Vec::new();
+        assert_eq!(log.put_runs(32, 1000, BATCH_BYTES, &mut chunks), 96);
+        chunks
+    };
+    assert_eq!(chunks()[0].as_ptr(), chunks()[0].as_ptr());
+    // Up to the place of a targeted event, one by one where less than a run is left.
+    for n in 100..130 {
+        log.append(event(n)).unwrap();
+    }
+    mailbox.push(&event(0), log.appended(), false).unwrap();
+    for n in 130..200 {
+        log.append(event(n)).unwrap();
+    }
+    let words = words(&mut desk, &mut mailbox);
+    let targeted = words.iter().position(|word| word.starts_with('#')).unwrap();
+    assert_eq!(words[..targeted].last().unwrap(), "129");
+    assert_eq!(words[targeted + 1..][..2], ["130-159", "160-191"]);
+}
+
+#[test]
 fn a_large_event_of_which_some_parts_are_written_is_begun_anew_where_the_spoke_asks_for_it() {
     let log = SharedLog::new(LogConfig::default());
     let payload = format!("\"{}\"", "x".repeat(4 * BATCH_BYTES));
@@ -316,9 +360,9 @@ fn topic() -> Box<Topic> {
 
 crate::fuzz::machine! {
     fn the_cursor_passes_over_nothing_whatever_a_spoke_wants(
-        ops in prop::collection::vec(op(), 1..100)
+        ops in prop::collection::vec(op(), 1..100), kept in prop_oneof![Just(16usize), Just(100)]
     ) {
-        let log = SharedLog::new(LogConfig::default().with_max_events(16));
+        let log = SharedLog::new(LogConfig::default().with_max_events(kept));
         let mut mailbox = mailbox();
         let mut desk = desk(Behind::Skip, 0);
         let mut cursor = Some(0);
@@ -363,6 +407,11 @@ crate::fuzz::machine! {
                     while let Some(frame) = deframer.next().unwrap() {
                         match ToSpoke::decode(frame).unwrap().unwrap() {
                             ToSpoke::Event { offset, body, .. } => {
+                                prop_assert_eq!(Some(offset), cursor);
+                                prop_assert_eq!(body, event(offset).body().clone());
+                                cursor = Some(offset + 1);
+                            }
+                            ToSpoke::Events { first, bodies } => for (offset, body) in (first..).zip(bodies) {
                                 prop_assert_eq!(Some(offset), cursor);
                                 prop_assert_eq!(body, event(offset).body().clone());
                                 cursor = Some(offset + 1);

@@ -6,7 +6,6 @@ use rand::{SeedableRng, rngs::StdRng};
 use super::*;
 use crate::wire::broadcast::{Frame, Packer};
 
-const WHOLE: PartOf = PartOf { part: 0, parts: 1 };
 const MS: Duration = Duration::from_millis(1);
 
 fn endpoint(n: u8) -> EndpointId {
@@ -58,7 +57,7 @@ impl Bed {
         let content = packer.take();
         let frame = self
             .keys
-            .seal(self.now, (first, 1, WHOLE), &content, again)?;
+            .seal(self.now, (first, 1, PartOf::WHOLE), &content, again)?;
         let header = Frame::decode(&frame).unwrap().header;
         Ok((header.generation, header.counter))
     }

@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::wire::native::{GenerationKeys, MAX_PART, SessionId};
 
-const PART: PartOf = PartOf { part: 0, parts: 1 };
+const PART: PartOf = PartOf::WHOLE;
 
 fn reception(start: Start) -> (Reception, Instant) {
     let now = Instant::now();

@@ -1,0 +1,229 @@
+//! Small events in a row, put together once for every link that has them before it.
+//!
+//! What an event costs a link beside its bytes (a reference, a chunk to write, a frame to read) is more than a small
+//! event itself, and in a burst most links have many before them. A [`Run`] holds the frames of consecutive events in
+//! one piece, of which a link writes what it lacks.
+//!
+//! ```text
+//! kind u8 | first varint | (length varint | body)*
+//! ```
+//!
+//! Not for: which events make a run (the log says), and events in parts.
+
+use bytes::{BufMut, Bytes, BytesMut};
+
+use super::{
+    body::{put_varint, take_varint},
+    framing::PREFIX,
+    native::kind,
+};
+
+/// The most events in a run, and in a frame.
+pub(crate) const MAX_EVENTS: usize = 32;
+/// Frames are filled up to so many bytes.
+const FRAME_BYTES: usize = 16 * 1024;
+/// Larger events, in bytes, go by themselves: not copied.
+const MAX_BODY: usize = 4 * 1024;
+/// The longest varint, in bytes.
+const MAX_VARINT: usize = 10;
+/// The longest head of a frame, in bytes.
+const MAX_HEAD: usize = PREFIX + 1 + MAX_VARINT;
+
+/// See the [module](self).
+#[derive(Debug)]
+pub(crate) struct Run {
+    first: u64,
+    frames: Bytes,
+    events: Box<[Place]>,
+}
+
+/// Where an event lies among the frames.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    at: usize,
+    /// Its frame begins with it: what is at its place is the head of that.
+    leads: bool,
+    frame_ends: usize,
+}
+
+impl Run {
+    /// The run of these events, of which there are at most [`MAX_EVENTS`]; `None` if one of them is too large for it.
+    pub(crate) fn new<'a>(
+        first: u64,
+        bodies: impl Iterator<Item = &'a Bytes> + Clone,
+    ) -> Option<Self> {
+        if bodies.clone().any(|body| body.len() > MAX_BODY) {
+            return None;
+        }
+        let bytes = bodies.clone().map(|body| MAX_HEAD + body.len()).sum();
+        let mut frames = BytesMut::with_capacity(bytes);
+        let mut events: Vec<Place> = Vec::with_capacity(MAX_EVENTS);
+        let mut begun = 0;
+        for (offset, body) in (first..).zip(bodies) {
+            let filled = frames.len() - begun + MAX_VARINT + body.len();
+            let leads = events.is_empty() || filled > FRAME_BYTES;
+            if leads {
+                begun = frames.len();
+            }
+            events.push(Place {
+                at: frames.len(),
+                leads,
+                frame_ends: 0,
+            });
+            if leads {
+                put_head(&mut frames, offset);
+            }
+            put_varint(&mut frames, body.len() as u64);
+            frames.put_slice(body);
+        }
+        let mut ends = frames.len();
+        for event in events.iter_mut().rev() {
+            event.frame_ends = ends;
+            if event.leads {
+                set_len(frames.get_mut(event.at..ends)?, 0);
+                ends = event.at;
+            }
+        }
+        Some(Self {
+            first,
+            frames: frames.freeze(),
+            events: events.into(),
+        })
+    }
+
+    /// Appends the frames of the events from `offset` on, and says how many these are.
+    pub(crate) fn put_from(&self, offset: u64, out: &mut Vec<Bytes>) -> usize {
+        let nth = offset.checked_sub(self.first);
+        let nth = nth.and_then(|nth| usize::try_from(nth).ok());
+        let Some((nth, event)) = nth.and_then(|nth| Some((nth, self.events.get(nth)?))) else {
+            return 0;
+        };
+        if !event.leads {
+            let mut head = BytesMut::with_capacity(MAX_HEAD);
+            put_head(&mut head, offset);
+            set_len(&mut head, event.frame_ends - event.at);
+            out.push(head.freeze());
+        }
+        out.push(self.frames.slice(event.at..));
+        self.events.len() - nth
+    }
+}
+
+/// What a frame begins with; its length is set later.
+fn put_head(frames: &mut BytesMut, first: u64) {
+    frames.put_u32(0);
+    frames.put_u8(kind::EVENTS);
+    put_varint(frames, first);
+}
+
+/// Sets the length of a frame of which this has been put, and of which so many bytes follow.
+fn set_len(frame: &mut [u8], rest: usize) {
+    let len = (frame.len() + rest).saturating_sub(PREFIX) as u32;
+    if let Some(prefix) = frame.first_chunk_mut::<PREFIX>() {
+        *prefix = len.to_be_bytes();
+    }
+}
+
+/// Encodes what [`unpack`] reads.
+pub(super) fn pack(first: u64, bodies: &[Bytes]) -> Bytes {
+    let mut frame = BytesMut::new();
+    put_head(&mut frame, first);
+    for body in bodies {
+        put_varint(&mut frame, body.len() as u64);
+        frame.put_slice(body);
+    }
+    set_len(&mut frame, 0);
+    frame.freeze()
+}
+
+/// Reads a frame behind its kind: the first offset, and the bodies of at most [`MAX_EVENTS`] events; `None` if it is
+/// not of that form.
+pub(super) fn unpack(rest: &Bytes) -> Option<(u64, Vec<Bytes>)> {
+    let (first, len) = take_varint(rest)?;
+    let mut at = len;
+    let mut bodies = Vec::with_capacity(MAX_EVENTS);
+    while at < rest.len() {
+        if bodies.len() >= MAX_EVENTS {
+            return None;
+        }
+        let (len, prefix) = take_varint(rest.get(at..)?)?;
+        let begins = at.checked_add(prefix)?;
+        let ends = begins.checked_add(usize::try_from(len).ok()?)?;
+        if ends > rest.len() {
+            return None;
+        }
+        bodies.push(rest.slice(begins..ends));
+        at = ends;
+    }
+    let last = first.checked_add(bodies.len() as u64);
+    (last.is_some() && !bodies.is_empty()).then_some((first, bodies))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::wire::{
+        framing::Deframer,
+        native::{MAX_FRAME, ToSpoke},
+    };
+
+    fn events(chunks: &[Bytes]) -> Vec<(u64, Bytes)> {
+        let mut deframer = Deframer::new(MAX_FRAME);
+        deframer.push(Bytes::from(chunks.concat()));
+        let mut events = Vec::new();
+        while let Some(frame) = deframer.next().unwrap() {
+            assert!(frame.len() <= FRAME_BYTES.max(MAX_BODY + MAX_HEAD + MAX_VARINT));
+            let Some(ToSpoke::Events { first, bodies }) = ToSpoke::decode(frame).unwrap() else {
+                panic!("another frame")
+            };
+            events.extend((first..).zip(bodies));
+        }
+        deframer.finish().unwrap();
+        events
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_a_link_lacks_of_a_run_comes_out_of_it(
+            first in 0..u64::MAX - 32,
+            sizes in prop::collection::vec(prop_oneof![0..200usize, 0..=MAX_BODY], 1..=MAX_EVENTS),
+            skip in any::<prop::sample::Index>(),
+        ) {
+            let bodies: Vec<Bytes> = (0u8..)
+                .zip(&sizes)
+                .map(|(n, len)| Bytes::from(vec![n; *len]))
+                .collect();
+            let run = Run::new(first, bodies.iter()).unwrap();
+            let nth = skip.index(bodies.len());
+            let mut chunks = Vec::new();
+            prop_assert_eq!(run.put_from(first + nth as u64, &mut chunks), bodies.len() - nth);
+            let expected: Vec<_> = (first..).zip(bodies).skip(nth).collect();
+            prop_assert_eq!(events(&chunks), expected);
+        }
+    }
+
+    #[test]
+    fn a_run_has_no_large_event_and_nothing_beyond_its_ends() {
+        let large = Bytes::from(vec![0; MAX_BODY + 1]);
+        assert!(Run::new(0, [&Bytes::new(), &large].into_iter()).is_none());
+        let run = Run::new(64, [&Bytes::new(), &Bytes::new()].into_iter()).unwrap();
+        let mut chunks = Vec::new();
+        assert_eq!(run.put_from(63, &mut chunks), 0);
+        assert_eq!(run.put_from(66, &mut chunks), 0);
+        assert!(chunks.is_empty());
+    }
+
+    #[test]
+    fn a_frame_of_no_events_too_many_or_cut_off_ones_is_none() {
+        let body = Bytes::from_static(b"abc");
+        let frame = |n: usize| pack(7, &vec![body.clone(); n]).slice(PREFIX + 1..);
+        assert!(unpack(&frame(0)).is_none());
+        assert_eq!(unpack(&frame(MAX_EVENTS)).unwrap().1.len(), MAX_EVENTS);
+        assert!(unpack(&frame(MAX_EVENTS + 1)).is_none());
+        let whole = frame(1);
+        assert!(unpack(&whole.slice(..whole.len() - 1)).is_none());
+        assert!(unpack(&pack(u64::MAX, &[body]).slice(PREFIX + 1..)).is_none());
+    }
+}

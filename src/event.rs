@@ -19,6 +19,8 @@ use crate::wire::body::{self, BodyError, Layout};
 pub const MAX_TYPE_LEN: usize = 1024;
 /// The longest id of an event, in bytes.
 pub const MAX_ID_LEN: usize = 1024;
+// A body's layout counts up to where the payload begins.
+const _: () = assert!(MAX_TYPE_LEN + MAX_ID_LEN < u16::MAX as usize / 2);
 
 /// One event: a type, an id and a JSON payload.
 ///

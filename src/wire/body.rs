@@ -8,45 +8,48 @@ use std::ops::Range;
 use bytes::{BufMut, Bytes, BytesMut};
 use n0_error::{e, stack_error};
 
-/// Where the pieces of an envelope lie in its body.
+/// Where the pieces of an envelope lie in its body: only of one whose type and id are within their bounds.
+///
+/// Small, since it goes wherever an event goes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Layout {
-    event_type: Piece,
-    id: Piece,
-    payload: Piece,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct Piece {
-    start: u32,
-    end: u32,
-}
-
-impl Piece {
-    fn of(self, body: &[u8]) -> &str {
-        let range = Range {
-            start: self.start as usize,
-            end: self.end as usize,
-        };
-        // `parse` and `encode` have seen that these bytes are text.
-        body.get(range)
-            .and_then(|bytes| std::str::from_utf8(bytes).ok())
-            .unwrap_or_default()
-    }
+    event_type: (u16, u16),
+    id: (u16, u16),
+    /// It ends where the body does.
+    payload: u16,
 }
 
 impl Layout {
+    fn new([event_type, id, payload]: [&Range<usize>; 3]) -> Self {
+        let at = |at: usize| u16::try_from(at).unwrap_or(u16::MAX);
+        let piece = |piece: &Range<usize>| (at(piece.start), at(piece.end));
+        Self {
+            event_type: piece(event_type),
+            id: piece(id),
+            payload: at(payload.start),
+        }
+    }
+
     pub(crate) fn event_type<'a>(&self, body: &'a [u8]) -> &'a str {
-        self.event_type.of(body)
+        let (start, end) = self.event_type;
+        text(body.get(start.into()..end.into()))
     }
 
     pub(crate) fn id<'a>(&self, body: &'a [u8]) -> &'a str {
-        self.id.of(body)
+        let (start, end) = self.id;
+        text(body.get(start.into()..end.into()))
     }
 
     pub(crate) fn payload<'a>(&self, body: &'a [u8]) -> &'a str {
-        self.payload.of(body)
+        text(body.get(self.payload.into()..))
     }
+}
+
+/// `parse` and `encode` have seen that these bytes are text.
+fn text(bytes: Option<&[u8]>) -> &str {
+    bytes
+        .and_then(|bytes| std::str::from_utf8(bytes).ok())
+        .unwrap_or_default()
 }
 
 /// Bytes that are not the body of an envelope.
@@ -75,25 +78,19 @@ pub(crate) fn encode(event_type: &str, id: &str, payload: &[u8]) -> (Bytes, Layo
         BytesMut::with_capacity(3 * MAX_PREFIX + event_type.len() + id.len() + payload.len());
     let mut put = |piece: &[u8]| {
         put_varint(&mut body, piece.len() as u64);
-        let start = body.len() as u32;
+        let start = body.len();
         body.put_slice(piece);
-        Piece {
-            start,
-            end: body.len() as u32,
-        }
+        start..body.len()
     };
-    let layout = Layout {
-        event_type: put(event_type.as_bytes()),
-        id: put(id.as_bytes()),
-        payload: put(payload),
-    };
+    let pieces = [event_type.as_bytes(), id.as_bytes(), payload].map(&mut put);
+    let layout = Layout::new(pieces.each_ref());
     (body.freeze(), layout)
 }
 
 /// Finds the pieces of a body, and gives them as the text that they are: type, id, payload.
 pub(crate) fn parse(body: &[u8]) -> Result<(Layout, [&str; 3]), BodyError> {
     let mut at = 0usize;
-    let mut take = || -> Result<(Piece, &str), BodyError> {
+    let mut take = || -> Result<(Range<usize>, &str), BodyError> {
         let rest = body.get(at..).ok_or_else(|| e!(BodyError::Truncated))?;
         let (len, prefix) = take_varint(rest).ok_or_else(|| e!(BodyError::Truncated))?;
         let len = u32::try_from(len).map_err(|_| e!(BodyError::Truncated))? as usize;
@@ -107,18 +104,10 @@ pub(crate) fn parse(body: &[u8]) -> Result<(Layout, [&str; 3]), BodyError> {
             .ok_or_else(|| e!(BodyError::Truncated))?;
         let text = std::str::from_utf8(piece).map_err(|_| e!(BodyError::NotUtf8))?;
         at = end;
-        let piece = Piece {
-            start: start as u32,
-            end: end as u32,
-        };
-        Ok((piece, text))
+        Ok((start..end, text))
     };
     let (event_type, id, payload) = (take()?, take()?, take()?);
-    let layout = Layout {
-        event_type: event_type.0,
-        id: id.0,
-        payload: payload.0,
-    };
+    let layout = Layout::new([&event_type.0, &id.0, &payload.0]);
     if at != body.len() {
         return Err(e!(BodyError::Trailing {
             extra: body.len() - at

@@ -202,9 +202,11 @@ impl<Id: Copy + Ord + Debug> Framer<Id> {
     where
         A: IntoIterator<Item = (Id, Has)>,
     {
+        let tip = log.tip();
+        self.new.leave_runt(self.limit, tip);
         if self.new.is_empty() {
             self.held_until = None;
-            if self.new.next >= log.tip() {
+            if self.new.next >= tip {
                 return None;
             }
             if !self.may_go_on(now, log, acks()) {
@@ -237,6 +239,7 @@ impl<Id: Copy + Ord + Debug> Framer<Id> {
                     self.again.insert(Cutter::new(from, to))
                 }
             };
+            again.leave_runt(self.limit, again.end);
             if again.is_empty() {
                 // A frame at a time: the next piece is read when it is due.
                 again.read(log, self.limit);
@@ -304,6 +307,25 @@ impl Cutter {
             entries: VecDeque::new(),
             parts: VecDeque::new(),
         }
+    }
+
+    /// Forgets what was read if it fills no frame and the log goes on behind it, up to `end`: it is read again together
+    /// with that.
+    fn leave_runt(&mut self, limit: usize, end: u64) {
+        let goes_on = self.entries.back().is_some_and(|(last, _)| last + 1 < end);
+        if goes_on && self.parts.is_empty() && !self.fills_a_frame(limit) {
+            self.entries.clear();
+        }
+    }
+
+    fn fills_a_frame(&self, limit: usize) -> bool {
+        let mut room = limit;
+        let mut entries = self.entries.iter();
+        entries.any(|(_, entry)| {
+            let left = room.checked_sub(Packer::cost(entry.envelope.body()));
+            room = left.unwrap_or_default();
+            left.is_none()
+        })
     }
 
     /// Whether the log has to be read on.

@@ -176,15 +176,18 @@ pub(crate) struct Packer {
 impl Packer {
     /// Adds an event if the content stays within `limit` bytes, and says whether it did.
     pub(crate) fn push(&mut self, body: &[u8], limit: usize) -> bool {
-        if self.content.len() + MAX_LENGTH + body.len() > limit
-            || usize::from(self.count) == MAX_EVENTS
-        {
+        if self.content.len() + Self::cost(body) > limit || usize::from(self.count) == MAX_EVENTS {
             return false;
         }
         put_varint(&mut self.content, body.len() as u64);
         self.content.put_slice(body);
         self.count += 1;
         true
+    }
+
+    /// What an event takes of a frame at most, in bytes.
+    pub(crate) fn cost(body: &[u8]) -> usize {
+        MAX_LENGTH + body.len()
     }
 
     pub(crate) fn count(&self) -> u16 {

@@ -142,6 +142,24 @@ proptest! {
 }
 
 #[test]
+fn every_frame_of_a_burst_is_full_but_the_last() {
+    const SIZE: usize = 1000;
+    let now = Instant::now();
+    let log = log_of(&[SIZE; 1000]);
+    let mut framer = framer(now);
+    let is_full = |content: &Content| content.body.len() + SIZE + 20 > LIMIT;
+    let frames = drain(&mut framer, now, &log);
+    let (last, before) = frames.split_last().unwrap();
+    assert!(before.len() > 10 && before.iter().all(is_full));
+    assert_eq!(last.first + u64::from(last.count), 1000);
+    framer.send_again(0, 500);
+    let again = drain(&mut framer, now, &log);
+    let (last, before) = again.split_last().unwrap();
+    assert!(before.len() > 5 && before.iter().all(is_full));
+    assert_eq!(last.first + u64::from(last.count), 500);
+}
+
+#[test]
 fn new_frames_and_those_sent_again_take_turns() {
     let now = Instant::now();
     let log = log_of(&[MAX_PART; 6]);

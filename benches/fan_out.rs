@@ -66,6 +66,8 @@ struct Plan {
     deliveries: usize,
     /// Events in a burst, at most.
     burst_events: usize,
+    /// What a mesh still does after its burst (bare gossip sends again what was lost) is not for the next one to bear.
+    between_bursts: Duration,
     /// Events of a paced round.
     paced_events: usize,
     /// How many nodes receive sealed frames, and others bare ones.
@@ -83,6 +85,7 @@ impl Plan {
         delivered_bytes: 128 << 20,
         deliveries: 400_000,
         burst_events: 4096,
+        between_bursts: Duration::from_millis(300),
         paced_events: 25,
         sealing: &[32],
         frames: 100,
@@ -95,6 +98,7 @@ impl Plan {
         delivered_bytes: 1 << 20,
         deliveries: 1000,
         burst_events: 16,
+        between_bursts: Duration::ZERO,
         paced_events: 4,
         sealing: &[4],
         frames: 8,
@@ -170,6 +174,7 @@ impl Side {
     ) -> Duration {
         let times = match group {
             Group::Burst => {
+                tokio::time::sleep(plan.between_bursts).await;
                 let burst = mesh.burst(plan.burst_events(spokes, size), size).await;
                 let arrived = burst.expect("the hub takes events");
                 self.add(arrived);

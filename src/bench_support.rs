@@ -33,13 +33,15 @@ pub fn native_decode(chunk: Bytes) -> usize {
     deframer.push(chunk);
     let mut events = 0;
     while let Ok(Some(frame)) = deframer.next() {
-        let bodies = match ToSpoke::decode(frame) {
-            Ok(Some(ToSpoke::Event { body, .. })) => vec![body],
-            Ok(Some(ToSpoke::Events { bodies, .. })) => bodies,
-            _ => Vec::new(),
+        let is_event = |body| Envelope::from_body(body).is_ok();
+        events += match ToSpoke::decode(frame) {
+            Ok(Some(ToSpoke::Event { body, .. })) => usize::from(is_event(body)),
+            Ok(Some(ToSpoke::Events { bodies, .. })) => bodies
+                .into_iter()
+                .filter(|body| is_event(body.clone()))
+                .count(),
+            _ => 0,
         };
-        let whole = bodies.into_iter().map(Envelope::from_body);
-        events += whole.filter(Result::is_ok).count();
     }
     events
 }

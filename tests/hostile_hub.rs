@@ -233,6 +233,19 @@ async fn what_breaks_the_rules_after_the_welcome_ends_the_spoke_with_a_code() {
             misbehaved,
         ),
         (
+            "several events beyond the last offset",
+            raw::events(u64::MAX - 1, 2, &good(0)),
+            false,
+            bad_frame,
+        ),
+        ("no events", raw::events(0, 0, b""), false, bad_frame),
+        (
+            "more events than a frame has",
+            raw::events(0, 33, &good(0)),
+            false,
+            bad_frame,
+        ),
+        (
             "parts of an event without end",
             parts_without_end(1),
             false,

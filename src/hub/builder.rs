@@ -97,13 +97,13 @@ impl HubBuilder {
     /// |---|---|
     /// | the process | 64 MiB |
     /// | packets for handshakes that wait for their turn | 100 MiB |
-    /// | the log | 2 × [`max_bytes`](LogConfig::max_bytes) (each event as itself and as a plain spoke reads it) + 512 × [`max_events`](LogConfig::max_events) |
+    /// | the log | 4 × [`max_bytes`](LogConfig::max_bytes) (each event as itself, as spokes read it, by itself and with others, and as a plain one does) + 512 × [`max_events`](LogConfig::max_events) |
     /// | targeted events | [`targeted_bytes_of_all`](HubLimits::targeted_bytes_of_all) |
     /// | sessions | 4 KiB × ([`max_spokes`](HubLimits::max_spokes) + [`away_spokes`](HubLimits::away_spokes)) + 256 × [`remembered_spokes`](HubLimits::remembered_spokes) |
     /// | connections and handshakes | 128 KiB × ([`max_connections`](HubLimits::max_connections) + [`max_handshakes`](HubLimits::max_handshakes)) |
     /// | what has come and was not read | 2.5 × ([`max_connections`](HubLimits::max_connections) × [`waiting_window`](HubLimits::waiting_window) + [`receive_bytes`](HubLimits::receive_bytes)) |
     /// | events of spokes that nobody has taken | 2 × [`intake_bytes`](HubLimits::intake_bytes) |
-    /// | spokes | [`max_spokes`](HubLimits::max_spokes) × ([`send_window`](HubLimits::send_window) + [`max_event_bytes`](HubLimits::max_event_bytes) + 484 KiB): what is on its way to one that has stopped reading, the large event in the middle of which it did, and what was read from it and not taken |
+    /// | spokes | [`max_spokes`](HubLimits::max_spokes) × ([`send_window`](HubLimits::send_window) + [`max_event_bytes`](HubLimits::max_event_bytes) + 742 KiB): what is on its way to one that has stopped reading, the large event in the middle of which it did, and what was read from it and not taken |
     /// | streams that are no spokes yet | [`max_waiting`](HubLimits::max_waiting) × 228 KiB |
     /// | the topic | [`cache_bytes`](GossipConfig::cache_bytes) + [`active_view`](GossipConfig::active_view) × [`queue_bytes`](GossipConfig::queue_bytes) + ([`max_connections`](GossipConfig::max_connections) + [`max_unproven`](GossipConfig::max_unproven)) × (2.5 × [`waiting_window`](HubLimits::waiting_window) + [`send_window`](HubLimits::send_window) + 128 KiB + 512 KiB or 4 × [`max_frame_size`](GossipConfig::max_frame_size), whichever is more), unless everyone is served directly |
     ///

@@ -5,6 +5,7 @@ use super::{config::HubConfig, desk::BATCH_BYTES};
 use crate::{
     fan_out::FanOut,
     link_io::{READ_BYTES, SMALL},
+    wire::run,
 };
 
 const KIB: u64 = 1 << 10;
@@ -32,7 +33,8 @@ pub(super) fn of(config: &HubConfig) -> u64 {
     let limits = &config.limits;
     let n = |n: usize| n as u64;
     let times = |count: usize, bytes: u64| n(count).saturating_mul(bytes);
-    let log = times(2, n(config.log.max_bytes).max(n(limits.max_event_bytes)))
+    // As itself, as spokes read it by itself and in a run, and as plain ones do.
+    let log = times(4, n(config.log.max_bytes).max(n(limits.max_event_bytes)))
         .saturating_add(times(config.log.max_events, ENTRY));
     let sessions = times(
         limits.max_spokes.saturating_add(limits.away_spokes),
@@ -45,7 +47,9 @@ pub(super) fn of(config: &HubConfig) -> u64 {
     let reading = 2 * n(SMALL) + n(READ_BYTES) + STREAM;
     let spoke = u64::from(limits.send_window)
         .saturating_add(n(limits.max_event_bytes))
-        .saturating_add(n(BATCH_BYTES) + reading);
+        .saturating_add(n(BATCH_BYTES) + reading)
+        // What is left to write of a run keeps all of it, at both ends.
+        .saturating_add(times(2, n(run::MAX_BYTES)));
     let parts = [
         BASE,
         INCOMING,

@@ -30,9 +30,9 @@ use crate::{
     },
 };
 
-/// How much is gathered for one write, in bytes.
+/// How much is gathered for one write, in bytes of events; repairs have as much beside it.
 pub(super) const BATCH_BYTES: usize = 256 * 1024;
-/// How many events at most, so that one lock of the log stays short.
+/// How many events, so that one lock of the log stays short; of runs, the last may have some more.
 const BATCH_EVENTS: usize = 1024;
 /// How many ranges a spoke may want at once; more are merged into the last.
 const MAX_REPAIRS: usize = 64;
@@ -46,6 +46,8 @@ pub(crate) struct Desk {
     behind: Behind,
     /// The spoke may read nothing that was broadcast before.
     floor: u64,
+    /// It reads frames of several events.
+    reads_runs: bool,
     /// Where the cursor began, until it moves: that the log is beyond that already is not held against the
     /// spoke.
     begun_at: Option<u64>,
@@ -103,6 +105,7 @@ impl Desk {
             link,
             behind,
             floor: 0,
+            reads_runs: false,
             begun_at: Some(cursor),
             cursor: Some(cursor),
             begun: None,
@@ -121,6 +124,12 @@ impl Desk {
     /// The spoke may read nothing that was broadcast before `floor`.
     pub(crate) fn with_floor(mut self, floor: u64) -> Self {
         self.floor = floor;
+        self
+    }
+
+    /// Whether the spoke reads frames of several events.
+    pub(crate) fn with_runs(mut self, reads_runs: bool) -> Self {
+        self.reads_runs = reads_runs;
         self
     }
 
@@ -301,11 +310,7 @@ impl Desk {
         entries: &mut Vec<(u64, Arc<Entry>)>,
         chunks: &mut Vec<Bytes>,
     ) -> Result<(u64, bool), LinkError> {
-        let room = match stop {
-            Some(stop) => stop.saturating_sub(cursor).min(BATCH_EVENTS as u64) as usize,
-            None => BATCH_EVENTS,
-        };
-        if room == 0 {
+        if stop.is_some_and(|stop| stop <= cursor) {
             return Ok((cursor, false));
         }
         if cursor < self.floor {
@@ -317,44 +322,59 @@ impl Desk {
             }
             return Ok((to, to == cursor));
         }
-        let mut next = cursor;
-        let mut room = room;
-        if self.protocol == Protocol::Native {
-            next = log.put_runs(cursor, room, BATCH_BYTES, chunks);
-            // The rest by themselves, as far as there can be no run.
-            let to_run = run::MAX_EVENTS - (next % run::MAX_EVENTS as u64) as usize;
-            let passed = usize::try_from(next - cursor).unwrap_or(usize::MAX);
-            room = room.saturating_sub(passed).min(to_run);
-        }
-        if room == 0 || bytes_of(chunks) >= BATCH_BYTES as u64 {
-            return Ok((next, false));
-        }
-        entries.clear();
-        match log.read(next, room, BATCH_BYTES, entries) {
-            Read::Events => {
-                for (offset, entry) in entries.drain(..) {
-                    match self.protocol {
-                        Protocol::Native if entry.size() > BATCH_BYTES => {
-                            self.begun = Some(Begun {
-                                offset,
-                                entry,
-                                part: 0,
-                            });
-                            break;
-                        }
-                        Protocol::Native => chunks.extend_from_slice(entry.native(offset)),
-                        Protocol::Compat => chunks.push(entry.compat().clone()),
-                    }
-                    next = offset + 1;
+        let end = stop.unwrap_or(u64::MAX);
+        let (mut next, mut bytes) = (cursor, 0);
+        loop {
+            let events = usize::try_from(next - cursor).unwrap_or(usize::MAX);
+            let mut room = BATCH_EVENTS.saturating_sub(events);
+            if self.reads_runs {
+                let bounds = (room, BATCH_BYTES - bytes);
+                let runs = log.put_runs(next, end, bounds, chunks);
+                bytes += runs.bytes;
+                let events = usize::try_from(runs.next - next).unwrap_or(usize::MAX);
+                room = room.saturating_sub(events);
+                next = runs.next;
+                if runs.is_full {
+                    return Ok((next, false));
                 }
-                Ok((next, false))
+                // One by one to where a run may begin.
+                room = room.min(run::MAX_EVENTS - (next % run::MAX_EVENTS as u64) as usize);
             }
-            // It was trimmed in between.
-            Read::Trimmed { .. } if next > cursor => Ok((next, false)),
-            Read::AtTip | Read::Beyond { .. } => Ok((next, true)),
-            Read::Trimmed { head } => {
-                self.skip(cursor, head, chunks)?;
-                Ok((head, false))
+            room = room.min(usize::try_from(end - next).unwrap_or(usize::MAX));
+            if room == 0 || bytes >= BATCH_BYTES {
+                return Ok((next, false));
+            }
+            entries.clear();
+            match log.read(next, room, BATCH_BYTES - bytes, entries) {
+                Read::Events => {}
+                // It was trimmed in between.
+                Read::Trimmed { .. } if next > cursor => return Ok((next, false)),
+                Read::AtTip | Read::Beyond { .. } => return Ok((next, true)),
+                Read::Trimmed { head } => {
+                    self.skip(cursor, head, chunks)?;
+                    return Ok((head, false));
+                }
+            }
+            let is_short = entries.len() < room;
+            for (offset, entry) in entries.drain(..) {
+                bytes += entry.size();
+                match self.protocol {
+                    Protocol::Native if entry.size() > BATCH_BYTES => {
+                        self.begun = Some(Begun {
+                            offset,
+                            entry,
+                            part: 0,
+                        });
+                        return Ok((offset, false));
+                    }
+                    Protocol::Native => chunks.extend_from_slice(entry.native(offset)),
+                    Protocol::Compat => chunks.push(entry.compat().clone()),
+                }
+                next = offset + 1;
+            }
+            // At the tip, or there is no room for the next one.
+            if is_short || bytes >= BATCH_BYTES {
+                return Ok((next, false));
             }
         }
     }

@@ -86,7 +86,8 @@ pub struct PathHealth {
     pub backlog_events: u64,
     /// The bytes of these, as far as the log still has them.
     pub backlog_bytes: u64,
-    /// How old the oldest event is that one of them has not acknowledged, to a fifth of a second.
+    /// How old the oldest event is that one of them has not acknowledged, to a fifth of a second or of its age, whichever is
+    /// more.
     pub oldest_unacked_ms: u64,
 }
 

@@ -88,6 +88,7 @@ impl Link {
             session,
             number,
             gossips,
+            reads_runs,
             floor,
             key_floor,
         } = given;
@@ -99,7 +100,11 @@ impl Link {
             session,
             gossips: AtomicBool::new(gossips),
             connection,
-            desk: Mutex::new(Desk::new(protocol, number, cursor, behind).with_floor(floor)),
+            desk: Mutex::new(
+                Desk::new(protocol, number, cursor, behind)
+                    .with_floor(floor)
+                    .with_runs(reads_runs),
+            ),
             wake: Arc::default(),
             acked: AtomicU64::new(cursor),
             epoch: OnceLock::new(),

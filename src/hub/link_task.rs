@@ -30,7 +30,7 @@ use crate::{
     wire::{
         assembly::{Assembly, BadPart},
         compat,
-        native::{self, FEATURE_GOSSIP, PartOf, Start, ToHub, ToSpoke, Welcome},
+        native::{self, FEATURE_GOSSIP, FEATURE_RUNS, PartOf, Start, ToHub, ToSpoke, Welcome},
     },
 };
 
@@ -127,6 +127,7 @@ async fn welcome(
             endpoint: connection.remote_id(),
             protocol,
             can_gossip: false,
+            reads_runs: false,
             session: None,
             start: hub.log.tip(),
             has_before: true,
@@ -169,6 +170,7 @@ async fn welcome(
         endpoint: connection.remote_id(),
         protocol,
         can_gossip: hello.features & FEATURE_GOSSIP != 0,
+        reads_runs: hello.features & FEATURE_RUNS != 0,
         session: hello.session.map(|key| (key, hello.targeted)),
         start,
         has_before: continues && matches!(hello.start, Start::At(_)),

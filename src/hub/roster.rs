@@ -64,6 +64,8 @@ pub(super) struct Asked {
     pub(super) endpoint: EndpointId,
     pub(super) protocol: Protocol,
     pub(super) can_gossip: bool,
+    /// It reads frames of several events.
+    pub(super) reads_runs: bool,
     /// The session to go on with, and the last targeted event that the spoke has taken.
     pub(super) session: Option<(SessionId, u64)>,
     /// Where its broadcasts begin.
@@ -79,6 +81,7 @@ pub(super) struct Given {
     pub(super) session: Arc<Session>,
     pub(super) number: u64,
     pub(super) gossips: bool,
+    pub(super) reads_runs: bool,
     /// It may read nothing that was broadcast before,
     pub(super) floor: u64,
     /// nor have keys under which it was sealed, nor what came before this.
@@ -162,6 +165,7 @@ impl Roster {
             session: session.clone(),
             number: joined.link,
             gossips: joined.gossips,
+            reads_runs: asked.reads_runs,
             floor,
             key_floor,
         }));

@@ -34,11 +34,23 @@ pub(crate) struct Entry {
     native: OnceLock<Box<[Bytes]>>,
     compat: OnceLock<Bytes>,
     /// The run that it leads, if its offset is one of those that do; `None` within if there is none.
-    run: OnceLock<Option<Run>>,
+    run: OnceLock<Option<Box<Run>>>,
 }
 
 /// A run leads from each multiple of this to the next.
 const RUN: u64 = run::MAX_EVENTS as u64;
+/// Of fewer events a link takes each by itself: those that are at the tip, as most are, need no run.
+const SHORTEST_RUN: u64 = 8;
+
+/// How far [`SharedLog::put_runs`] came.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct RunsPut {
+    /// Behind the last event that was put.
+    pub(crate) next: u64,
+    pub(crate) bytes: usize,
+    /// It stopped for the bounds, and not because there is no run.
+    pub(crate) is_full: bool,
+}
 
 impl Entry {
     /// The frames of the native protocol, encoded by whoever comes first.
@@ -378,33 +390,45 @@ impl SharedLog {
         inner.log.read(from, max_events.min(room), max_bytes, out)
     }
 
-    /// Appends the frames of small events from `from` on, as far as there are whole [runs](Run) of them, and about so
-    /// many events and bytes at most. Gives the offset behind them.
+    /// Appends the frames of small events from `from` on, as far as there are whole [runs](Run) of them up to `stop`:
+    /// of at most so many bytes, and until they are so many events.
     pub(crate) fn put_runs(
         &self,
         from: u64,
-        max_events: usize,
-        max_bytes: usize,
+        stop: u64,
+        (max_events, max_bytes): (usize, usize),
         chunks: &mut Vec<Bytes>,
-    ) -> u64 {
-        let limit = from.saturating_add(max_events as u64);
+    ) -> RunsPut {
         let (mut next, mut bytes) = (from, 0);
-        while bytes < max_bytes
-            && let Some(lead) = self.leads(next, limit)
+        let mut is_full = false;
+        while !is_full
+            && let Some(lead) = self.leads(next, stop)
             && let Some(run) = lead.run.get().and_then(Option::as_ref)
         {
-            let before = chunks.len();
-            next += run.put_from(next, chunks) as u64;
-            let put = chunks.get(before..).unwrap_or_default();
-            bytes += put.iter().map(Bytes::len).sum::<usize>();
+            match run.put_from(next, max_bytes - bytes, chunks) {
+                Some((events, put)) => {
+                    next += events as u64;
+                    bytes += put;
+                    is_full = next - from >= max_events as u64;
+                }
+                None => is_full = true,
+            }
         }
-        next
+        RunsPut {
+            next,
+            bytes,
+            is_full,
+        }
     }
 
-    /// What leads the run that `offset` is in, with that run made; `None` if not all of it can be read, or beyond `limit`.
-    fn leads(&self, offset: u64, limit: u64) -> Option<Arc<Entry>> {
+    /// What leads the run that `offset` is in, with that run made; `None` if it is not worth it from there on, or not all
+    /// of it can be read, or is before `stop`.
+    fn leads(&self, offset: u64, stop: u64) -> Option<Arc<Entry>> {
         let first = offset - offset % RUN;
-        let end = first.checked_add(RUN).filter(|end| *end <= limit)?;
+        let end = first.checked_add(RUN).filter(|end| *end <= stop)?;
+        if end - offset < SHORTEST_RUN {
+            return None;
+        }
         let inner = self.read_lock();
         if end > inner.readable() {
             return None;
@@ -416,7 +440,8 @@ impl SharedLog {
             // Who waits to append does not wait for this.
             drop(inner);
             let bodies = entries.iter().map(|entry| entry.envelope.body());
-            lead.run.get_or_init(|| Run::new(first, bodies));
+            lead.run
+                .get_or_init(|| Run::new(first, bodies).map(Box::new));
         }
         Some(lead)
     }
@@ -677,6 +702,25 @@ mod tests {
         let (synced, ()) = tokio::join!(log.synced(3), async { sync(&log) });
         assert_eq!(synced.unwrap().offset, 3);
         assert!(log.unsynced().is_none());
+    }
+
+    #[test]
+    fn a_run_is_not_read_before_the_last_of_it_is_synced() {
+        let log = durable(LogConfig::default(), 1000, 10_000);
+        let put = |log: &SharedLog| {
+            let mut chunks = Vec::new();
+            log.put_runs(0, u64::MAX, (1000, 10_000), &mut chunks).next
+        };
+        for _ in 0..RUN - 1 {
+            log.append(event(5)).unwrap();
+        }
+        sync(&log);
+        for _ in 0..RUN {
+            log.append(event(5)).unwrap();
+        }
+        assert_eq!(put(&log), 0);
+        sync(&log);
+        assert_eq!(put(&log), RUN);
     }
 
     #[test]

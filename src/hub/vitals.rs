@@ -17,8 +17,8 @@ const BEHIND_AFTER: Duration = Duration::from_secs(2);
 /// How many changes of the tip are remembered. When there are more, they are thinned out.
 const CHANGES: usize = 512;
 
-/// Thinning leaves no age wrong by more than one part in so many. Two changes that follow on a third are then
-/// older by a factor of 5/4 at least: from a nanosecond to 10,000 years that makes fewer than [`CHANGES`].
+/// Thinning leaves no age wrong by more than one part in so many. Of three changes in a row, the first is then more than 5/4
+/// as old as the last: from a nanosecond to 10,000 years that makes fewer than [`CHANGES`].
 const AGE_PARTS: u32 = 4;
 
 /// Over how many seconds a backlog is compared.

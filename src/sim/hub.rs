@@ -47,7 +47,7 @@ use crate::{
     wire::{
         broadcast::OVERHEAD,
         framing::Deframer,
-        native::{self, FEATURE_GOSSIP, Hello, Start, ToHub, ToSpoke, Welcome},
+        native::{self, FEATURE_GOSSIP, FEATURE_RUNS, Hello, Start, ToHub, ToSpoke, Welcome},
     },
 };
 
@@ -226,7 +226,8 @@ impl Hub {
         let mailbox = Mailbox::new(id, Protocol::Native, limits);
         let mut link = Link {
             number,
-            desk: Desk::new(Protocol::Native, number, resume.start, Behind::default()),
+            desk: Desk::new(Protocol::Native, number, resume.start, Behind::default())
+                .with_runs(hello.features & FEATURE_RUNS != 0),
             mailbox,
             deframer: Deframer::new(native::MAX_FRAME),
             has: Has {

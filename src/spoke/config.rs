@@ -102,7 +102,7 @@ pub struct SpokeLimits {
     /// How long a frame may stay unfinished. Default 60 s.
     pub frame_timeout: Duration,
     /// The most bytes of broadcasts that wait for earlier ones. Default 64 MiB; two of the largest
-    /// events, and 256 KiB, always fit.
+    /// events always fit.
     pub max_buffered_bytes: usize,
     /// The most bytes of this spoke's own events that wait, sent or not, until the hub has them; also
     /// while there is no link. Default 4 MiB; one event is always taken.

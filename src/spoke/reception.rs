@@ -48,8 +48,8 @@ use crate::{
         assembly::{Assembly, BadPart},
         broadcast::{WANT_JITTER, arrives_within},
         native::{
-            FEATURE_GOSSIP, Hello, MAX_PART, PartOf, Rekey, SessionId, Start, ToHub, ToSpoke,
-            Topic, VERSION, Welcome,
+            FEATURE_GOSSIP, FEATURE_RUNS, Hello, MAX_PART, PartOf, Rekey, SessionId, Start, ToHub,
+            ToSpoke, Topic, VERSION, Welcome,
         },
         run,
     },
@@ -229,10 +229,9 @@ impl Reception {
         self.phase = Phase::Greeting;
         Hello {
             version: VERSION,
-            features: if self.config.gossip {
-                FEATURE_GOSSIP
-            } else {
-                0
+            features: match self.config.gossip {
+                true => FEATURE_RUNS | FEATURE_GOSSIP,
+                false => FEATURE_RUNS,
             },
             session: self.session,
             targeted: self.targeted.taken,
@@ -312,8 +311,7 @@ impl Reception {
             None => {
                 let config = InboxConfig {
                     max_event_bytes: self.config.max_event_bytes,
-                    // All events of a frame have to fit, and the next frame is read when there is room for one more.
-                    max_buffered_bytes: self.config.max_buffered_bytes.max(4 * MAX_PART),
+                    max_buffered_bytes: self.config.max_buffered_bytes,
                     gap_wait: gap_wait(1),
                     gap_jitter: WANT_JITTER,
                     ..Default::default()
@@ -407,7 +405,8 @@ impl Reception {
                 self.part(now, offset, of, body, Via::Direct)?;
             }
             ToSpoke::Events { first, bodies } => {
-                for (offset, body) in (first..).zip(bodies) {
+                // This way round, the range is not asked for what lies behind the last of all offsets.
+                for (body, offset) in bodies.into_iter().zip(first..) {
                     self.part(now, offset, PartOf::WHOLE, body, Via::Direct)?;
                 }
             }
@@ -654,7 +653,7 @@ impl Reception {
                 (true, tip <= next)
             }
             Opened::Events { first, bodies } => {
-                for (offset, body) in (first..).zip(bodies) {
+                for (body, offset) in bodies.into_iter().zip(first..) {
                     let _ = self.part(now, offset, PartOf::WHOLE, body, Via::Gossip);
                 }
                 (false, first <= next)

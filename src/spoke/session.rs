@@ -41,9 +41,9 @@ use crate::{
     wire::native::{Start, ToSpoke, Welcome},
 };
 
-/// How many frames are taken in before the rest of the session, and the listeners, have their turn: as many as tokio lets a
+/// How many events are taken in (another frame counts as one) before the rest of the session, and the listeners, have their turn: as many as tokio lets a
 /// listener take in one.
-const FRAMES_AT_ONCE: usize = 128;
+const EVENTS_AT_ONCE: usize = 128;
 /// A session looks around so often though nothing is due.
 const LOOK_AROUND: Duration = Duration::from_secs(60);
 /// How long listeners may take to have the rest when the spoke itself ends.
@@ -311,18 +311,21 @@ impl Session {
     /// Takes in a frame and those behind it that have arrived already.
     async fn frames(&mut self, first: Bytes) -> Result<(), LinkError> {
         let mut frame = Some(first);
-        let mut budget = FRAMES_AT_ONCE;
+        let mut budget = EVENTS_AT_ONCE;
         // They are all here by now.
         let now = Instant::now();
         while let Some(bytes) = frame.take() {
             match ToSpoke::decode(bytes)? {
-                Some(frame) => self.reception.frame(now, frame)?,
+                Some(frame) => {
+                    budget = budget.saturating_sub(frame.events().max(1));
+                    self.reception.frame(now, frame)?;
+                }
                 None => {
                     self.shared.metrics.link.frames_unknown.inc();
+                    budget -= 1;
                 }
             }
-            budget -= 1;
-            // Let out at once, so that what comes in its turn is never buffered.
+            // Let out at once, so that of what comes in its turn no more than a frame is buffered.
             let held = self.let_out_at(now).await?;
             if budget > 0 && (!held || self.reception.has_room()) {
                 frame = self.link.buffered()?;

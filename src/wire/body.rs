@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 use n0_error::{e, stack_error};
 
 /// Where the pieces of an envelope lie in its body: only of one whose type and id are within their bounds.
@@ -114,6 +114,17 @@ pub(crate) fn parse(body: &[u8]) -> Result<(Layout, [&str; 3]), BodyError> {
         }));
     }
     Ok((layout, [event_type.1, id.1, payload.1]))
+}
+
+/// Takes a length and that many bytes off the front; `None` if there are fewer. Copies nothing.
+pub(crate) fn take_prefixed(rest: &mut Bytes) -> Option<Bytes> {
+    let (len, prefix) = take_varint(rest)?;
+    let len = usize::try_from(len).ok()?;
+    if len > rest.len().checked_sub(prefix)? {
+        return None;
+    }
+    rest.advance(prefix);
+    Some(rest.split_to(len))
 }
 
 /// Writes a LEB128 varint, as postcard does.

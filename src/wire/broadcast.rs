@@ -16,7 +16,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use n0_error::{e, stack_error};
 
 use super::{
-    body::{put_varint, take_varint},
+    body::{put_varint, take_prefixed},
     native::{MAX_PART, PartOf},
 };
 
@@ -207,13 +207,7 @@ pub(crate) fn unpack(content: &Bytes, count: u16) -> Result<Vec<Bytes>, Broadcas
     let mut events = Vec::with_capacity(usize::from(count).min(content.len()));
     let mut rest = content.clone();
     for _ in 0..count {
-        let (len, prefix) = take_varint(&rest).ok_or_else(bad)?;
-        rest.advance(prefix);
-        let len = usize::try_from(len)
-            .ok()
-            .filter(|len| *len <= rest.len())
-            .ok_or_else(bad)?;
-        events.push(rest.split_to(len));
+        events.push(take_prefixed(&mut rest).ok_or_else(bad)?);
     }
     if !rest.is_empty() {
         return Err(bad());

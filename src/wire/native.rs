@@ -1,7 +1,8 @@
 //! `iroh-hub/1`: the frames between a hub and its native spokes.
 //!
 //! A frame is one kind byte and then postcard; the frames that carry (parts of) events end in the raw
-//! bytes of that part. A frame of an unknown kind is skipped, so the protocol can grow.
+//! bytes of that part, and those with several events in those of all of them ([`run`]). A frame of an unknown kind is
+//! skipped, so the protocol can grow; what must not be skipped is sent to those who say that they know it.
 
 use bytes::{BufMut, Bytes, BytesMut};
 use iroh::{EndpointAddr, EndpointId};
@@ -21,6 +22,9 @@ pub(crate) const VERSION: u16 = 1;
 /// Feature bit: the peer can gossip.
 pub(crate) const FEATURE_GOSSIP: u64 = 1;
 
+/// Feature bit: the peer reads [`ToSpoke::Events`].
+pub(crate) const FEATURE_RUNS: u64 = 2;
+
 /// The longest part of an event, in bytes. Longer events travel in several parts, so that control
 /// frames find room between them.
 pub(crate) const MAX_PART: usize = 64 * 1024;
@@ -29,7 +33,7 @@ pub(crate) const MAX_PART: usize = 64 * 1024;
 pub(crate) const MAX_FRAME: usize = MAX_PART + 1024;
 
 /// Parts up to this size are copied behind their header: one chunk is cheaper to send than two.
-const COPY_BELOW: usize = 4 * 1024;
+pub(super) const COPY_BELOW: usize = 4 * 1024;
 
 /// Names one life of one spoke process to the hub, which believes it of the spoke's own endpoint only.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -339,8 +343,8 @@ impl ToSpoke {
                 Self::Event { offset, of, body }
             }
             kind::EVENTS => {
-                let (first, bodies) =
-                    run::unpack(&reader.rest).ok_or_else(|| reader.malformed())?;
+                let unpacked = run::unpack(reader.rest.clone());
+                let (first, bodies) = unpacked.ok_or_else(|| reader.malformed())?;
                 Self::Events { first, bodies }
             }
             kind::REPAIR => {
@@ -396,6 +400,17 @@ impl ToSpoke {
             Self::AckEvery { millis } => put_value(out, kind::ACK_EVERY, millis),
             Self::Rekey(rekey) => put_value(out, kind::REKEY, rekey),
             Self::AckNow { offset } => put_value(out, kind::ACK_NOW, offset),
+        }
+    }
+}
+
+impl ToSpoke {
+    /// How many events it carries, or parts of one.
+    pub(crate) fn events(&self) -> usize {
+        match self {
+            Self::Event { .. } | Self::Repair { .. } | Self::Targeted { .. } => 1,
+            Self::Events { bodies, .. } => bodies.len(),
+            _ => 0,
         }
     }
 }

@@ -10,24 +10,28 @@
 //!
 //! Not for: which events make a run (the log says), and events in parts.
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 use super::{
-    body::{put_varint, take_varint},
+    body::{put_varint, take_prefixed, take_varint},
     framing::PREFIX,
-    native::kind,
+    native::{COPY_BELOW, kind},
 };
 
 /// The most events in a run, and in a frame.
 pub(crate) const MAX_EVENTS: usize = 32;
-/// Frames are filled up to so many bytes.
-const FRAME_BYTES: usize = 16 * 1024;
+/// Frames are filled up to so many bytes. A spoke lets the first event out when it has the last.
+const FRAME_BYTES: usize = 8 * 1024;
 /// Larger events, in bytes, go by themselves: not copied.
-const MAX_BODY: usize = 4 * 1024;
+const MAX_BODY: usize = COPY_BELOW;
+/// The longest length of an event in a run, in bytes.
+const MAX_PREFIX: usize = 2;
 /// The longest varint, in bytes.
 const MAX_VARINT: usize = 10;
 /// The longest head of a frame, in bytes.
 const MAX_HEAD: usize = PREFIX + 1 + MAX_VARINT;
+/// The largest run, in bytes.
+pub(crate) const MAX_BYTES: usize = MAX_EVENTS * (MAX_HEAD + MAX_VARINT + MAX_BODY);
 
 /// See the [module](self).
 #[derive(Debug)]
@@ -55,8 +59,10 @@ impl Run {
         if bodies.clone().any(|body| body.len() > MAX_BODY) {
             return None;
         }
-        let bytes = bodies.clone().map(|body| MAX_HEAD + body.len()).sum();
-        let mut frames = BytesMut::with_capacity(bytes);
+        let bytes: usize = bodies.clone().map(|body| MAX_PREFIX + body.len()).sum();
+        // In every frame but the last there is no room for one more event.
+        let heads = (bytes / (FRAME_BYTES - MAX_BODY - MAX_VARINT - MAX_HEAD) + 1) * MAX_HEAD;
+        let mut frames = BytesMut::with_capacity(bytes + heads);
         let mut events: Vec<Place> = Vec::with_capacity(MAX_EVENTS);
         let mut begun = 0;
         for (offset, body) in (first..).zip(bodies) {
@@ -91,21 +97,31 @@ impl Run {
         })
     }
 
-    /// Appends the frames of the events from `offset` on, and says how many these are.
-    pub(crate) fn put_from(&self, offset: u64, out: &mut Vec<Bytes>) -> usize {
-        let nth = offset.checked_sub(self.first);
-        let nth = nth.and_then(|nth| usize::try_from(nth).ok());
-        let Some((nth, event)) = nth.and_then(|nth| Some((nth, self.events.get(nth)?))) else {
-            return 0;
-        };
+    /// Appends the frames of the events from `offset` on, and says how many these are and of how many bytes; `None` if
+    /// it has no such event, or they are more than `max_bytes`.
+    pub(crate) fn put_from(
+        &self,
+        offset: u64,
+        max_bytes: usize,
+        out: &mut Vec<Bytes>,
+    ) -> Option<(usize, usize)> {
+        let nth = usize::try_from(offset.checked_sub(self.first)?).ok()?;
+        let event = self.events.get(nth)?;
+        let mut head = BytesMut::new();
         if !event.leads {
-            let mut head = BytesMut::with_capacity(MAX_HEAD);
             put_head(&mut head, offset);
             set_len(&mut head, event.frame_ends - event.at);
+        }
+        let rest = self.frames.slice(event.at..);
+        let bytes = head.len() + rest.len();
+        if bytes > max_bytes {
+            return None;
+        }
+        if !head.is_empty() {
             out.push(head.freeze());
         }
-        out.push(self.frames.slice(event.at..));
-        self.events.len() - nth
+        out.push(rest);
+        Some((self.events.len() - nth, bytes))
     }
 }
 
@@ -138,22 +154,15 @@ pub(super) fn pack(first: u64, bodies: &[Bytes]) -> Bytes {
 
 /// Reads a frame behind its kind: the first offset, and the bodies of at most [`MAX_EVENTS`] events; `None` if it is
 /// not of that form.
-pub(super) fn unpack(rest: &Bytes) -> Option<(u64, Vec<Bytes>)> {
-    let (first, len) = take_varint(rest)?;
-    let mut at = len;
+pub(super) fn unpack(mut rest: Bytes) -> Option<(u64, Vec<Bytes>)> {
+    let (first, len) = take_varint(&rest)?;
+    rest.advance(len);
     let mut bodies = Vec::with_capacity(MAX_EVENTS);
-    while at < rest.len() {
+    while !rest.is_empty() {
         if bodies.len() >= MAX_EVENTS {
             return None;
         }
-        let (len, prefix) = take_varint(rest.get(at..)?)?;
-        let begins = at.checked_add(prefix)?;
-        let ends = begins.checked_add(usize::try_from(len).ok()?)?;
-        if ends > rest.len() {
-            return None;
-        }
-        bodies.push(rest.slice(begins..ends));
-        at = ends;
+        bodies.push(take_prefixed(&mut rest)?);
     }
     let last = first.checked_add(bodies.len() as u64);
     (last.is_some() && !bodies.is_empty()).then_some((first, bodies))
@@ -198,7 +207,12 @@ mod tests {
             let run = Run::new(first, bodies.iter()).unwrap();
             let nth = skip.index(bodies.len());
             let mut chunks = Vec::new();
-            prop_assert_eq!(run.put_from(first + nth as u64, &mut chunks), bodies.len() - nth);
+            let (count, bytes) = run.put_from(first + nth as u64, MAX_BYTES, &mut chunks).unwrap();
+            prop_assert_eq!(count, bodies.len() - nth);
+            prop_assert_eq!(bytes, chunks.iter().map(Bytes::len).sum::<usize>());
+            let mut none = Vec::new();
+            prop_assert_eq!(run.put_from(first + nth as u64, bytes - 1, &mut none), None);
+            prop_assert!(none.is_empty());
             let expected: Vec<_> = (first..).zip(bodies).skip(nth).collect();
             prop_assert_eq!(events(&chunks), expected);
         }
@@ -210,8 +224,8 @@ mod tests {
         assert!(Run::new(0, [&Bytes::new(), &large].into_iter()).is_none());
         let run = Run::new(64, [&Bytes::new(), &Bytes::new()].into_iter()).unwrap();
         let mut chunks = Vec::new();
-        assert_eq!(run.put_from(63, &mut chunks), 0);
-        assert_eq!(run.put_from(66, &mut chunks), 0);
+        assert_eq!(run.put_from(63, MAX_BYTES, &mut chunks), None);
+        assert_eq!(run.put_from(66, MAX_BYTES, &mut chunks), None);
         assert!(chunks.is_empty());
     }
 
@@ -219,11 +233,11 @@ mod tests {
     fn a_frame_of_no_events_too_many_or_cut_off_ones_is_none() {
         let body = Bytes::from_static(b"abc");
         let frame = |n: usize| pack(7, &vec![body.clone(); n]).slice(PREFIX + 1..);
-        assert!(unpack(&frame(0)).is_none());
-        assert_eq!(unpack(&frame(MAX_EVENTS)).unwrap().1.len(), MAX_EVENTS);
-        assert!(unpack(&frame(MAX_EVENTS + 1)).is_none());
+        assert!(unpack(frame(0)).is_none());
+        assert_eq!(unpack(frame(MAX_EVENTS)).unwrap().1.len(), MAX_EVENTS);
+        assert!(unpack(frame(MAX_EVENTS + 1)).is_none());
         let whole = frame(1);
-        assert!(unpack(&whole.slice(..whole.len() - 1)).is_none());
-        assert!(unpack(&pack(u64::MAX, &[body]).slice(PREFIX + 1..)).is_none());
+        assert!(unpack(whole.slice(..whole.len() - 1)).is_none());
+        assert!(unpack(pack(u64::MAX, &[body]).slice(PREFIX + 1..)).is_none());
     }
 }

@@ -275,6 +275,12 @@ pub fn event(offset: u64, part: u64, parts: u64, body: &[u8]) -> Vec<u8> {
     native(1, &[offset, part, parts], body)
 }
 
+/// Several events of the same body in one frame.
+pub fn events(first: u64, count: usize, body: &[u8]) -> Vec<u8> {
+    let one = [varint(body.len() as u64), body.to_vec()].concat();
+    native(11, &[first], &one.repeat(count))
+}
+
 pub fn targeted(seq: u64, epoch: u64, after: u64, part: u64, parts: u64, body: &[u8]) -> Vec<u8> {
     native(3, &[seq, epoch, after, part, parts], body)
 }

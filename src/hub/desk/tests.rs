@@ -37,7 +37,7 @@ fn mailbox() -> Mailbox {
 }
 
 fn desk(behind: Behind, cursor: u64) -> Desk {
-    Desk::new(Protocol::Native, 1, cursor, behind)
+    Desk::new(Protocol::Native, 1, cursor, behind).with_runs(true)
 }
 
 /// What is written next, in short: offsets, and targeted events with what they wait for.
@@ -258,10 +258,15 @@ fn who_is_behind_gets_small_events_together_from_where_it_stands_to_where_it_has
     // All the same memory for everybody.
     let chunks = || {
         let mut chunks = Vec::new();
-        assert_eq!(log.put_runs(32, 1000, BATCH_BYTES, &mut chunks), 96);
+        let put = log.put_runs(32, u64::MAX, (1000, BATCH_BYTES), &mut chunks);
+        assert_eq!((put.next, put.is_full), (96, false));
         chunks
     };
     assert_eq!(chunks()[0].as_ptr(), chunks()[0].as_ptr());
+    // Not those who do not know such frames.
+    let mut plain = self::desk(Behind::Skip, 90).with_runs(false);
+    let one_by_one: Vec<_> = (90..100).map(|n| n.to_string()).collect();
+    assert_eq!(words(&mut plain, &mut mailbox), one_by_one);
     // Up to the place of a targeted event, one by one where less than a run is left.
     for n in 100..130 {
         log.append(event(n)).unwrap();
@@ -274,6 +279,73 @@ fn who_is_behind_gets_small_events_together_from_where_it_stands_to_where_it_has
     let targeted = words.iter().position(|word| word.starts_with('#')).unwrap();
     assert_eq!(words[..targeted].last().unwrap(), "129");
     assert_eq!(words[targeted + 1..][..2], ["130-159", "160-191"]);
+}
+
+#[test]
+fn who_keeps_up_makes_no_run() {
+    let log = SharedLog::new(LogConfig::default());
+    let (mut mailbox, mut desk) = (mailbox(), desk(Behind::Skip, 0));
+    for n in 0..200 {
+        log.append(event(n)).unwrap();
+        let words = next(&mut desk, &mut mailbox, &log).unwrap();
+        assert_eq!(words, [n.to_string()]);
+    }
+}
+
+#[test]
+fn a_batch_is_bounded_and_goes_on_over_large_events_between_small_ones() {
+    let log = SharedLog::new(LogConfig::default());
+    let sizes = (0..2000).map(|n| match n % 50 {
+        7 => 5_000,
+        9 => 300_000,
+        _ => 1_500 * (n / 300 % 2) + 10,
+    });
+    for size in sizes.clone() {
+        let payload = format!("\"{}\"", "x".repeat(size));
+        log.append(Envelope::from_json("n", "", &payload).unwrap())
+            .unwrap();
+    }
+    let (mut mailbox, mut desk) = (mailbox(), desk(Behind::Skip, 3));
+    let mut deframer = Deframer::new(MAX_FRAME);
+    let (mut expected, mut batches) = (3, 0);
+    let mut assembly = Assembly::default();
+    loop {
+        let mut chunks = Vec::new();
+        let batch = desk.next_batch(&mut mailbox, &log, true, &mut Vec::new(), &mut chunks);
+        if let Batch::Idle { .. } = batch.unwrap() {
+            break;
+        }
+        batches += 1;
+        assert!(bytes_of(&chunks) <= (BATCH_BYTES + MAX_FRAME) as u64);
+        deframer.push(Bytes::from(chunks.concat()));
+        while let Some(frame) = deframer.next().unwrap() {
+            let bodies = match ToSpoke::decode(frame).unwrap().unwrap() {
+                ToSpoke::Event { offset, of, body } => {
+                    assert_eq!(offset, expected);
+                    let whole = assembly.push(offset, of, body, usize::MAX).unwrap();
+                    whole.into_iter().collect()
+                }
+                ToSpoke::Events { first, bodies } => {
+                    assert_eq!(first, expected);
+                    bodies
+                }
+                frame => panic!("{frame:?}"),
+            };
+            for body in bodies {
+                assert_eq!(&body, log_body(&log, expected).envelope.body());
+                expected += 1;
+            }
+        }
+    }
+    assert_eq!(expected, 2000);
+    // A large event takes one to begin and two to send; what lies between is not cut short.
+    assert!(batches < 40 * 5, "{batches}");
+}
+
+fn log_body(log: &SharedLog, offset: u64) -> Arc<Entry> {
+    let mut entries = Vec::new();
+    assert_eq!(log.read(offset, 1, 0, &mut entries), Read::Events);
+    entries.remove(0).1
 }
 
 #[test]
@@ -363,6 +435,11 @@ crate::fuzz::machine! {
         ops in prop::collection::vec(op(), 1..100), kept in prop_oneof![Just(16usize), Just(100)]
     ) {
         let log = SharedLog::new(LogConfig::default().with_max_events(kept));
+        // Some are too large for a run.
+        let event = |n: u64| match n % 43 {
+            11 => Envelope::new("n", &"x".repeat(5000)).unwrap(),
+            _ => event(n),
+        };
         let mut mailbox = mailbox();
         let mut desk = desk(Behind::Skip, 0);
         let mut cursor = Some(0);

@@ -262,6 +262,31 @@ fn the_topic_runs_a_window_ahead_of_its_spokes_and_no_further() {
 }
 
 #[test]
+fn what_fills_no_frame_waits_with_the_rest_while_the_window_is_closed() {
+    const SIZE: usize = 1000;
+    let now = Instant::now();
+    let log = log_of(&[SIZE; 3000]);
+    let mut framer = framer(now);
+    let (mut receiver, mut acked) = (Receiver::default(), 0);
+    let mut at = now;
+    while framer.next() < 3000 {
+        let mut frames = 0;
+        while let Some(content) = framer.poll(at, &log, || vec![(1, has(acked))]) {
+            if content.count > 0 {
+                let is_last = content.first + u64::from(content.count) == 3000;
+                assert!(is_last || content.body.len() + SIZE + 20 > LIMIT);
+                receiver.take(&content);
+                frames += 1;
+            }
+        }
+        assert!(frames > 0 || framer.is_held());
+        acked = framer.next().saturating_sub(500).max(acked);
+        at += Duration::from_millis(100);
+    }
+    receiver.check(&log, 0, 3000);
+}
+
+#[test]
 fn a_closed_window_is_not_silence() {
     let mut now = Instant::now();
     let log = log_of(&[60_000; 100]);

@@ -36,8 +36,8 @@ use crate::{
         assembly::Assembly,
         framing::Deframer,
         native::{
-            self, FEATURE_GOSSIP, GenerationKeys, Hello, SessionId, Start, ToHub, ToSpoke, Topic,
-            Welcome,
+            self, FEATURE_GOSSIP, FEATURE_RUNS, GenerationKeys, Hello, SessionId, Start, ToHub,
+            ToSpoke, Topic, Welcome,
         },
     },
 };
@@ -325,7 +325,8 @@ impl Hub {
             id: joined.id,
             number: joined.link,
             epoch: begin.epoch,
-            desk: Desk::new(Protocol::Native, joined.link, start.offset, Behind::Skip),
+            desk: Desk::new(Protocol::Native, joined.link, start.offset, Behind::Skip)
+                .with_runs(hello.features & FEATURE_RUNS != 0),
             deframer: Deframer::new(native::MAX_FRAME),
             last_seq: member.heard,
             assembly: Assembly::default(),

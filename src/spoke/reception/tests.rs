@@ -172,6 +172,52 @@ fn a_new_link_goes_on_where_the_inbox_stands() {
 }
 
 #[test]
+fn a_frame_of_several_events_is_taken_as_each_of_them_would_be() {
+    let (mut reception, now) = linked();
+    take(&mut reception, now, [event(0), event(1)]);
+    let mut bodies: Vec<Bytes> = (1..6u64).map(|n| body(&n)).collect();
+    bodies[2] = Bytes::from(vec![b'x'; MAX_PART + 1]);
+    take(&mut reception, now, [ToSpoke::Events { first: 1, bodies }]);
+    let expected = [
+        Heard::Event(0),
+        Heard::Event(1),
+        Heard::Event(2),
+        Heard::Missed(at(1, 3), at(1, 4)),
+        Heard::Event(4),
+        Heard::Event(5),
+    ];
+    assert_eq!(heard(&mut reception, now), expected);
+    let missed = Order::Write(ToHub::Missed { from: 3, to: 4 });
+    assert!(orders(&mut reception, now).contains(&missed));
+    // The last offsets that there are.
+    let (first, bodies) = (u64::MAX - 1, vec![body(&0)]);
+    take(&mut reception, now, [ToSpoke::Events { first, bodies }]);
+    assert_eq!(heard(&mut reception, now), []);
+}
+
+#[test]
+fn while_listeners_take_nothing_there_is_room_for_a_whole_frame_of_events_or_none_is_read() {
+    let (mut reception, now) = linked();
+    let mut next = 0;
+    while reception.has_room() {
+        let bodies = (0..run::MAX_EVENTS as u64).map(|n| body(&(next + n)));
+        let bodies = bodies.collect();
+        take(
+            &mut reception,
+            now,
+            [ToSpoke::Events {
+                first: next,
+                bodies,
+            }],
+        );
+        next += run::MAX_EVENTS as u64;
+    }
+    assert!(next > 500);
+    let all: Vec<_> = (0..next).map(Heard::Event).collect();
+    assert_eq!(heard(&mut reception, now), all, "none was dropped");
+}
+
+#[test]
 fn a_log_that_began_anew_is_a_hole_behind_what_is_here() {
     let (mut reception, now) = linked();
     take(&mut reception, now, [event(0), event(1), event(3)]);

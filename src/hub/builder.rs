@@ -112,7 +112,7 @@ impl HubBuilder {
     ///
     /// Nearly all of it is what spokes may cost: set [`max_spokes`](HubLimits::max_spokes) to how many you expect, and
     /// [`max_event_bytes`](HubLimits::max_event_bytes) to what you send. The defaults are for 16,384 spokes and events of
-    /// 16 MiB, whose ceiling no machine has: 288 GiB. A hub for 1,000 spokes and events of 64 KiB stays below 3 GiB like this:
+    /// 16 MiB, whose ceiling no machine has: 292 GiB. A hub for 1,000 spokes and events of 64 KiB stays below 3 GiB like this:
     ///
     /// ```
     /// use iroh_hub::{Hub, HubLimits, GossipConfig, log::LogConfig};
@@ -132,7 +132,7 @@ impl HubBuilder {
     /// gossip.queue_bytes = 4 << 20;
     /// let hub = Hub::builder().limits(limits).gossip(gossip);
     /// assert!(hub.memory_ceiling() < 3 << 30);
-    /// assert_eq!(Hub::builder().memory_ceiling() >> 30, 288);
+    /// assert_eq!(Hub::builder().memory_ceiling() >> 30, 292);
     /// ```
     pub fn memory_ceiling(&self) -> u64 {
         ceiling::of(&self.config.clone().sound())

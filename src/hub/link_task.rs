@@ -629,6 +629,8 @@ async fn write_loop(hub: &Inner, link: &Link, send: &mut SendStream) -> Result<(
                 hub.spend(cost);
                 hub.metrics.repair.events_missed.inc_by(link.take_missed());
                 tokio::select! {
+                    // Most writes need not wait, and then nothing else need be looked at.
+                    biased;
                     written = write_all(send, &mut chunks) => written?,
                     // Nothing after this is written, so a torn frame does no harm.
                     error = fallen_behind(hub, link) => return Err(error),

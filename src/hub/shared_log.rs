@@ -80,8 +80,11 @@ impl Entry {
 #[derive(Debug)]
 pub(crate) struct SharedLog {
     inner: RwLock<Inner>,
-    /// Where reading ends. Also sent when the log fails or begins an epoch.
-    tip: watch::Sender<u64>,
+    /// Wakes who waits for the tip to move; also when the log fails or begins an epoch.
+    moved: watch::Sender<()>,
+    /// Where reading ends, and the epoch: every link looks at them for every event, without the lock.
+    tip: AtomicU64,
+    epoch: AtomicU64,
     /// The same as `Inner::bytes`, for who does not need the lock.
     bytes: AtomicU64,
     /// The largest event since somebody asked.
@@ -259,7 +262,9 @@ impl SharedLog {
 
     fn of(inner: Inner) -> Self {
         Self {
-            tip: watch::Sender::new(inner.readable()),
+            moved: watch::Sender::new(()),
+            tip: AtomicU64::new(inner.readable()),
+            epoch: AtomicU64::new(inner.log.epoch().to_u64()),
             bytes: AtomicU64::new(inner.bytes),
             largest: AtomicU64::new(0),
             inner: RwLock::new(inner),
@@ -276,7 +281,7 @@ impl SharedLog {
     }
 
     pub(crate) fn epoch(&self) -> Epoch {
-        self.read_lock().log.epoch()
+        Epoch::from_u64(self.epoch.load(Ordering::Acquire))
     }
 
     /// Where reading ends, as a position.
@@ -314,7 +319,8 @@ impl SharedLog {
             self.work.notify_one();
         } else {
             // Under the lock, so that the tip never goes back.
-            self.tip.send_replace(offset + 1);
+            self.tip.store(offset + 1, Ordering::Release);
+            self.moved.send_replace(());
         }
         Ok(Position::new(inner.log.epoch(), offset))
     }
@@ -322,9 +328,10 @@ impl SharedLog {
     /// Resolves when the event at `offset` can be read, which is when it is synced; with the position
     /// that it has then.
     pub(crate) async fn synced(&self, offset: u64) -> Result<Position, LogFailed> {
-        let mut tip = self.tip.subscribe();
+        let mut tip = self.moved.subscribe();
         loop {
-            if *tip.borrow_and_update() > offset {
+            tip.mark_unchanged();
+            if self.tip() > offset {
                 return Ok(Position::new(self.epoch_of(offset), offset));
             }
             if let Some(failed) = self.failure() {
@@ -360,7 +367,7 @@ impl SharedLog {
 
     /// Resolves when no event can be appended any more; never, for a log in memory.
     pub(crate) async fn failed(&self) -> LogFailed {
-        let mut tip = self.tip.subscribe();
+        let mut tip = self.moved.subscribe();
         loop {
             tip.mark_unchanged();
             if let Some(failed) = self.failure() {
@@ -378,6 +385,9 @@ impl SharedLog {
         max_bytes: usize,
         out: &mut Vec<(u64, Arc<Entry>)>,
     ) -> Read {
+        if from == self.tip() {
+            return Read::AtTip;
+        }
         let inner = self.read_lock();
         let tip = inner.readable();
         if from > tip {
@@ -426,13 +436,10 @@ impl SharedLog {
     fn leads(&self, offset: u64, stop: u64) -> Option<Arc<Entry>> {
         let first = offset - offset % RUN;
         let end = first.checked_add(RUN).filter(|end| *end <= stop)?;
-        if end - offset < SHORTEST_RUN {
+        if end - offset < SHORTEST_RUN || end > self.tip() {
             return None;
         }
         let inner = self.read_lock();
-        if end > inner.readable() {
-            return None;
-        }
         let lead = inner.log.get(first)?.clone();
         if lead.run.get().is_none() {
             let entries = (first..end).map_while(|offset| inner.log.get(offset).cloned());
@@ -479,7 +486,7 @@ impl SharedLog {
     /// Begins a new epoch because a spoke comes from beyond the tip: once, and only if the log is
     /// durable. Resolves when it has begun; says whether it has.
     pub(crate) async fn begin_epoch(&self) -> bool {
-        let mut tip = self.tip.subscribe();
+        let mut tip = self.moved.subscribe();
         let Some(before) = self.want_epoch(Epoch::random()) else {
             return false;
         };
@@ -509,12 +516,12 @@ impl SharedLog {
     }
 
     pub(crate) fn tip(&self) -> u64 {
-        *self.tip.borrow()
+        self.tip.load(Ordering::Acquire)
     }
 
     /// Wakes whoever waits for the tip to move.
-    pub(crate) fn watch_tip(&self) -> watch::Receiver<u64> {
-        self.tip.subscribe()
+    pub(crate) fn watch_tip(&self) -> watch::Receiver<()> {
+        self.moved.subscribe()
     }
 
     /// Bytes of all events that were ever appended.
@@ -603,9 +610,11 @@ impl SharedLog {
                 fork,
             });
             inner.log.set_epoch(epoch);
+            self.epoch.store(epoch.to_u64(), Ordering::Release);
         }
         file.synced = done.to;
-        self.tip.send_replace(done.to);
+        self.tip.store(done.to, Ordering::Release);
+        self.moved.send_replace(());
     }
 
     /// Nothing more gets into the file, and so into the log.
@@ -618,7 +627,7 @@ impl SharedLog {
             file.failed = Some(failed);
         }
         // Wakes whoever waits for it to be synced.
-        self.tip.send_modify(|_| {});
+        self.moved.send_replace(());
     }
 
     /// As [`fail`](Self::fail), if nothing waits for the disk; says whether.
@@ -633,7 +642,7 @@ impl SharedLog {
                 file.failed.get_or_insert(failed);
             }
         }
-        self.tip.send_modify(|_| {});
+        self.moved.send_replace(());
         true
     }
 }

@@ -324,23 +324,24 @@ impl Desk {
         }
         let end = stop.unwrap_or(u64::MAX);
         let (mut next, mut bytes) = (cursor, 0);
+        let room_at = |next: u64| {
+            let room = (BATCH_EVENTS as u64).saturating_sub(next - cursor);
+            room.min(end - next) as usize
+        };
         loop {
-            let events = usize::try_from(next - cursor).unwrap_or(usize::MAX);
-            let mut room = BATCH_EVENTS.saturating_sub(events);
+            let mut room = room_at(next);
             if self.reads_runs {
                 let bounds = (room, BATCH_BYTES - bytes);
                 let runs = log.put_runs(next, end, bounds, chunks);
                 bytes += runs.bytes;
-                let events = usize::try_from(runs.next - next).unwrap_or(usize::MAX);
-                room = room.saturating_sub(events);
                 next = runs.next;
                 if runs.is_full {
                     return Ok((next, false));
                 }
+                room = room_at(next);
                 // One by one to where a run may begin.
                 room = room.min(run::MAX_EVENTS - (next % run::MAX_EVENTS as u64) as usize);
             }
-            room = room.min(usize::try_from(end - next).unwrap_or(usize::MAX));
             if room == 0 || bytes >= BATCH_BYTES {
                 return Ok((next, false));
             }

@@ -9,6 +9,14 @@ use n0_error::{e, stack_error};
 /// Bytes of the length prefix.
 pub(crate) const PREFIX: usize = 4;
 
+/// Sets the length of a frame of which this has been put, its prefix included, and of which so many bytes follow.
+pub(super) fn set_len(frame: &mut [u8], rest: usize) {
+    let len = (frame.len() + rest).saturating_sub(PREFIX) as u32;
+    if let Some(prefix) = frame.first_chunk_mut::<PREFIX>() {
+        *prefix = len.to_be_bytes();
+    }
+}
+
 /// A frame cannot be read.
 #[stack_error(derive, add_meta)]
 #[non_exhaustive]

@@ -10,7 +10,10 @@ use n0_error::{e, stack_error};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use zeroize::Zeroize;
 
-use super::{framing::PREFIX, run};
+use super::{
+    framing::{PREFIX, set_len},
+    run,
+};
 use crate::position::{Epoch, Position};
 
 /// The protocol's name in the TLS handshake.
@@ -402,9 +405,7 @@ impl ToSpoke {
             Self::AckNow { offset } => put_value(out, kind::ACK_NOW, offset),
         }
     }
-}
 
-impl ToSpoke {
     /// How many events it carries, or parts of one.
     pub(crate) fn events(&self) -> usize {
         match self {
@@ -567,10 +568,7 @@ fn head<T: Serialize + ?Sized>(kind: u8, value: &T, body_len: usize, room: usize
     frame.put_u8(kind);
     // Our own frames always serialise: they are plain data, and the buffer grows.
     let _ = postcard::to_extend(value, Writer(&mut frame));
-    let len = (frame.len() - PREFIX + body_len) as u32;
-    if let Some(prefix) = frame.first_chunk_mut::<PREFIX>() {
-        *prefix = len.to_be_bytes();
-    }
+    set_len(&mut frame, body_len);
     frame
 }
 

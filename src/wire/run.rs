@@ -14,7 +14,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 use super::{
     body::{put_varint, take_prefixed, take_varint},
-    framing::PREFIX,
+    framing::{PREFIX, set_len},
     native::{COPY_BELOW, kind},
 };
 
@@ -130,14 +130,6 @@ fn put_head(frames: &mut BytesMut, first: u64) {
     frames.put_u32(0);
     frames.put_u8(kind::EVENTS);
     put_varint(frames, first);
-}
-
-/// Sets the length of a frame of which this has been put, and of which so many bytes follow.
-fn set_len(frame: &mut [u8], rest: usize) {
-    let len = (frame.len() + rest).saturating_sub(PREFIX) as u32;
-    if let Some(prefix) = frame.first_chunk_mut::<PREFIX>() {
-        *prefix = len.to_be_bytes();
-    }
 }
 
 /// Encodes what [`unpack`] reads.

@@ -2,11 +2,17 @@
 //!
 //! `cargo bench --bench report` takes what is new in `target/bench-results` into `benches/results`, with the machine that it was
 //! measured on beside it, and writes the page and the plots again from all that is there; so one bench can be
-//! measured again by itself. Without `--bench`, as in tests, it makes the page of what is in `benches/results` and throws it away.
+//! measured again by itself, or a part of it: what was not measured again stays. Without `--bench`, as in tests, it makes the page of what is in `benches/results` and throws it away.
 
+mod core;
 mod machine;
+mod merge;
 mod page;
 mod plot;
+// To read, not to write.
+#[allow(dead_code)]
+#[path = "../common/results.rs"]
+mod results;
 mod rows;
 
 use std::{
@@ -43,18 +49,23 @@ fn main() -> anyhow::Result<()> {
 
 /// Takes new results into the repository.
 fn take_over(root: &Path, results: &Path) -> anyhow::Result<()> {
-    let new = root.join("target/bench-results");
-    if !new.exists() {
-        return Ok(());
-    }
     fs::create_dir_all(results)?;
-    let mut any = false;
-    for file in fs::read_dir(new)? {
+    let core = core::lines(root)?;
+    let mut any = !core.is_empty();
+    if any {
+        merge::merge(&core, &results.join("core.jsonl"))?;
+    }
+    let new = root.join("target/bench-results");
+    let files = match new.exists() {
+        true => Some(fs::read_dir(new)?),
+        false => None,
+    };
+    for file in files.into_iter().flatten() {
         let path = file?.path();
         let Some(name) = path.file_name().filter(|_| rows::is_results(&path)) else {
             continue;
         };
-        fs::copy(&path, results.join(name))?;
+        merge::merge(&fs::read_to_string(&path)?, &results.join(name))?;
         fs::remove_file(&path)?;
         any = true;
     }

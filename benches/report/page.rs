@@ -19,7 +19,7 @@ pub struct Page {
 }
 
 /// A bench, its title, and what it asks. In the order of the page; a bench that is not here comes last.
-const ABOUT: [(&str, &str, &str); 11] = [
+const ABOUT: [(&str, &str, &str); 12] = [
     (
         "fan_out_burst",
         "Burst: as fast as the mesh takes them",
@@ -74,6 +74,11 @@ const ABOUT: [(&str, &str, &str); 11] = [
         "simulate",
         "Beyond this machine",
         "`iroh-hub simulate`: the code that ships, in virtual time. Time and memory of the run are this machine's.",
+    ),
+    (
+        "core",
+        "The core alone",
+        "Without a network, on one core: `codec` (`envelope`, `native`, `compat`), `seal` (and `refuse`), `inbox`, and `log` (`memory`, `sync`, `commit`, `broadcast`, `open`). The number is the size of an event in bytes, or how many events share a sync.",
     ),
 ];
 
@@ -249,6 +254,9 @@ fn figures(text: &mut String, rows: &[&Row]) -> anyhow::Result<()> {
             let cells: Vec<String> = alternatives.iter().map(cell).collect();
             let unit = unit.replace('_', " ");
             let size = size_of(size);
+            // The core has none.
+            let spokes = Some(spokes).filter(|spokes| *spokes > 0);
+            let spokes = spokes.map_or_else(String::new, |spokes| spokes.to_string());
             writeln!(
                 text,
                 "| {case}, {unit} | {size} | {spokes} | {} |",

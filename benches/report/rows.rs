@@ -38,10 +38,19 @@ pub fn read(folder: &Path) -> anyhow::Result<Vec<Row>> {
     }
     paths.sort();
     for path in paths.iter().filter(|path| is_results(path)) {
-        for line in fs::read_to_string(path)?.lines() {
-            let row = serde_json::from_str(line);
-            rows.push(row.with_context(|| format!("{}: {line}", path.display()))?);
+        let text = fs::read_to_string(path)?;
+        for row in parse(&text) {
+            let (_, row) = row.with_context(|| path.display().to_string())?;
+            rows.push(row);
         }
     }
     Ok(rows)
+}
+
+/// Each line, and what it says.
+pub fn parse(text: &str) -> impl Iterator<Item = anyhow::Result<(&str, Row)>> {
+    text.lines().map(|line| {
+        let row = serde_json::from_str(line);
+        Ok((line, row.with_context(|| line.to_owned())?))
+    })
 }

@@ -1,0 +1,102 @@
+//! What the benches of the core measured, of what criterion left: each iteration's time, as a line of results.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::Context;
+use serde::Deserialize;
+use serde_json::json;
+
+use super::results::Spread;
+
+/// The groups of `codec`, `seal`, `inbox` and `log`.
+const GROUPS: [&str; 11] = [
+    "envelope",
+    "native",
+    "compat",
+    "seal",
+    "refuse",
+    "inbox",
+    "memory",
+    "sync",
+    "commit",
+    "broadcast",
+    "open",
+];
+
+#[derive(Deserialize)]
+struct Benchmark {
+    full_id: String,
+    throughput: Option<Throughput>,
+}
+
+#[derive(Deserialize)]
+enum Throughput {
+    Elements(u64),
+}
+
+#[derive(Deserialize)]
+struct Sample {
+    iters: Vec<f64>,
+    times: Vec<f64>,
+}
+
+/// All of it as lines; empty if none of these benches has run.
+pub fn lines(root: &Path) -> anyhow::Result<String> {
+    let mut lines = String::new();
+    for group in GROUPS {
+        for folder in runs(&root.join("target/criterion").join(group))? {
+            let line = line(&folder);
+            lines += &line.with_context(|| folder.display().to_string())?;
+        }
+    }
+    Ok(lines)
+}
+
+/// Where the last runs of a group are: a level down, or two for those that have a parameter.
+fn runs(group: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let mut runs = Vec::new();
+    let mut todo = vec![group.to_owned()];
+    while let Some(folder) = todo.pop() {
+        if !folder.is_dir() {
+            continue;
+        }
+        if folder.join("new/sample.json").exists() {
+            runs.push(folder.join("new"));
+            continue;
+        }
+        for inner in fs::read_dir(folder)? {
+            todo.push(inner?.path());
+        }
+    }
+    // `9` before `10`.
+    runs.sort_by_key(|run| (run.as_os_str().len(), run.clone()));
+    Ok(runs)
+}
+
+fn line(run: &Path) -> anyhow::Result<String> {
+    let benchmark = fs::read_to_string(run.join("benchmark.json"))?;
+    let Benchmark {
+        full_id,
+        throughput,
+    } = serde_json::from_str(&benchmark)?;
+    let Sample { iters, times } =
+        serde_json::from_str(&fs::read_to_string(run.join("sample.json"))?)?;
+    let Throughput::Elements(events) = throughput.unwrap_or(Throughput::Elements(1));
+    let each = times.iter().zip(&iters);
+    let spread = Spread::of(each.map(|(time, rounds)| time / rounds / events as f64));
+    let Spread {
+        median,
+        p10,
+        p90,
+        n,
+    } = spread;
+    let line = json!({
+        "bench": "core", "case": full_id, "spokes": 0, "size": null,
+        "alternative": "the core alone", "unit": "ns_per_event",
+        "median": median, "p10": p10, "p90": p90, "n": n,
+    });
+    Ok(format!("{line}\n"))
+}

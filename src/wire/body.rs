@@ -136,6 +136,12 @@ pub(crate) fn put_varint(out: &mut impl BufMut, mut n: u64) {
     out.put_u8(n as u8);
 }
 
+/// How many bytes [`put_varint`] writes.
+pub(crate) fn varint_len(n: u64) -> usize {
+    let bits = u64::BITS - (n | 1).leading_zeros();
+    bits.div_ceil(7) as usize
+}
+
 /// Reads a LEB128 varint and tells how long it was; `None` if it is cut off or over 64 bits.
 pub(crate) fn take_varint(bytes: &[u8]) -> Option<(u64, usize)> {
     let mut n = 0u64;
@@ -173,9 +179,11 @@ mod tests {
         }
 
         #[test]
-        fn a_varint_reads_back(n: u64) {
+        fn a_varint_reads_back_and_its_length_is_known(n: u64, shift in 0..64u32) {
+            let n = n >> shift;
             let mut out = Vec::new();
             put_varint(&mut out, n);
+            prop_assert_eq!(out.len(), varint_len(n));
             prop_assert_eq!(take_varint(&out), Some((n, out.len())));
             out.pop();
             prop_assert_eq!(take_varint(&out), None);

@@ -16,7 +16,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use n0_error::{e, stack_error};
 
 use super::{
-    body::{put_varint, take_prefixed},
+    body::{put_varint, take_prefixed, varint_len},
     native::{MAX_PART, PartOf},
 };
 
@@ -185,9 +185,9 @@ impl Packer {
         true
     }
 
-    /// What an event takes of a frame at most, in bytes.
+    /// What an event takes of a frame, in bytes.
     pub(crate) fn cost(body: &[u8]) -> usize {
-        MAX_LENGTH + body.len()
+        varint_len(body.len() as u64) + body.len()
     }
 
     pub(crate) fn count(&self) -> u16 {
@@ -311,9 +311,8 @@ mod tests {
         };
         assert_eq!(events.len(), usize::from(count));
         let mut packer = Packer::default();
-        // A length may have more digits than it needs.
-        let most = content.len() + MAX_LENGTH;
-        assert!(events.iter().all(|event| packer.push(event, most)));
+        // A length may have had more digits than it needs, and never fewer.
+        assert!(events.iter().all(|event| packer.push(event, content.len())));
         assert_eq!(unpack(&packer.take().freeze(), count).unwrap(), events);
     });
 }

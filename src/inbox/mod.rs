@@ -32,7 +32,7 @@ use self::{
     config::OVERHEAD,
     gaps::Gaps,
     missed::MissedRanges,
-    slot::{Partial, Slot, Whole},
+    slot::{Partial, Slot, Whole, of_its_own},
     targeted::TargetedQueue,
 };
 use crate::{
@@ -49,7 +49,8 @@ pub(crate) struct Part {
     pub(crate) part: u16,
     /// How many parts the event has, at least 1.
     pub(crate) parts: u16,
-    /// The bytes of this part. Kept as they are: a small slice of a large buffer keeps the buffer.
+    /// The bytes of this part. Kept as they are while it is the next one's turn; a small one that has to wait is copied, so
+    /// that it does not keep the buffer that it is a slice of.
     pub(crate) body: Bytes,
     /// By which path it came.
     pub(crate) via: Via,
@@ -291,7 +292,9 @@ impl Inbox {
         if offset == self.run_end() {
             self.run.push_back(whole);
         } else {
-            self.slots.insert(offset, Slot::Whole(whole));
+            let Whole { body, via } = whole;
+            let body = of_its_own(body);
+            self.slots.insert(offset, Slot::Whole(Whole { body, via }));
         }
     }
 

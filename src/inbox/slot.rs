@@ -7,6 +7,18 @@ use bytes::{Bytes, BytesMut};
 use super::config::OVERHEAD;
 use crate::via::Via;
 
+/// Bodies up to this size are copied when they have to wait behind a gap. What is larger takes a quarter of the frame that
+/// it is a slice of, at least, and may keep that.
+const COPIED: usize = 16 << 10;
+
+/// A body that does not keep the whole of a large frame for a small event of it.
+pub(super) fn of_its_own(body: Bytes) -> Bytes {
+    match body.len() {
+        0..=COPIED => Bytes::copy_from_slice(&body),
+        _ => body,
+    }
+}
+
 /// A whole event that waits for its turn.
 #[derive(Debug)]
 pub(super) struct Whole {
@@ -53,7 +65,7 @@ impl Partial {
 
     pub(super) fn add(&mut self, part: u16, body: Bytes) {
         self.bytes = self.bytes.saturating_add(body.len());
-        self.have.insert(part, body);
+        self.have.insert(part, of_its_own(body));
     }
 
     pub(super) fn is_complete(&self) -> bool {

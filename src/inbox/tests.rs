@@ -234,6 +234,25 @@ fn what_is_missed_is_said_once_and_what_is_here_is_still_released() {
 }
 
 #[test]
+fn a_small_event_behind_a_gap_does_not_keep_the_frame_that_it_came_in() {
+    let (mut inbox, now) = inbox(InboxConfig::default(), 0);
+    let frame = Bytes::from(vec![1; 60 << 10]);
+    for (offset, part, parts) in [(1, 0, 1), (2, 0, 2), (4, 0, 1)] {
+        let body = frame.slice(..100);
+        let via = Via::Gossip;
+        let part = Part {
+            offset,
+            part,
+            parts,
+            body,
+            via,
+        };
+        assert_eq!(inbox.insert(now, part).unwrap(), Inserted::New);
+    }
+    assert!(frame.is_unique(), "the frame is kept");
+}
+
+#[test]
 fn a_nearer_event_takes_the_place_of_the_farthest() {
     let (mut inbox, now) = inbox(small(), 0);
     for offset in 10..16 {

@@ -22,13 +22,17 @@ const LAST_BACKOFF: Duration = Duration::from_secs(60);
 /// A spoke that does not get on the tree is told again this rarely in the end.
 const LAST_RETRY: Duration = Duration::from_secs(120);
 
+/// A large tree takes in one for so many that are on it, at once and a second.
+const GROWTH: usize = 20;
+
 /// The bounds of a [`Planner`].
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct PlannerConfig {
-    /// How many spokes a second are told to join, a tenth of that at once. Zero counts as one.
+    /// How many spokes a second are told to join, a tenth of that at once, while the tree is small; a twentieth of those
+    /// that are on it once that is more, so that a large mesh is not ten minutes on its way. Zero counts as one.
     pub(crate) joins_per_s: u32,
     /// How many spokes may be on their way to the tree at once while it is small; as many as are on it
-    /// once it is larger, up to four times this, or a fiftieth of it. So a flash crowd does not fight over a
+    /// once it is larger, up to four times this, or a twentieth of it. So a flash crowd does not fight over a
     /// few neighbours, and a large mesh of which some are replaced all the time keeps up.
     pub(crate) joins_at_once: usize,
     /// How many spokes a joining one is given to begin with.
@@ -463,17 +467,22 @@ impl<Id: Copy + Ord + Debug> Planner<Id> {
     fn has_room_to_join(&self) -> bool {
         let on_tree = self.tree.len();
         let few = self.config.joins_at_once;
-        let most = on_tree.clamp(few, few.saturating_mul(4).max(on_tree / 50));
+        let most = on_tree.clamp(few, few.saturating_mul(4).max(on_tree / GROWTH));
         self.fresh.len() < most
     }
 
+    fn joins_per_s(&self) -> u32 {
+        let grows = u32::try_from(self.tree.len() / GROWTH).unwrap_or(u32::MAX);
+        self.config.joins_per_s.max(grows).max(1)
+    }
+
     fn join_interval(&self) -> Duration {
-        Duration::from_secs(1) / self.config.joins_per_s.max(1)
+        Duration::from_secs(1) / self.joins_per_s()
     }
 
     /// When the next spoke may be told to join; any time if there is none.
     fn next_join(&self) -> Option<Instant> {
-        let at_once = (self.config.joins_per_s / 10).max(1);
+        let at_once = (self.joins_per_s() / 10).max(1);
         let ahead = self.join_interval().saturating_mul(at_once - 1);
         let until = self.joins_until?;
         Some(until.checked_sub(ahead).unwrap_or(until))

@@ -63,7 +63,7 @@ impl FromStr for FanOut {
 /// | reason | goes | goes back |
 /// |---|---|---|
 /// | all that is broadcast, sent to every spoke directly, takes so much of the [uplink](Self::uplink_bytes_per_s), and the topic would save at least a quarter of it | over 80% now | at 50% or less in the busiest fifth of a second of the last minutes, or if it saves less than an eighth |
-/// | the largest event of the last minutes is at the last spoke so much sooner as the copies take that the hub need not send: saved x bytes / uplink | longer than the tree takes: 10 ms, two round trips, and 12 x bytes / uplink, counting no more than 60 KiB | at half of that |
+/// | the largest event of the last minutes is at the last spoke so much sooner as the copies take that need not be waited for: (spokes that can gossip - twice the hops) x bytes / uplink | longer than all hops but the first take: half a round trip and 1 ms each | at half of that |
 /// | so many spokes can gossip | [`gossip_from`](Self::gossip_from) | fewer than [`direct_below`](Self::direct_below) |
 ///
 /// *Saved* are the spokes that can gossip, but 6: to so many the hub sends along the topic itself.
@@ -82,12 +82,13 @@ impl FromStr for FanOut {
 /// - *What is short first is the uplink*: `uplink` has 50 spokes and events of 16 KiB behind 10 Mbit/s. Directly that is
 ///   50 copies, 0.7 s to the last spoke; along the topic the hub sends one to each of at most 6 neighbours (`hub_cost` counts
 ///   the bytes), and an event is there in a tenth of the time.
-/// - *Against that stand the hops of the tree*, four more than directly. Each is half a round trip, and `fan_out` has some
-///   10 ms for what all of them do. At each, a spoke has whole what it passes on, to up to 4 others one after the other: of
-///   these copies two or three leave before the last spoke's has left, four times three in all. How fast they do is not
-///   known; spokes are taken for no slower than the hub, which is why `uplink`, where nothing limits them, beats what is
-///   reckoned here. Larger events travel part by part, and a hop waits for a part only, of at most 60 KiB. It follows that up to
-///   18 spokes get events of up to 60 KiB directly on any uplink, unless it is full.
+/// - *Against that stand the hops of the tree*: 3 for fewer than 20 spokes, 4 for fewer than 60, and so on by threes
+///   (`simulate`). Each is half a round trip, and takes 1 ms besides (`fan_out`). At each, a spoke has whole what it passes on,
+///   to up to 4 others one after the other, and two copies leave until the one that the last spoke waits for has left. How fast
+///   they do is not known; spokes are taken for no faster than the hub. `iroh-hub simulate --bandwidth` limits them all, and
+///   shows both numbers to hold from 8 to 300 spokes; `uplink`, where nothing limits the spokes, beats what is reckoned
+///   here. Larger events travel in parts of 60 KiB, and a hop waits for a part only, while the hub sends 6 copies of the
+///   whole.
 /// - *What is short next is the hub's processor*: `hub_cost` has 30 to 45 us for each paced event and spoke directly. With 400
 ///   spokes and 50 events a second that is more than half a core, and less than half of that along the topic.
 ///
@@ -128,14 +129,19 @@ const MIN_CAPABLE: usize = 8;
 const ASSUMED_UPLINK: u64 = 12_500_000;
 /// How many copies of an event the hub sends along the topic, at most.
 const TOPIC_COPIES: usize = 6;
-/// How many hops there are more along the topic.
-const MORE_HOPS: u32 = 4;
-/// How many copies leave a spoke until the one has left that the last spoke waits for: of up to 4, half and a bit.
-const COPIES_A_HOP: u32 = 3;
-/// What the hops of the tree take, without the way and what is sent.
-const TREE: Duration = Duration::from_millis(10);
+/// How many copies leave a node, the hub too, until the one has left that the last spoke waits for: of up to 5, on average.
+const COPIES_A_HOP: u64 = 2;
+/// What a hop takes, without the way and what is sent.
+const HOP: Duration = Duration::from_millis(1);
 /// What a hop waits for is no larger, in bytes.
 const LARGEST_PART: u64 = 60 << 10;
+/// What the protocols below add to an event on its way, in bytes.
+const HEADERS: u64 = 90;
+
+/// How many hops it is to the last of so many, the first one included.
+fn hops(spokes: usize) -> u32 {
+    (spokes / 20).checked_ilog(3).map_or(3, |more| 4 + more)
+}
 
 impl AutoFanOut {
     /// The same with another [`gossip_from`](Self::gossip_from).
@@ -198,18 +204,21 @@ impl AutoFanOut {
 
     /// Whether the largest event is at the last spoke sooner along the tree, on an uplink that is idle.
     fn late(&self, gossip: bool, capable: usize, lately: Lately) -> bool {
-        let way = lately.rtt.unwrap_or_default().saturating_mul(MORE_HOPS) / 2;
-        let hops = times(
-            (MORE_HOPS * COPIES_A_HOP) as usize,
-            lately.largest_event.min(LARGEST_PART),
-        );
+        if lately.largest_event == 0 {
+            return false;
+        }
+        let event = lately.largest_event.saturating_add(HEADERS);
+        let part = event.min(LARGEST_PART);
+        let hops = hops(capable);
+        let direct = times(capable, event);
+        let tree = times(TOPIC_COPIES, event - part)
+            .saturating_add(u128::from(part * COPIES_A_HOP * u64::from(hops)));
+        let way = lately.rtt.unwrap_or_default() / 2;
+        let longer = way.saturating_add(HOP).saturating_mul(hops - 1);
         // In millionths of a byte that the uplink carries meanwhile.
-        let tree = self
-            .uplink()
-            .saturating_mul(TREE.saturating_add(way).as_micros())
-            .saturating_add(hops.saturating_mul(1_000_000));
-        let gain = times(saved(capable), lately.largest_event).saturating_mul(1_000_000);
-        gain.saturating_mul(if gossip { 2 } else { 1 }) > tree
+        let sooner = direct.saturating_sub(tree).saturating_mul(1_000_000);
+        let longer = self.uplink().saturating_mul(longer.as_micros());
+        sooner.saturating_mul(if gossip { 2 } else { 1 }) > longer
     }
 
     fn uplink(&self) -> u128 {
@@ -342,47 +351,85 @@ mod tests {
     }
 
     #[test]
-    fn a_large_event_that_would_be_late_decides_however_rare_it_is() {
+    fn an_event_that_would_be_late_decides_however_rare_it_is() {
         // What `uplink` measures: 10 Mbit/s, 50 spokes, 16 KiB and 1 KiB.
         let auto = AutoFanOut::default().with_uplink_bytes_per_s(10 * MBIT);
         for ms in [0, 20, 40] {
             assert!(auto.wants_gossip(false, 50, 50, far(ms, rare(16 * KIB))));
         }
-        assert!(auto.wants_gossip(false, 50, 50, rare(KIB)));
-        // The hops take as long as 44 events of 1 KiB.
-        assert!(!auto.wants_gossip(false, 50, 50, far(20, rare(KIB))));
-        assert!(auto.wants_gossip(true, 50, 50, far(20, rare(KIB))));
-        assert!(!auto.wants_gossip(true, 50, 50, far(20, rare(500))));
+        for ms in [0, 20] {
+            assert!(auto.wants_gossip(false, 50, 50, far(ms, rare(KIB))));
+        }
+        // Three more hops take as long as 42 events of 1 KiB.
+        assert!(!auto.wants_gossip(false, 50, 50, far(40, rare(KIB))));
+        assert!(auto.wants_gossip(true, 50, 50, far(40, rare(KIB))));
+        assert!(!auto.wants_gossip(true, 50, 50, far(60, rare(KIB))));
         // An uplink that nobody states is one of 100 Mbit/s.
         let auto = AutoFanOut::default();
-        assert!(!auto.wants_gossip(false, 140, 140, rare(KIB)));
-        assert!(auto.wants_gossip(false, 141, 141, rare(KIB)));
+        assert!(!auto.wants_gossip(false, 41, 41, rare(KIB)));
+        assert!(auto.wants_gossip(false, 42, 42, rare(KIB)));
+    }
+
+    #[test]
+    fn what_simulate_has_with_all_uplinks_limited_is_chosen() {
+        // `simulate --bandwidth 1250000B --delay .. --jitter 0`: ms to the last spoke, directly and along the topic.
+        let auto = AutoFanOut::default().with_uplink_bytes_per_s(10 * MBIT);
+        for (spokes, rtt, bytes, direct, gossip) in [
+            (8, 20, 1024, 16.7, 33.8),
+            (8, 20, 61_000, 400.5, 264.7),
+            (16, 20, 1024, 23.3, 36.7),
+            (16, 20, 16_384, 220.0, 122.7),
+            (16, 40, 1024, 33.3, 64.8),
+            (16, 40, 61_000, 801.0, 304.7),
+            (24, 20, 1024, 30.0, 47.6),
+            (24, 20, 16_384, 324.9, 145.9),
+            (32, 20, 1024, 36.7, 45.7),
+            (32, 40, 16_384, 439.9, 179.2),
+            (50, 0, 1024, 41.7, 9.5),
+            (50, 20, 1024, 51.7, 48.6),
+            (50, 40, 1024, 61.7, 89.5),
+            (100, 20, 1024, 93.4, 62.4),
+            (100, 40, 1024, 103.4, 131.4),
+            (300, 20, 1024, 260.1, 72.4),
+            (300, 40, 1024, 270.1, 131.4),
+        ] {
+            let wants = auto.wants_gossip(false, spokes, spokes, far(rtt, rare(bytes)));
+            assert_eq!(
+                wants,
+                gossip < direct,
+                "{spokes} spokes, {rtt} ms, {bytes} B"
+            );
+        }
     }
 
     #[test]
     fn what_spokes_have_to_pass_on_keeps_a_small_mesh_direct() {
         for mbit in [1, 10, 100, 1000] {
             let auto = AutoFanOut::default().with_uplink_bytes_per_s(mbit * MBIT);
-            for spokes in 8..=18 {
-                for kib in [1, 16, 60] {
+            for spokes in 0..8 {
+                for kib in [1, 16, 60, 1 << 20] {
                     let wants = auto.wants_gossip(false, spokes, spokes, rare(kib * KIB));
                     assert!(!wants, "{mbit} Mbit/s, {spokes} spokes, {kib} KiB");
                 }
             }
-            for spokes in 8..=16 {
-                assert!(!auto.wants_gossip(false, spokes, spokes, rare(64 * KIB)));
-            }
         }
         // What travels part by part is passed on before it is there.
         let auto = AutoFanOut::default();
-        assert!(auto.wants_gossip(false, 16, 16, rare(1 << 20)));
+        assert!(!auto.wants_gossip(false, 8, 8, far(20, rare(60 * KIB))));
+        assert!(auto.wants_gossip(false, 8, 8, far(20, rare(1 << 20))));
     }
 
     #[test]
     fn only_the_copies_that_are_saved_are_sooner() {
         let auto = AutoFanOut::default().with_uplink_bytes_per_s(10 * MBIT);
-        assert!(!auto.wants_gossip(false, 1000, 18, rare(16 * KIB)));
-        assert!(auto.wants_gossip(false, 1000, 50, rare(16 * KIB)));
+        assert!(!auto.wants_gossip(false, 1000, 9, far(40, rare(16 * KIB))));
+        assert!(auto.wants_gossip(false, 1000, 50, far(40, rare(16 * KIB))));
+    }
+
+    #[test]
+    fn the_way_to_the_last_grows_as_a_logarithm() {
+        let all = [0, 8, 19, 20, 59, 60, 179, 180, 10_000, usize::MAX].map(hops);
+        assert_eq!(all, [3, 3, 3, 4, 4, 5, 5, 6, 9, 41]);
     }
 
     #[test]

@@ -79,10 +79,8 @@ fn run(spokes: usize, seed: u64, all: &mut Figures) -> Result<()> {
     if !output.status.success() {
         return Err(text.into());
     }
-    let sent = ["topic", "topic again", "beacons"]
-        .map(|what| bytes(&text, &format!("hub: {what}"), "sends,"));
-    let sent: f64 = sent.into_iter().sum::<Result<f64>>()?;
-    all.hub_bytes.push(sent / f64::from(events));
+    all.hub_bytes
+        .push(number(&text, "hub bytes an event", "with repairs")?);
     all.hub_copies
         .push(number(&text, "hub copies a frame", "")?);
     all.last_hop.push(number(&text, "last hop", "p50")?);

@@ -59,9 +59,10 @@ pub struct Report {
     pub hub_copies: f64,
     /// The most copies of one frame.
     pub hub_copies_max: u32,
-    /// Bytes that the hub sent for each event, without repairs and fallback: along the topic and directly.
+    /// Bytes that the hub sent for each event, from the first one on, without repairs and fallback: along the topic, with
+    /// its beacons and upkeep, and directly.
     pub hub_bytes_per_event: f64,
-    /// The same with everything.
+    /// The same with repairs and fallback.
     pub hub_bytes_per_event_in_all: f64,
     /// Times that the hub sent something to repair a loss: writes to links, and copies of frames sent again.
     pub hub_repair_sends: u64,

@@ -115,6 +115,17 @@ impl Tally {
         }
     }
 
+    /// Bytes that the hub sent along the topic and directly.
+    pub(super) fn hub_usual(&self) -> u64 {
+        let (topic, beacons) = (self.hub_topic.bytes, self.hub_beacons.bytes);
+        topic + beacons + self.hub_control.bytes + self.hub_direct.bytes
+    }
+
+    /// Bytes that it sent since something was lost or did not come by the topic.
+    pub(super) fn hub_remedies(&self) -> u64 {
+        self.hub_again.bytes + self.hub_repairs.bytes + self.hub_fallback.bytes
+    }
+
     /// The most copies of one frame with new events that the hub sent.
     pub(super) fn most_copies(&self) -> u32 {
         let new = self

@@ -54,6 +54,8 @@ pub(super) struct World {
     /// Since when all spokes are served as they should.
     calm_since: Option<Nanos>,
     pub(super) first_event: Option<Nanos>,
+    /// What the hub had sent by then, in bytes: as usual, and to make up for losses.
+    before_first: (u64, u64),
     pub(super) last_event: Option<Nanos>,
     pub(super) replaced: f64,
 }
@@ -112,6 +114,7 @@ impl World {
             published: 0,
             calm_since: None,
             first_event: None,
+            before_first: (0, 0),
             last_event: None,
             replaced: 0.0,
             options,
@@ -190,6 +193,8 @@ impl World {
     fn begin(&mut self) {
         let now = self.ctx.clock.nanos();
         self.first_event = Some(now);
+        let tally = &self.ctx.tally;
+        self.before_first = (tally.hub_usual(), tally.hub_remedies());
         let events = &mut self.ctx.events;
         events.push(now, Event::Publish);
         for partition in &self.options.partitions {
@@ -462,15 +467,9 @@ impl World {
         let (events, per_event) = (self.published, |bytes: u64| {
             bytes as f64 / self.published.max(1) as f64
         });
-        let usual = [
-            tally.hub_topic,
-            tally.hub_beacons,
-            tally.hub_control,
-            tally.hub_direct,
-        ];
-        let usual: u64 = usual.iter().map(|traffic| traffic.bytes).sum();
-        let repairs = [tally.hub_again, tally.hub_repairs, tally.hub_fallback];
-        let repairs: u64 = repairs.iter().map(|traffic| traffic.bytes).sum();
+        let (before_usual, before_repairs) = self.before_first;
+        let usual = tally.hub_usual().saturating_sub(before_usual);
+        let repairs = tally.hub_remedies().saturating_sub(before_repairs);
         let messages = [
             tally.hub_topic,
             tally.hub_beacons,

@@ -89,6 +89,34 @@ impl Crowd {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hub_that_has_shut_down_has_let_all_have_everything() {
+    for fan_out in [FanOut::Direct, FanOut::Gossip] {
+        let mut crowd = Crowd::new(Hub::builder(), fan_out).await;
+        // Of the last ones nobody has said that it has them.
+        let first = crowd.sent;
+        crowd.broadcast(300).await;
+        let last = crowd.sent;
+        for (spoke, _) in &crowd.spokes {
+            let sending = crowd.hub.send(spoke.endpoint().id(), numbered(last));
+            soon("room", sending).await.expect("it is there");
+        }
+        let tip = crowd.hub.tip();
+        let drained = soon("the end", crowd.hub.shutdown_within(LIMIT)).await;
+        // All at once, and not some time after that.
+        let has = |(spoke, _): &(Spoke, Listener)| spoke.position() == Some(tip);
+        assert!(crowd.spokes.iter().all(has));
+        assert!(drained.behind.is_empty(), "{drained:?}");
+        for (spoke, listener) in &mut crowd.spokes {
+            expect_numbers(listener, first, 300).await;
+            let event = next_event(listener).await;
+            assert!(event.targeted && number(&event) == last);
+            assert_eq!(soon("the end", listener.recv()).await, None);
+            assert!(soon("goodbye", spoke.closed()).await.is_goodbye());
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stream_of_many_times_the_log_reaches_all_who_are_waited_for() {
     for (fan_out, log) in [(FanOut::Direct, 64), (FanOut::Gossip, 128)] {
         let builder = Hub::builder()
@@ -111,4 +139,31 @@ async fn a_stream_of_many_times_the_log_reaches_all_who_are_waited_for() {
         assert!(crowd.hub.metrics().events.broadcasts_held.get() > 0);
         assert!(crowd.hub.shutdown_within(LIMIT).await.behind.is_empty());
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_goes_from_the_topic_to_its_stream_is_not_sent_again_what_it_has() {
+    let mut crowd = Crowd::new(Hub::builder(), FanOut::Gossip).await;
+    let sent_again = |crowd: &Crowd| {
+        let metrics = crowd.spokes.iter().map(|(spoke, _)| spoke.metrics());
+        metrics.map(|m| m.reception.duplicates.get()).sum::<u64>()
+    };
+    let rounds = async {
+        loop {
+            crowd.until_most_owe_an_acknowledgement().await;
+            let before = sent_again(&crowd);
+            crowd.hub.set_fan_out(FanOut::Direct).await;
+            crowd.moves(FanOut::Direct).await;
+            crowd.broadcast(20).await;
+            crowd.all_hear(20).await;
+            if sent_again(&crowd) == before {
+                return;
+            }
+            // On a machine that is busy the hub may not wait long enough for them to say where they are.
+            crowd.hub.set_fan_out(FanOut::Gossip).await;
+            crowd.moves(FanOut::Gossip).await;
+        }
+    };
+    soon("a time when nothing is sent again", rounds).await;
+    assert!(crowd.hub.shutdown_within(LIMIT).await.behind.is_empty());
 }

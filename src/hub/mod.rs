@@ -174,7 +174,7 @@ struct Paces {
     clear: (u64, u64),
 }
 
-/// A part of the window may pass between two looks at the spokes.
+/// A part of the window, or of half of the log, may pass between two looks at the spokes.
 const LOOK_AGAIN: u64 = 8;
 
 /// So much of a second's asks for acknowledgements may be made at once,
@@ -638,9 +638,8 @@ impl Inner {
             return false;
         }
         let log = &self.config.log;
-        let half = self
-            .log
-            .back_by(tip, log.max_events as u64 / 2, log.max_bytes as u64 / 2);
+        let (half_events, half_bytes) = (log.max_events as u64 / 2, log.max_bytes as u64 / 2);
+        let half = self.log.back_by(tip, half_events, half_bytes);
         if half > self.log.head() {
             let all = self.roster.all();
             let acks = all.iter().map(|link| (link.id, link.has()));
@@ -653,9 +652,10 @@ impl Inner {
                 return false;
             }
         }
+        // A small log would be run through before the next look.
         paces.clear = (
-            tip + limits.pace_events / LOOK_AGAIN,
-            bytes + limits.pace_bytes / LOOK_AGAIN,
+            tip + limits.pace_events.min(half_events) / LOOK_AGAIN,
+            bytes + limits.pace_bytes.min(half_bytes) / LOOK_AGAIN,
         );
         true
     }

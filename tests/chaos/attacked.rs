@@ -34,6 +34,8 @@ use crate::{
 pub enum Setup {
     /// Every limit is small, in proportion to the number: a few MiB, and spokes.
     Small(usize),
+    /// The same, and a log that is full of bytes though events are small.
+    SmallEvents(usize),
     /// The defaults, and nobody is admitted who was not allowed.
     Guarded,
     /// Room for a thousand strangers, who have little time.
@@ -44,6 +46,7 @@ impl Setup {
     fn name(self) -> String {
         match self {
             Self::Small(scale) => format!("Small {scale}"),
+            Self::SmallEvents(scale) => format!("SmallEvents {scale}"),
             Self::Guarded => "Guarded".to_owned(),
             Self::Crowded => "Crowded".to_owned(),
         }
@@ -52,9 +55,18 @@ impl Setup {
     fn from_name(name: &str) -> Self {
         match name.split_once(' ') {
             Some(("Small", scale)) => Self::Small(scale.parse().expect("a number")),
+            Some(("SmallEvents", scale)) => Self::SmallEvents(scale.parse().expect("a number")),
             _ if name == "Guarded" => Self::Guarded,
             _ if name == "Crowded" => Self::Crowded,
             _ => panic!("{name}"),
+        }
+    }
+
+    /// To what its limits are in proportion.
+    pub fn scale(self) -> usize {
+        match self {
+            Self::Small(scale) | Self::SmallEvents(scale) => scale,
+            Self::Guarded | Self::Crowded => 1,
         }
     }
 
@@ -72,8 +84,13 @@ impl Setup {
             Self::Guarded => {
                 return builder.gossip(gossip).admission(Admission::allow_list([]));
             }
-            Self::Small(scale) => {
-                log = log.with_max_bytes(scale * 6 * MIB).with_max_events(4096);
+            Self::Small(scale) | Self::SmallEvents(scale) => {
+                let max_bytes = scale * 6 * MIB;
+                let max_events = match self {
+                    Self::SmallEvents(_) => max_bytes >> 10,
+                    _ => 4096,
+                };
+                log = log.with_max_bytes(max_bytes).with_max_events(max_events);
                 limits.max_spokes = 4 * scale;
                 limits.away_spokes = 4 * scale;
                 limits.max_connections = 6 * scale;

@@ -28,6 +28,11 @@ impl Mesh {
     pub async fn with(count: usize, config: GossipConfig) -> Self {
         let builder = Hub::builder().fan_out(FanOut::Gossip);
         let hub = hub(builder.gossip(config.clone())).await;
+        Self::around(hub, count, config).await
+    }
+
+    /// Spokes around a hub that has a topic.
+    pub async fn around(hub: Hub, count: usize, config: GossipConfig) -> Self {
         let mut spokes = Vec::new();
         for _ in 0..count {
             let builder = Spoke::builder().gossip_config(config.clone());

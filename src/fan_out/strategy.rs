@@ -6,6 +6,7 @@ use n0_error::{e, stack_error};
 use serde::{Deserialize, Serialize};
 
 use super::traffic::Lately;
+use crate::wire::native::MAX_PART;
 
 /// How the hub gets its broadcasts to the spokes.
 ///
@@ -85,10 +86,12 @@ impl FromStr for FanOut {
 /// - *Against that stand the hops of the tree*: 3 for fewer than 20 spokes, 4 for fewer than 60, and so on by threes
 ///   (`simulate`). Each is half a round trip, and takes 1 ms besides (`fan_out`). At each, a spoke has whole what it passes on,
 ///   to up to 4 others one after the other, and two copies leave until the one that the last spoke waits for has left. How fast
-///   they do is not known; spokes are taken for no faster than the hub. `iroh-hub simulate --bandwidth` limits them all, and
-///   shows both numbers to hold from 8 to 300 spokes; `uplink`, where nothing limits the spokes, beats what is reckoned
-///   here. Larger events travel in parts of 60 KiB, and a hop waits for a part only, while the hub sends 6 copies of the
-///   whole.
+///   they do is not known; spokes are taken for no faster than the hub. `iroh-hub simulate --bandwidth` limits them all: hops and
+///   copies hold there from 8 to 300 spokes; `uplink`, where nothing limits the spokes, beats what is reckoned here. Larger
+///   events travel in parts of 64 KiB, and a hop waits for a part only, while the hub sends 6 copies of the rest. Each copy
+///   counts 90 bytes more than the event, which is what the protocols below add.
+/// - *An uplink that is not stated* may be ten times the 100 Mbit/s that it is taken for, so the topic has to be sooner by twice
+///   as much: with events of 1 KiB and spokes next door, from 100 of them on.
 /// - *What is short next is the hub's processor*: `hub_cost` has 30 to 45 us for each paced event and spoke directly. With 400
 ///   spokes and 50 events a second that is more than half a core, and less than half of that along the topic.
 ///
@@ -133,8 +136,6 @@ const TOPIC_COPIES: usize = 6;
 const COPIES_A_HOP: u64 = 2;
 /// What a hop takes, without the way and what is sent.
 const HOP: Duration = Duration::from_millis(1);
-/// What a hop waits for is no larger, in bytes.
-const LARGEST_PART: u64 = 60 << 10;
 /// What the protocols below add to an event on its way, in bytes.
 const HEADERS: u64 = 90;
 
@@ -208,7 +209,7 @@ impl AutoFanOut {
             return false;
         }
         let event = lately.largest_event.saturating_add(HEADERS);
-        let part = event.min(LARGEST_PART);
+        let part = event.min(MAX_PART as u64);
         let hops = hops(capable);
         let direct = times(capable, event);
         let tree = times(TOPIC_COPIES, event - part)
@@ -218,7 +219,12 @@ impl AutoFanOut {
         // In millionths of a byte that the uplink carries meanwhile.
         let sooner = direct.saturating_sub(tree).saturating_mul(1_000_000);
         let longer = self.uplink().saturating_mul(longer.as_micros());
-        sooner.saturating_mul(if gossip { 2 } else { 1 }) > longer
+        let doubt = if self.uplink_bytes_per_s.is_some() {
+            1
+        } else {
+            2
+        };
+        sooner.saturating_mul(if gossip { 2 } else { 1 }) > longer.saturating_mul(doubt)
     }
 
     fn uplink(&self) -> u128 {
@@ -364,10 +370,13 @@ mod tests {
         assert!(!auto.wants_gossip(false, 50, 50, far(40, rare(KIB))));
         assert!(auto.wants_gossip(true, 50, 50, far(40, rare(KIB))));
         assert!(!auto.wants_gossip(true, 50, 50, far(60, rare(KIB))));
-        // An uplink that nobody states is one of 100 Mbit/s.
-        let auto = AutoFanOut::default();
+        let auto = AutoFanOut::default().with_uplink_bytes_per_s(100 * MBIT);
         assert!(!auto.wants_gossip(false, 41, 41, rare(KIB)));
         assert!(auto.wants_gossip(false, 42, 42, rare(KIB)));
+        // One that nobody states is taken for as fast, and that is doubted.
+        let auto = AutoFanOut::default();
+        assert!(!auto.wants_gossip(false, 99, 99, rare(KIB)));
+        assert!(auto.wants_gossip(false, 100, 100, rare(KIB)));
     }
 
     #[test]
@@ -403,7 +412,7 @@ mod tests {
     }
 
     #[test]
-    fn what_spokes_have_to_pass_on_keeps_a_small_mesh_direct() {
+    fn fewer_than_eight_stay_direct_whatever_they_get() {
         for mbit in [1, 10, 100, 1000] {
             let auto = AutoFanOut::default().with_uplink_bytes_per_s(mbit * MBIT);
             for spokes in 0..8 {
@@ -413,10 +422,17 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn what_spokes_have_to_pass_on_keeps_small_meshes_direct() {
+        let auto = AutoFanOut::default().with_uplink_bytes_per_s(100 * MBIT);
+        for (spokes, kib) in [(8, 1), (8, 60), (12, 16), (16, 16), (24, 8)] {
+            let wants = auto.wants_gossip(false, spokes, spokes, far(40, rare(kib * KIB)));
+            assert!(!wants, "{spokes} spokes, {kib} KiB");
+        }
         // What travels part by part is passed on before it is there.
-        let auto = AutoFanOut::default();
-        assert!(!auto.wants_gossip(false, 8, 8, far(20, rare(60 * KIB))));
-        assert!(auto.wants_gossip(false, 8, 8, far(20, rare(1 << 20))));
+        assert!(auto.wants_gossip(false, 8, 8, far(40, rare(1 << 20))));
     }
 
     #[test]

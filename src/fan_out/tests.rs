@@ -545,6 +545,55 @@ fn ten_thousand_spokes_move_to_the_tree_and_back() {
     assert_eq!(planner.counts().direct, 10_000);
 }
 
+#[test]
+fn a_large_tree_takes_in_a_twentieth_a_second_and_so_many_at_once() {
+    let mut planner = Planner::new(FanOut::Gossip, PlannerConfig::default(), 3);
+    let told = |planner: &mut Planner<u32>, now| {
+        let decisions = std::iter::from_fn(|| planner.poll(now));
+        let told = decisions.filter_map(|decision| match decision {
+            Decision::TellJoin { id, .. } => Some(id),
+            _ => None,
+        });
+        told.collect::<Vec<u32>>()
+    };
+    // Who is told gets there at once. How many are told within a second?
+    let second = |planner: &mut Planner<u32>, now: &mut Instant| {
+        let (until, mut count) = (*now + Duration::from_secs(1), 0);
+        while *now <= until {
+            for id in told(planner, *now) {
+                count += 1;
+                planner.on_tree(*now, id);
+            }
+            *now = planner
+                .deadline()
+                .unwrap_or(until)
+                .max(*now + Duration::from_millis(1));
+        }
+        count
+    };
+    let now = &mut Instant::now();
+    for id in 0..10_000 {
+        planner.spoke_joined(*now, id, true);
+    }
+    let first = second(&mut planner, now);
+    assert!((200..=221).contains(&first), "{first}");
+    while planner.counts().gossip < 8000 {
+        second(&mut planner, now);
+    }
+    let on_tree = planner.counts().gossip;
+    let large = second(&mut planner, now);
+    assert!((on_tree / 20..on_tree / 14).contains(&large), "{large}");
+    // A tree that has shrunk is a small one.
+    for id in 100..10_000 {
+        planner.spoke_left(*now, id);
+    }
+    for id in 10_000..11_000 {
+        planner.spoke_joined(*now, id, true);
+    }
+    let again = second(&mut planner, now);
+    assert!((199..=221).contains(&again), "{again}");
+}
+
 #[derive(Clone, Debug)]
 enum Op {
     Join(u8, bool),

@@ -24,7 +24,7 @@ use crate::{
     log::Read,
     wire::{
         broadcast::{BEACON_FIRST, BEACON_LAST, Packer},
-        native::{PartOf, parts},
+        native::{MAX_PART, PartOf, parts},
     },
 };
 
@@ -281,6 +281,12 @@ impl<Id: Copy + Ord + Debug> Framer<Id> {
     }
 }
 
+/// Whether an event travels uncut. A frame may have room for more than a part, and a link has not: what has come as a part along
+/// the one is completed by the other.
+fn is_whole(body: &Bytes) -> bool {
+    body.len() <= MAX_PART
+}
+
 /// Cuts a stretch of the log into frames.
 #[derive(Debug)]
 struct Cutter {
@@ -322,9 +328,10 @@ impl Cutter {
         let mut room = limit;
         let mut entries = self.entries.iter();
         entries.any(|(_, entry)| {
-            let left = room.checked_sub(Packer::cost(entry.envelope.body()));
+            let body = entry.envelope.body();
+            let left = room.checked_sub(Packer::cost(body));
             room = left.unwrap_or_default();
-            left.is_none()
+            left.is_none() || !is_whole(body)
         })
     }
 
@@ -357,6 +364,7 @@ impl Cutter {
         if self.parts.is_empty() {
             let first = self.next;
             while let Some((offset, entry)) = self.entries.front()
+                && is_whole(entry.envelope.body())
                 && packer.push(entry.envelope.body(), limit)
             {
                 self.next = offset + 1;

@@ -639,7 +639,11 @@ impl Inner {
         }
         let log = &self.config.log;
         let (half_events, half_bytes) = (log.max_events as u64 / 2, log.max_bytes as u64 / 2);
-        let half = self.log.back_by(tip, half_events, half_bytes);
+        let mut half = self.log.back_by(tip, half_events, half_bytes);
+        if half + 1 == tip && self.log.bytes_from(half) > half_bytes {
+            // The next one may take the place of the last.
+            half = tip;
+        }
         if half > self.log.head() {
             let all = self.roster.all();
             let acks = all.iter().map(|link| (link.id, link.has()));

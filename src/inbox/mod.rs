@@ -32,7 +32,7 @@ use self::{
     config::OVERHEAD,
     gaps::Gaps,
     missed::MissedRanges,
-    slot::{Partial, Slot, Whole, of_its_own},
+    slot::{Partial, Slot, Whole},
     targeted::TargetedQueue,
 };
 use crate::{
@@ -292,9 +292,7 @@ impl Inbox {
         if offset == self.run_end() {
             self.run.push_back(whole);
         } else {
-            let Whole { body, via } = whole;
-            let body = of_its_own(body);
-            self.slots.insert(offset, Slot::Whole(Whole { body, via }));
+            self.slots.insert(offset, Slot::Whole(whole.of_its_own()));
         }
     }
 

@@ -5,17 +5,16 @@ use std::collections::BTreeMap;
 use bytes::{Bytes, BytesMut};
 
 use super::config::OVERHEAD;
-use crate::via::Via;
+use crate::{via::Via, wire::native::MAX_PART};
 
-/// Bodies up to this size are copied when they have to wait behind a gap. What is larger takes a quarter of the frame that
-/// it is a slice of, at least, and may keep that.
-const COPIED: usize = 16 << 10;
+/// Parts up to this size are copied. Others are all that their frame brought, or most of it.
+const SMALL_PART: usize = MAX_PART / 4;
 
-/// A body that does not keep the whole of a large frame for a small event of it.
-pub(super) fn of_its_own(body: Bytes) -> Bytes {
-    match body.len() {
-        0..=COPIED => Bytes::copy_from_slice(&body),
-        _ => body,
+/// A body of at most so many bytes is copied, so that it does not keep the whole of a large frame for a small event of it.
+fn of_its_own(body: Bytes, most: usize) -> Bytes {
+    match body.len() <= most {
+        true => Bytes::copy_from_slice(&body),
+        false => body,
     }
 }
 
@@ -29,6 +28,14 @@ pub(super) struct Whole {
 impl Whole {
     pub(super) fn cost(&self) -> usize {
         self.body.len().saturating_add(OVERHEAD)
+    }
+
+    /// The same for an event that has to wait behind a gap: what came with it in a frame goes.
+    pub(super) fn of_its_own(self) -> Self {
+        Self {
+            body: of_its_own(self.body, MAX_PART),
+            via: self.via,
+        }
     }
 }
 
@@ -65,14 +72,14 @@ impl Partial {
 
     pub(super) fn add(&mut self, part: u16, body: Bytes) {
         self.bytes = self.bytes.saturating_add(body.len());
-        self.have.insert(part, of_its_own(body));
+        self.have.insert(part, of_its_own(body, SMALL_PART));
     }
 
     pub(super) fn is_complete(&self) -> bool {
         self.have.len() >= usize::from(self.parts)
     }
 
-    /// The parts in order as one body: the one copy that an event in parts costs.
+    /// The parts in order as one body: the one copy that a large part costs.
     pub(super) fn join(self) -> Bytes {
         let mut body = BytesMut::with_capacity(self.bytes);
         for part in self.have.values() {

@@ -15,8 +15,12 @@ use crate::{
 const LIMIT: usize = MIN_FRAME_SIZE - OVERHEAD;
 
 fn framer(now: Instant) -> Framer<u32> {
+    framer_of(now, LIMIT)
+}
+
+fn framer_of(now: Instant, limit: usize) -> Framer<u32> {
     let pace = Pace::new(Duration::from_millis(500), Duration::from_secs(2));
-    Framer::new(now, 0, LIMIT, pace)
+    Framer::new(now, 0, limit, pace)
 }
 
 fn log_of(sizes: &[usize]) -> SharedLog {
@@ -31,6 +35,10 @@ fn append(log: &SharedLog, n: usize, size: usize) {
     let payload = serde_json::to_string(&"x".repeat(size)).unwrap();
     let event = Envelope::from_json("t", &n.to_string(), &payload).unwrap();
     log.append(event).unwrap();
+}
+
+fn parts_of(body: &Bytes) -> usize {
+    parts(body).count()
 }
 
 fn nobody() -> Vec<(u32, Has)> {
@@ -49,8 +57,8 @@ struct Receiver {
 }
 
 impl Receiver {
-    fn take(&mut self, content: &Content) {
-        assert!(content.body.len() <= LIMIT);
+    fn take(&mut self, content: &Content, limit: usize) {
+        assert!(content.body.len() <= limit);
         if content.of.parts == 1 {
             let bodies = unpack(&content.body, content.count).expect("packed");
             self.whole.extend((content.first..).zip(bodies));
@@ -65,13 +73,21 @@ impl Receiver {
         }
     }
 
+    /// How many parts an event was cut into, as links would cut it.
+    fn is_cut_alike(&self, offset: u64, body: &Bytes) -> bool {
+        let parts = self.parts.get(&offset);
+        parts.map_or(1, BTreeMap::len) == parts_of(body)
+    }
+
     fn check(&self, log: &SharedLog, from: u64, to: u64) {
         let mut entries = Vec::new();
         let _ = log.read(0, usize::MAX, usize::MAX, &mut entries);
         for (offset, entry) in entries {
             let there = self.whole.get(&offset);
             if (from..to).contains(&offset) {
-                assert_eq!(there, Some(entry.envelope.body()), "{offset}");
+                let body = entry.envelope.body();
+                assert_eq!(there, Some(body), "{offset}");
+                assert!(self.is_cut_alike(offset, body), "{offset}");
             } else {
                 assert_eq!(there, None, "{offset}");
             }
@@ -97,10 +113,11 @@ fn sizes() -> impl Strategy<Value = Vec<usize>> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
     #[test]
-    fn frames_carry_every_event_once_and_in_order(sizes in sizes()) {
+    fn frames_carry_every_event_once_in_order_and_cut_as_links_cut_it(sizes in sizes(), room in 0..4 * MAX_PART) {
         let now = Instant::now();
         let log = log_of(&sizes);
-        let mut framer = framer(now);
+        let limit = LIMIT + room;
+        let mut framer = framer_of(now, limit);
         let mut receiver = Receiver::default();
         let mut next = (0, 0);
         for content in drain(&mut framer, now, &log) {
@@ -111,7 +128,7 @@ proptest! {
             } else {
                 (content.first, content.of.part + 1)
             };
-            receiver.take(&content);
+            receiver.take(&content, limit);
         }
         prop_assert_eq!(framer.next(), sizes.len() as u64);
         receiver.check(&log, 0, sizes.len() as u64);
@@ -133,10 +150,10 @@ proptest! {
         let (again, new): (Vec<_>, Vec<_>) =
             drain(&mut framer, now, &log).into_iter().partition(|content| content.again);
         let mut receiver = Receiver::default();
-        again.iter().for_each(|content| receiver.take(content));
+        again.iter().for_each(|content| receiver.take(content, LIMIT));
         receiver.check(&log, from, (from + len).min(sent));
         let mut receiver = Receiver::default();
-        new.iter().for_each(|content| receiver.take(content));
+        new.iter().for_each(|content| receiver.take(content, LIMIT));
         receiver.check(&log, sent, sent + more.len() as u64);
     }
 }
@@ -275,7 +292,7 @@ fn what_fills_no_frame_waits_with_the_rest_while_the_window_is_closed() {
             if content.count > 0 {
                 let is_last = content.first + u64::from(content.count) == 3000;
                 assert!(is_last || content.body.len() + SIZE + 20 > LIMIT);
-                receiver.take(&content);
+                receiver.take(&content, LIMIT);
                 frames += 1;
             }
         }

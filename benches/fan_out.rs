@@ -49,6 +49,7 @@ const CONTESTS: [&[Way]; 3] = [
 
 /// Who waits longer than this for an event notices.
 const SLOW: Duration = Duration::from_millis(80);
+const SLOW_SHARE: &str = "percent_over_80_ms";
 
 /// Events a second of the paced load.
 const PACE: u32 = 50;
@@ -210,17 +211,18 @@ impl Side {
             Group::Lone | Group::Paced => {
                 let times = self.rounds.iter().map(|time| time * 1000.0);
                 results.measured(row, way.name(), "ms", Spread::of(times));
-                println!(
-                    "    {} of {} events took more than {SLOW:?} to the last spoke",
-                    self.slow, self.events
-                );
             }
         }
+        let mut share = |of: u64, all: u64, unit: &str| {
+            let percent = 100.0 * of as f64 / all.max(1) as f64;
+            results.measured(row, way.name(), unit, Spread::of([percent]));
+        };
+        if group != Group::Burst {
+            share(self.slow, self.events, SLOW_SHARE);
+        }
         if self.lost + self.disordered > 0 {
-            println!(
-                "    {} of {} deliveries lost, {} out of order",
-                self.lost, self.expected, self.disordered
-            );
+            share(self.lost, self.expected, "percent_lost");
+            share(self.disordered, self.expected, "percent_out_of_order");
         }
     }
 }

@@ -7,13 +7,14 @@
 //!
 //! `direct`, `gossip` and `auto` are this crate, `auto` with the uplink stated; `bare_streams` and `bare_gossip` are
 //! the baselines. All are up at once and take turns, forwards and backwards; each has a network of its own inside of
-//! this process, so it takes neither root nor another machine. The bytes on the uplink are counted, and that nothing
-//! went around it is made sure of.
+//! this process, so it takes neither root nor another machine. No two topics have the same tree, so all are built anew
+//! some times, and the spread is that of trees too. The bytes on the uplink are counted, and that nothing went around
+//! it is made sure of.
 //!
 //! `cargo bench --bench uplink -- --kernel`, as root, has the kernel limit the uplink instead: a token bucket (tbf) on
 //! loopback in a network namespace of its own, with real sockets, and without a delay.
 //!
-//! `cargo bench --bench uplink` takes five minutes; a filter such as `-- rtt_20ms/50/16384` runs a part, and `cargo
+//! `cargo bench --bench uplink` takes ten minutes; a filter such as `-- rtt_20ms/50/16384` runs a part, and `cargo
 //! test --benches` sends a few events through small meshes.
 
 mod common;
@@ -59,7 +60,9 @@ struct Plan {
     /// Their names, and how long a packet takes one way.
     delays: &'static [(&'static str, Duration)],
     spokes: &'static [usize],
-    /// Bytes of an event, and how many are measured.
+    /// How often all are built anew.
+    meshes: usize,
+    /// Bytes of an event, and how many are measured on each mesh.
     sizes: &'static [(usize, usize)],
     warm_ups: usize,
     smoke: bool,
@@ -75,7 +78,8 @@ impl Plan {
             ("rtt_40ms", Duration::from_millis(20)),
         ],
         spokes: &[50],
-        sizes: &[(1024, 12), (16 * 1024, 8)],
+        meshes: 4,
+        sizes: &[(1024, 6), (16 * 1024, 4)],
         warm_ups: 2,
         smoke: false,
         kernel: false,
@@ -88,6 +92,7 @@ impl Plan {
     const SMOKE: Self = Self {
         delays: &[("rtt_4ms", Duration::from_millis(2))],
         spokes: &[4],
+        meshes: 2,
         sizes: &[(1024, 2)],
         warm_ups: 1,
         smoke: true,
@@ -199,7 +204,6 @@ struct Alternative {
     mesh: Box<dyn AnyMesh>,
     /// Whether the hub sends an event to each spoke itself.
     copies: bool,
-    seen: Vec<Seen>,
 }
 
 /// One event.
@@ -223,7 +227,6 @@ impl Alternative {
             copies: [BareStreams::NAME, Direct::NAME].contains(&M::NAME),
             uplink,
             mesh: Box::new(mesh),
-            seen: Vec::new(),
         })
     }
 
@@ -259,15 +262,25 @@ impl Alternative {
             sleep(LOOK).await;
         }
     }
+}
 
+/// What was seen of events of one size, on all meshes of one way to fan out.
+#[derive(Default)]
+struct Side {
+    seen: Vec<Seen>,
+    /// How the last mesh served its spokes.
+    paths: Option<String>,
+}
+
+impl Side {
     fn ms(&self) -> Spread {
         Spread::of(self.seen.iter().map(Seen::ms))
     }
 
-    fn report(&self, row: Row<'_>, results: &mut Results) {
-        results.measured(row, self.name, "ms", self.ms());
+    fn report(&self, name: &str, row: Row<'_>, results: &mut Results) {
+        results.measured(row, name, "ms", self.ms());
         let bytes = self.seen.iter().map(|seen| seen.carried.bytes as f64);
-        results.measured(row, self.name, "bytes", Spread::of(bytes));
+        results.measured(row, name, "bytes", Spread::of(bytes));
         let sum = |of: fn(&Seen) -> u64| self.seen.iter().map(of).sum::<u64>();
         println!(
             "    {} of {} deliveries lost, {} out of order; {} of {} packets lost at the uplink, {} refused; {}",
@@ -277,18 +290,67 @@ impl Alternative {
             sum(|seen| seen.carried.dropped),
             sum(|seen| seen.carried.packets + seen.carried.dropped),
             sum(|seen| seen.carried.refused),
-            self.mesh.paths().unwrap_or_else(|| "no paths".to_owned()),
+            self.paths.as_deref().unwrap_or("no paths"),
         );
     }
 }
 
 /// The time of one as a multiple of that of another, event by event.
-fn ratio(one: &Alternative, other: &Alternative) -> Spread {
+fn ratio(one: &Side, other: &Side) -> Spread {
     let pairs = one.seen.iter().zip(&other.seen);
     Spread::of_ratios(pairs.map(|(one, other)| (one.ms(), other.ms())))
 }
 
-/// Measures all sizes over the same meshes.
+/// How many ways to fan out there are.
+const WAYS: usize = 5;
+
+/// All ways, each on a new mesh.
+async fn start(
+    plan: &Plan,
+    delay: Duration,
+    spokes: usize,
+    max: usize,
+) -> Result<[Alternative; WAYS]> {
+    let uplink = || Uplink::new(plan.kernel, delay);
+    Ok([
+        Alternative::start::<BareStreams>(uplink()?, spokes, max).await?,
+        Alternative::start::<BareGossip>(uplink()?, spokes, max).await?,
+        Alternative::start::<HubMesh<Direct>>(uplink()?, spokes, max).await?,
+        Alternative::start::<HubMesh<Gossip>>(uplink()?, spokes, max).await?,
+        Alternative::start::<HubMesh<Auto>>(uplink()?, spokes, max).await?,
+    ])
+}
+
+/// Sends so many events by each way, in turns.
+async fn measure(
+    plan: &Plan,
+    all: &[Alternative; WAYS],
+    sides: &mut [Side; WAYS],
+    (size, events): (usize, usize),
+) -> Result<()> {
+    for alternative in all {
+        for _ in 0..plan.warm_ups {
+            alternative.lone(size).await?;
+        }
+        alternative.settle().await;
+    }
+    for event in 0..events {
+        for nth in 0..WAYS {
+            let at = match event % 2 {
+                0 => nth,
+                _ => WAYS - 1 - nth,
+            };
+            let seen = all[at].lone(size).await?;
+            sides[at].seen.push(seen);
+        }
+    }
+    for (alternative, side) in all.iter().zip(sides) {
+        side.paths = alternative.mesh.paths();
+    }
+    Ok(())
+}
+
+/// Measures all sizes over the same meshes, and again over others.
 async fn cells(
     plan: &Plan,
     filter: &Filter,
@@ -301,41 +363,29 @@ async fn cells(
     let Some(max) = sizes.clone().map(|(size, _)| *size).max() else {
         return Ok(());
     };
-    let uplink = || Uplink::new(plan.kernel, delay);
-    let mut all = [
-        Alternative::start::<BareStreams>(uplink()?, spokes, max).await?,
-        Alternative::start::<BareGossip>(uplink()?, spokes, max).await?,
-        Alternative::start::<HubMesh<Direct>>(uplink()?, spokes, max).await?,
-        Alternative::start::<HubMesh<Gossip>>(uplink()?, spokes, max).await?,
-        Alternative::start::<HubMesh<Auto>>(uplink()?, spokes, max).await?,
-    ];
-    for &(size, events) in sizes {
-        for alternative in &mut all {
-            for _ in 0..plan.warm_ups {
-                alternative.lone(size).await?;
-            }
-            alternative.settle().await;
-            alternative.seen.clear();
+    let mut cells: Vec<[Side; WAYS]> = sizes.clone().map(|_| Default::default()).collect();
+    let mut names = [""; WAYS];
+    for _ in 0..plan.meshes {
+        let all = start(plan, delay, spokes, max).await?;
+        names = all.each_ref().map(|alternative| alternative.name);
+        for (of, sides) in sizes.clone().zip(&mut cells) {
+            measure(plan, &all, sides, *of).await?;
         }
-        for event in 0..events {
-            let mut turns: Vec<&mut Alternative> = all.iter_mut().collect();
-            if event % 2 == 1 {
-                turns.reverse();
-            }
-            for alternative in turns {
-                let seen = alternative.lone(size).await?;
-                alternative.seen.push(seen);
-            }
+        for alternative in all {
+            alternative.uplink.check()?;
+            alternative.mesh.stop().await;
         }
+    }
+    for ((size, _), sides) in sizes.zip(&cells) {
         let row = Row {
             case,
             spokes,
-            size: Some(size),
+            size: Some(*size),
         };
-        for alternative in &all {
-            alternative.report(row, results);
+        for (name, side) in names.iter().zip(sides) {
+            side.report(name, row, results);
         }
-        let [streams, bare_gossip, direct, gossip, auto] = &all;
+        let [streams, bare_gossip, direct, gossip, auto] = sides;
         results.ratio(row, "gossip/direct", ratio(gossip, direct));
         results.ratio(row, "direct/bare_streams", ratio(direct, streams));
         results.ratio(row, "gossip/bare_gossip", ratio(gossip, bare_gossip));
@@ -344,10 +394,6 @@ async fn cells(
             false => gossip,
         };
         results.ratio(row, "auto/best", ratio(auto, best));
-    }
-    for alternative in all {
-        alternative.uplink.check()?;
-        alternative.mesh.stop().await;
     }
     Ok(())
 }

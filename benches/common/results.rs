@@ -1,4 +1,4 @@
-//! What a bench measured, as lines of JSON that the plots are made from: `target/bench-results/NAME.jsonl`.
+//! What a bench measured, as lines of JSON that the plots are made from: `target/bench-results/NAME.TIME.jsonl`.
 //!
 //! One line for each alternative in each case, and one for each ratio between two of them.
 
@@ -6,6 +6,7 @@ use std::{
     fs::{self, File},
     io::{self, Write},
     path::PathBuf,
+    time::SystemTime,
 };
 
 use serde::Serialize;
@@ -85,7 +86,7 @@ pub struct Results {
 }
 
 impl Results {
-    /// The first row replaces the results of an earlier run.
+    /// Of a run of this bench. A smoke run writes nothing.
     pub fn new(bench: impl Into<String>, smoke: bool) -> Self {
         Self {
             bench: bench.into(),
@@ -145,5 +146,8 @@ impl Results {
 fn create(bench: &str) -> io::Result<File> {
     let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("target/bench-results");
     fs::create_dir_all(&folder)?;
-    File::create(folder.join(format!("{bench}.jsonl")))
+    // Several runs may have measured a part each.
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    let now = now.unwrap_or_default().as_millis();
+    File::create(folder.join(format!("{bench}.{now}.jsonl")))
 }

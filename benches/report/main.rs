@@ -1,15 +1,16 @@
 //! Makes `benches/README.md` and its plots of what the other benches measured. Measures nothing.
 //!
-//! `cargo bench --bench report` takes what is new in `target/bench-results` into `benches/results`, with the machine that it was
-//! measured on beside it, and writes the page and the plots again from all that is there; so one bench can be
-//! measured again by itself, or a part of it: what was not measured again stays. Without `--bench`, as in tests, it makes the page of what is in `benches/results` and throws it away.
+//! `cargo bench --bench report` takes what is new in `target/bench-results` and `target/criterion` into `benches/results`, with
+//! the machine that it was measured on beside it, and writes the page and the plots again from all that is there. So one
+//! bench can be measured again by itself, or a part of it: what was not measured again stays. Without `--bench`, as in tests, it
+//! makes the page of what is in `benches/results` and throws it away.
 
-mod core;
+mod alone;
 mod machine;
 mod merge;
 mod page;
 mod plot;
-// To read, not to write.
+// Of it, only the spread is of use here.
 #[allow(dead_code)]
 #[path = "../common/results.rs"]
 mod results;
@@ -34,7 +35,7 @@ fn main() -> anyhow::Result<()> {
     let page = page::make(&rows, machine.as_ref())?;
     println!("{} results, {} plots", rows.len(), page.plots.len());
     if !writes {
-        return Ok(());
+        return check(&results);
     }
     let plots = root.join("benches/plots");
     if plots.exists() {
@@ -47,27 +48,37 @@ fn main() -> anyhow::Result<()> {
     fs::write(root.join("benches/README.md"), page.text).context("the page cannot be written")
 }
 
+fn check(results: &Path) -> anyhow::Result<()> {
+    for file in fs::read_dir(results)? {
+        let path = file?.path();
+        if rows::is_results(&path) {
+            merge::check(&path)?;
+        }
+    }
+    Ok(())
+}
+
 /// Takes new results into the repository.
 fn take_over(root: &Path, results: &Path) -> anyhow::Result<()> {
     fs::create_dir_all(results)?;
-    let core = core::lines(root)?;
-    let mut any = !core.is_empty();
-    if any {
-        merge::merge(&core, &results.join("core.jsonl"))?;
-    }
+    let mut any = merge::merge(&alone::lines(root)?, &results.join("core.jsonl"))?;
     let new = root.join("target/bench-results");
-    let files = match new.exists() {
-        true => Some(fs::read_dir(new)?),
-        false => None,
-    };
-    for file in files.into_iter().flatten() {
-        let path = file?.path();
-        let Some(name) = path.file_name().filter(|_| rows::is_results(&path)) else {
+    let mut paths = Vec::new();
+    if new.exists() {
+        for file in fs::read_dir(new)? {
+            paths.push(file?.path());
+        }
+    }
+    // By bench, and each by time.
+    paths.sort();
+    for path in paths.iter().filter(|path| rows::is_results(path)) {
+        let name = path.file_name().and_then(|name| name.to_str());
+        let Some((bench, _)) = name.and_then(|name| name.split_once('.')) else {
             continue;
         };
-        merge::merge(&fs::read_to_string(&path)?, &results.join(name))?;
-        fs::remove_file(&path)?;
-        any = true;
+        let into = results.join(format!("{bench}.jsonl"));
+        any |= merge::merge(&fs::read_to_string(path)?, &into)?;
+        fs::remove_file(path)?;
     }
     if any {
         machine::write(root, results)?;

@@ -1,7 +1,6 @@
 //! Takes new results into a file of earlier ones: what was measured again is replaced, and what was not stays.
 
 use std::{
-    cmp::Ordering,
     collections::{BTreeMap, BTreeSet},
     fs,
     path::Path,
@@ -19,35 +18,60 @@ fn key(row: &Row) -> Key {
     (row.case.clone(), row.spokes, row.size, names)
 }
 
-/// Puts the lines of `new` into the file `into`, by case, number of spokes and size.
-pub fn merge(new: &str, into: &Path) -> anyhow::Result<()> {
+/// Puts the lines of `new` into the file `into`, by case, number of spokes and size, and says whether that changed it. Lines of
+/// what is not measured any more stay until someone deletes them there.
+pub fn merge(new: &str, into: &Path) -> anyhow::Result<bool> {
     let old = match into.exists() {
         true => fs::read_to_string(into)?,
         false => String::new(),
     };
-    fs::write(into, merged(&old, new)?).with_context(|| into.display().to_string())
+    let both = merged(&old, new).with_context(|| into.display().to_string())?;
+    if both == old {
+        return Ok(false);
+    }
+    fs::write(into, both)?;
+    Ok(true)
+}
+
+/// That a file would have the same lines if all of it had just been measured again.
+pub fn check(file: &Path) -> anyhow::Result<()> {
+    let text = fs::read_to_string(file)?;
+    let again = merged(&text, &text)?;
+    let lines = |text: &str| {
+        let mut lines: Vec<_> = text.lines().map(str::to_owned).collect();
+        lines.sort();
+        lines
+    };
+    let same = lines(&again) == lines(&text);
+    anyhow::ensure!(same, "{}: taking it over would change it", file.display());
+    Ok(())
 }
 
 fn merged(old: &str, new: &str) -> anyhow::Result<String> {
-    let parse = |text| {
-        rows::parse(text)
-            .map(|row| row.map(|(line, row)| (line, key(&row))))
-            .collect::<anyhow::Result<Vec<_>>>()
-    };
-    let (old, new) = (parse(old)?, parse(new)?);
-    let again: BTreeSet<&Key> = new.iter().map(|(_, key)| key).collect();
-    let kept = old.iter().filter(|(_, key)| !again.contains(key));
-    let mut lines: Vec<&(&str, Key)> = kept.chain(&new).collect();
-    let mut cases: BTreeMap<&str, usize> = BTreeMap::new();
-    for (_, (case, ..)) in old.iter().chain(&new) {
-        let next = cases.len();
-        cases.entry(case).or_insert(next);
+    // Several lines may say the same of turns with different others.
+    let mut lines: Vec<(Key, Vec<&str>)> = Vec::new();
+    let mut places: BTreeMap<Key, usize> = BTreeMap::new();
+    let mut cases: BTreeMap<String, usize> = BTreeMap::new();
+    for text in [old, new] {
+        let mut replaced = BTreeSet::new();
+        for row in rows::parse(text) {
+            let (line, row) = row?;
+            let key = key(&row);
+            let next = cases.len();
+            cases.entry(row.case).or_insert(next);
+            let place = *places.entry(key.clone()).or_insert(lines.len());
+            match lines.get_mut(place) {
+                Some((_, of)) if replaced.insert(key.clone()) => *of = vec![line],
+                Some((_, of)) => of.push(line),
+                None => {
+                    replaced.insert(key.clone());
+                    lines.push((key, vec![line]));
+                }
+            }
+        }
     }
-    // Lines of one cell stay in the order in which they were written.
-    lines.sort_by(|(_, a), (_, b)| {
-        let place = |(case, spokes, size, _): &Key| (cases.get(case.as_str()), *spokes, *size);
-        let order: Ordering = place(a).cmp(&place(b));
-        order
-    });
-    Ok(lines.iter().map(|(line, _)| format!("{line}\n")).collect())
+    // Those of one cell stay in the order in which they were written first.
+    lines.sort_by_key(|((case, spokes, size, _), _)| (cases.get(case), *spokes, *size));
+    let lines = lines.iter().flat_map(|(_, of)| of);
+    Ok(lines.map(|line| format!("{line}\n")).collect())
 }

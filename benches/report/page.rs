@@ -78,14 +78,14 @@ const ABOUT: [(&str, &str, &str); 12] = [
     (
         "core",
         "The core alone",
-        "Without a network, on one core: `codec` (`envelope`, `native`, `compat`), `seal` (and `refuse`), `inbox`, and `log` (`memory`, `sync`, `commit`, `broadcast`, `open`). The number is the size of an event in bytes, or how many events share a sync.",
+        "Without a network, on one core: `codec` (`envelope`, `native`, `compat`), `seal` (and `refuse`), `inbox`, and `log` (`memory`, `sync`, `commit`, `broadcast`, `open`). A number behind `sync`, `commit` and `broadcast` is how many events share a sync, and behind `open` how many the log has.",
     ),
 ];
 
 const HEAD: &str = "# What was measured
 
-This page is made by `cargo bench --bench report` from the files in `results`, which the benches write: `cargo bench` runs them
-all and makes it again, `cargo bench --bench NAME` one of them. What each proves, and how, is in the head of its source. Figures are medians, with the tenth and
+This page is made by `cargo bench --bench report` from the files in `results`, into which it takes what the benches have measured since:
+`cargo bench` runs them all and makes it again, `cargo bench --bench NAME` one of them. What was not measured again stays. What each proves, and how, is in the head of its source. Figures are medians, with the tenth and
 the ninetieth percentile in brackets; ratios are those of rounds that took turns in one run. Loopback has no uplink to fill and no loss: compare
 the ways with each other, and take no figure for a promise.
 ";

@@ -29,6 +29,7 @@ const GROUPS: [&str; 11] = [
 #[derive(Deserialize)]
 struct Benchmark {
     full_id: String,
+    value_str: Option<String>,
     throughput: Option<Throughput>,
 }
 
@@ -71,8 +72,12 @@ fn runs(group: &Path) -> anyhow::Result<Vec<PathBuf>> {
             todo.push(inner?.path());
         }
     }
-    // `9` before `10`.
-    runs.sort_by_key(|run| (run.as_os_str().len(), run.clone()));
+    // Of one function, 9 before 10.
+    runs.sort_by_key(|run| {
+        let parts = run.iter().map(|part| part.to_string_lossy().into_owned());
+        let parts = parts.map(|part| (part.parse::<u64>().unwrap_or_default(), part));
+        parts.collect::<Vec<_>>()
+    });
     Ok(runs)
 }
 
@@ -80,6 +85,7 @@ fn line(run: &Path) -> anyhow::Result<String> {
     let benchmark = fs::read_to_string(run.join("benchmark.json"))?;
     let Benchmark {
         full_id,
+        value_str,
         throughput,
     } = serde_json::from_str(&benchmark)?;
     let Sample { iters, times } =
@@ -93,8 +99,16 @@ fn line(run: &Path) -> anyhow::Result<String> {
         p90,
         n,
     } = spread;
+    // In these groups the parameter is the size of an event.
+    let sized = ["envelope", "native", "compat", "seal", "refuse"];
+    let size = value_str.and_then(|value| value.parse::<usize>().ok());
+    let size = size.filter(|_| sized.iter().any(|group| full_id.starts_with(group)));
+    let case = match size {
+        Some(size) => full_id.trim_end_matches(&format!("/{size}")),
+        None => &full_id,
+    };
     let line = json!({
-        "bench": "core", "case": full_id, "spokes": 0, "size": null,
+        "bench": "core", "case": case, "spokes": 0, "size": size,
         "alternative": "the core alone", "unit": "ns_per_event",
         "median": median, "p10": p10, "p90": p90, "n": n,
     });

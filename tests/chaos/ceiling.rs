@@ -24,7 +24,7 @@ use crate::{
     },
 };
 
-/// Bytes of an event: little more than fits one frame, as events are that go out in parts.
+/// Bytes of an event: one fills a frame.
 const LARGE: usize = 60 << 10;
 /// And of events that links take many at a time, beside what each is by itself.
 const SMALL: [usize; 3] = [1 << 10, 2 << 10, 4000];
@@ -290,11 +290,17 @@ async fn peers_that_fill_every_buffer_with_small_events_do_not_get_a_small_hub_o
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "takes minutes; see the module"]
-async fn peers_that_fill_every_buffer_get_a_hub_to_more_than_half_of_its_ceiling_and_not_over_it() {
+async fn peers_that_fill_every_buffer_get_a_hub_to_a_third_of_its_ceiling_and_not_over_it() {
     // The ceiling counts runs, in which large events are not.
     let share = fill(Setup::Small(16), &[LARGE]).await;
     println!("  {share:.2} of the ceiling");
     assert!(share >= 0.35, "{share:.2}: the ceiling is a fantasy");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "takes minutes; see the module"]
+async fn peers_that_fill_every_buffer_with_small_events_get_a_hub_to_half_of_its_ceiling_and_not_over_it()
+ {
     let share = fill(Setup::SmallEvents(16), &SMALL).await;
     println!("  {share:.2} of the ceiling");
     assert!(share >= 0.5, "{share:.2}: the ceiling is a fantasy");

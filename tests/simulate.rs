@@ -302,7 +302,7 @@ fn auto_begins_a_topic_where_the_hub_would() {
         (Some(1_250_000), 20, 1),
         (None, 0, 1),
         (None, 20, 0),
-        (Some(125_000_000), 0, 0),
+        (Some(1_250_000_000), 0, 0),
     ] {
         for report in all_arrive(&Options {
             fan_out: FanOut::Auto(AutoFanOut::default()),

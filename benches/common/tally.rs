@@ -71,6 +71,14 @@ impl Tally {
 
     /// Begins a round and returns its payloads, encoded beforehand so that making them is not measured.
     pub fn begin(&self, events: usize, size: usize) -> Vec<Bytes> {
+        let number = self.expect(events);
+        (0..events as u64)
+            .map(|index| payload(number, index, size))
+            .collect()
+    }
+
+    /// Begins a round whose payloads somebody else makes, and returns its number.
+    pub fn expect(&self, events: usize) -> u64 {
         let number = self.round.fetch_add(1, Ordering::Relaxed) + 1;
         let mut state = self.state.lock().expect("not poisoned");
         state.number = number;
@@ -80,9 +88,7 @@ impl Tally {
         state.next.fill(0);
         state.arrivals = vec![None; events];
         state.last = None;
-        (0..events as u64)
-            .map(|index| payload(number, index, size))
-            .collect()
+        number
     }
 
     /// Counts one payload that a spoke received.

@@ -86,6 +86,8 @@ struct Cell {
     size: usize,
     burst: Rounds,
     paced: Rounds,
+    /// What the hub of each holds for a spoke when all rounds are over, where the system tells.
+    held: Vec<Option<f64>>,
 }
 
 impl Cell {
@@ -105,6 +107,7 @@ impl Cell {
             size,
             burst: Rounds::new(),
             paced: Rounds::new(),
+            held: Vec::new(),
         };
         // The first burst opens windows.
         turns(pairs, burst, false).await?;
@@ -114,6 +117,9 @@ impl Cell {
             cell.paced.push(turns(pairs, paced, reversed).await?);
         }
         for pair in pairs {
+            let grown = pair.grown().await?;
+            cell.held
+                .push(grown.map(|bytes| bytes as f64 / spokes as f64));
             let Outcome {
                 expected,
                 lost,
@@ -135,6 +141,10 @@ impl Cell {
         };
         let spokes = self.spokes as f64;
         let ran = alternatives(self.spokes);
+        for (alternative, held) in ran.iter().zip(&self.held) {
+            let held = Spread::of(*held);
+            results.measured(row("memory_in_use"), alternative.name(), "bytes", held);
+        }
         let kinds = [
             ("burst", "burst_per_delivery", "burst_copies", &self.burst),
             ("paced", "paced_per_delivery", "paced_copies", &self.paced),

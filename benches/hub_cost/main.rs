@@ -11,6 +11,9 @@
 //!   spoke has said a word in its turn, so that keep-alives are spread out alike. It proves that the library adds little to
 //!   a connection.
 //!
+//! - `spoke/SPOKES`: the other side of it: memory of one spoke on the topic, alone in its process, its whole program
+//!   included, at 10 MB/s in events of 16 KiB, most that it held. It proves that what a spoke keeps for others is bounded.
+//!
 //! `direct` and `gossip` are this crate. `bare_streams` (iroh and nothing else: encoded once, a writer task per spoke,
 //! writes coalesced) has the QUIC settings of the hub's connections, its windows and keep-alive; `bare_gossip` is
 //! `iroh_gossip::net` and nothing else, to 100 spokes at most. Ratios are of the two that ran in the same round. What
@@ -18,7 +21,7 @@
 //! (as it does when the spokes get too little CPU time), is left out, and that is printed.
 //!
 //! `cargo bench --bench hub_cost` takes ten minutes or more on two busy cores; a filter such as `-- broadcast/300` runs
-//! a part. Rows go to `target/bench-results/hub_cost.jsonl`. `cargo test --benches` sends a few events, to show that
+//! a part. `cargo test --benches` sends a few events, to show that
 //! all of this works.
 
 #[path = "../common/mod.rs"]
@@ -38,6 +41,7 @@ mod idle;
 mod pair;
 mod plan;
 mod protocol;
+mod spoke;
 mod spokes_side;
 
 use std::future::Future;
@@ -64,5 +68,6 @@ fn block_on(run: impl Future<Output = Result<()>>) -> Result<()> {
 async fn all(plan: &Plan) -> Result<()> {
     let mut results = Results::new("hub_cost", plan.smoke);
     broadcast::measure(plan, &mut results).await?;
-    idle::measure(plan, &mut results).await
+    idle::measure(plan, &mut results).await?;
+    spoke::measure(plan, &mut results).await
 }

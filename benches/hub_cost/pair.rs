@@ -14,7 +14,7 @@ use super::{
 use crate::common::Result;
 
 /// A step of a child may take so long: a burst to 300 spokes, or their arrival.
-const STEP_LIMIT: Duration = Duration::from_secs(120);
+pub(crate) const STEP_LIMIT: Duration = Duration::from_secs(120);
 /// Events before anything is measured, at this pace: windows open, trees settle.
 const WARM_UP: usize = 50;
 const WARM_UP_GAP: Duration = Duration::from_millis(5);
@@ -45,6 +45,7 @@ macro_rules! ask {
         }
     };
 }
+pub(crate) use ask;
 
 impl Pair {
     /// Starts both, and returns once all spokes are connected. No event has been sent.

@@ -24,6 +24,9 @@ pub(crate) struct Plan {
     pub(crate) idle_stir: Duration,
     /// How long CPU time is taken for: whole intervals of the keep-alive.
     pub(crate) idle_for: Duration,
+    /// Spokes of a topic, and for how many seconds it is busy, in so many rounds.
+    pub(crate) spoke: (usize, usize),
+    pub(crate) spoke_rounds: usize,
     filter: Filter,
 }
 
@@ -41,10 +44,12 @@ impl Plan {
         burst_events: (256, 2048),
         paced_events: 50,
         pace: Duration::from_millis(20),
-        idle_spokes: &[300],
+        idle_spokes: &[50, 300],
         idle_before: Duration::from_secs(2),
         idle_stir: Duration::from_secs(4),
         idle_for: Duration::from_secs(8),
+        spoke: (10, 10),
+        spoke_rounds: 3,
         filter: Filter::ALL,
     };
     const SMOKE: Self = Self {
@@ -59,6 +64,8 @@ impl Plan {
         idle_before: Duration::from_millis(100),
         idle_stir: Duration::from_millis(50),
         idle_for: Duration::from_millis(500),
+        spoke: (4, 1),
+        spoke_rounds: 1,
         filter: Filter::ALL,
     };
 

@@ -90,6 +90,8 @@ pub(crate) enum SpokesCommand {
     Report,
     /// Let each say a word to the hub, one after the other, spread evenly over this time.
     Stir(Duration),
+    /// Tell what the process has used.
+    Account,
 }
 
 /// From the spokes' process.
@@ -99,9 +101,10 @@ pub(crate) enum SpokesReply {
     Expecting,
     Outcome(Outcome),
     Stirred,
+    Account(Account),
 }
 
-/// What the hub's process has used since it started, and what it holds.
+/// What a process has used since it started, and what it holds.
 #[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
 pub(crate) struct Account {
     pub(crate) usage: Usage,

@@ -11,7 +11,7 @@ use n0_future::{BufferedStreamExt, StreamExt, stream};
 use tokio::{task::JoinSet, time::sleep_until};
 
 use super::{
-    protocol::{Alternative, SpokesCommand, SpokesReply},
+    protocol::{Account, Alternative, SpokesCommand, SpokesReply},
     worker::serve,
 };
 use crate::common::{
@@ -61,8 +61,7 @@ async fn answer(
     match command {
         SpokesCommand::Connect { .. } => Ok(SpokesReply::Connected),
         SpokesCommand::Expect(round) => {
-            // The hub makes its own, of the same round.
-            drop(tally.begin(round.events, round.size));
+            tally.expect(round.events);
             Ok(SpokesReply::Expecting)
         }
         SpokesCommand::Report => {
@@ -73,6 +72,7 @@ async fn answer(
             side.stir(over).await?;
             Ok(SpokesReply::Stirred)
         }
+        SpokesCommand::Account => Ok(SpokesReply::Account(Account::now(0, 0))),
     }
 }
 

@@ -7,7 +7,7 @@ use std::{
 
 use super::{
     machine::Machine,
-    plot::{self, Line, Point, short},
+    plot::{self, Across, Line, Point, short},
     rows::Row,
 };
 
@@ -173,28 +173,23 @@ fn subjects<'a>(rows: &[&'a Row]) -> Vec<Subject<'a>> {
     subjects
 }
 
+fn point(row: &Row, at: f64) -> Point {
+    Point {
+        at,
+        median: row.median,
+        p10: row.p10,
+        p90: row.p90,
+    }
+}
+
+/// Each subject against the number of spokes; what was measured with one number only, case by case.
 fn plots(page: &mut Page, bench: &str, rows: &[&Row]) -> anyhow::Result<()> {
     let mut text = String::new();
-    for subject in subjects(rows) {
-        let (case, size, unit) = subject;
-        let lines = by_alternative(rows, subject).into_iter();
-        let lines = lines.map(|(name, rows)| Line {
-            name: name.to_owned(),
-            points: rows
-                .iter()
-                .map(|row| Point {
-                    spokes: row.spokes as f64,
-                    median: row.median,
-                    p10: row.p10,
-                    p90: row.p90,
-                })
-                .collect(),
-        });
-        let lines: Vec<Line> = lines.collect();
+    let mut draw = |(case, size, unit): Subject<'_>, across: Across<'_>, lines: &[Line]| {
         let title = [case.to_owned(), size_of(size)].join(" ");
         let title = title.trim();
-        let Some(svg) = plot::draw(title, &unit.replace('_', " "), &lines)? else {
-            continue;
+        let Some(svg) = plot::draw((title, &unit.replace('_', " ")), across, lines)? else {
+            return Ok(());
         };
         let name = [bench, case, &size_of(size), unit].join("-");
         let name: String = name
@@ -203,6 +198,44 @@ fn plots(page: &mut Page, bench: &str, rows: &[&Row]) -> anyhow::Result<()> {
             .collect();
         writeln!(text, "![{title}, {unit}](plots/{name}.svg)")?;
         page.plots.insert(format!("{name}.svg"), svg);
+        anyhow::Ok(())
+    };
+    let subjects = subjects(rows);
+    for subject in &subjects {
+        let lines = by_alternative(rows, *subject).into_iter();
+        let lines = lines.map(|(name, rows)| Line {
+            name: name.to_owned(),
+            points: rows
+                .iter()
+                .map(|row| point(row, row.spokes as f64))
+                .collect(),
+        });
+        draw(*subject, Across::Spokes, &lines.collect::<Vec<_>>())?;
+    }
+    let numbers: BTreeSet<usize> = rows.iter().map(|row| row.spokes).collect();
+    if numbers.len() == 1 && !numbers.contains(&0) {
+        let alike: BTreeSet<_> = subjects
+            .iter()
+            .map(|(_, size, unit)| (size, unit))
+            .collect();
+        for (size, unit) in alike {
+            let cases = subjects.iter().filter(|of| (&of.1, &of.2) == (size, unit));
+            let cases: Vec<String> = cases.map(|(case, ..)| (*case).to_owned()).collect();
+            let mut lines: Vec<Line> = Vec::new();
+            for (at, case) in cases.iter().enumerate() {
+                for (name, rows) in by_alternative(rows, (case, *size, unit)) {
+                    let points = rows.iter().map(|row| point(row, at as f64));
+                    match lines.iter_mut().find(|line| line.name == name) {
+                        Some(line) => line.points.extend(points),
+                        None => lines.push(Line {
+                            name: name.to_owned(),
+                            points: points.collect(),
+                        }),
+                    }
+                }
+            }
+            draw(("", *size, unit), Across::Cases(&cases), &lines)?;
+        }
     }
     if !text.is_empty() {
         write!(page.text, "\n{text}")?;

@@ -1,17 +1,12 @@
 //! What it takes to let in many spokes that arrive at the same moment.
 //!
 //! It answers the second of the questions that the specification (`seeds/`, "R&D Needed") left open: "Concurrent
-//! accept: can `endpoint.accept()` handle multiple simultaneous connections?" It can. In five storms of five all of
-//! 1,000 spokes were welcomed, in 1.4 times the time of bare connections and streams (p10-p90 0.98-2.0; four pairs,
-//! as one bare storm lost 44) and with 1.15 times the CPU time (1.07-1.45); 300 in 1.23 times (0.94-1.33) and with
-//! 1.12 times (1.00-1.20; seven pairs). That is on two cores that other work kept busy (load average 8-10), hence the
-//! spread, and times that an idle machine does not have.
+//! accept: can `endpoint.accept()` handle multiple simultaneous connections?" It can: all of 1,000 are welcomed, as fast as bare
+//! connections and streams are. `benches/README.md` has the figures of the last run.
 //!
-//! With the hub's `handshake_timeout` at its default of 10 s, two of seven storms of 1,000 on that busy machine lost
-//! 178 and 221 spokes. At all of its default limits a hub holds a storm back if it comes from one address: in one
-//! storm, half of 1,000 spokes were in after 6.4 s, and all but four, which had given up, after 14 s. And a topic did
-//! not always form within 40 s on the busy machine: 100 were on it after 3-12 s, of 300 it left out 52-110 in the last
-//! rounds (they were served directly), and of 1,000 most.
+//! At all of its default limits a hub holds a storm back if it comes from one address, and `Spoke::connect` of some gives up; a
+//! spoke that reconnects by itself comes back. On a machine that other work keeps busy, storms of 1,000 exceed the hub's
+//! `handshake_timeout` of 10 s, and a topic of 300 takes longer than 40 s to form.
 //!
 //! 100, 300 and 1,000 spokes, endpoints of their own on loopback in this process (two workers) and bound beforehand,
 //! all begin to connect at once:

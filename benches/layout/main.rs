@@ -2,19 +2,9 @@
 //!
 //! It answers the third of the questions that the specification (`seeds/`, "R&D Needed") left open: "Stream vs.
 //! connection per spoke: one bidirectional stream per spoke on a single connection, or one connection per spoke?",
-//! and whether datagrams pay for small events. Measured on two cores that other work kept busy (load average 6-14),
-//! so CPU time and memory say more than times:
-//!
-//! - Streams on one connection, for spokes of one process. With 100 of them a delivery takes 0.41 times (p10-p90
-//!   0.21-0.49) the CPU time of a connection each, a spoke 53 KB in place of 223 KB, and all are there after 8 ms
-//!   instead of 1.2 s (a bare connection each takes as long: probably packets of the handshakes are lost at the one
-//!   socket, and sent again after a second); a lone event reaches the last in half the time. With 10 a delivery takes
-//!   0.91 times (0.86-1.01), with one spoke there is no difference. They share the connection's windows, and its end,
-//!   so spokes that are to be independent of each other have a connection each.
-//! - Datagrams do not pay. In bursts of 1 KiB to 100 spokes they take 0.83 times (0.71-1.09) the CPU time of streams;
-//!   at 64 B, and paced at 50 a second, where it would matter, as much as streams or more (100 spokes: 1.08 times
-//!   (0.85-1.14) at 1 KiB, 1.38 times (1.04-2.8) at 64 B, probably since streams that are behind send several events
-//!   in a packet). None was lost here, on loopback.
+//! and whether datagrams pay for small events. `benches/README.md` has the figures of the last run. In short: with streams on one
+//! connection, the spokes of one process take less memory and CPU time the more they are; they share the connection's windows, and its end, so
+//! spokes that are to be independent of each other have a connection each. Datagrams do not pay.
 //!
 //! `sharing`: 1, 10 and 100 spokes of one process (one endpoint) and a hub, both in this process, on loopback and two
 //! workers.

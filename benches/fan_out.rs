@@ -49,7 +49,6 @@ const CONTESTS: [&[Way]; 3] = [
 
 /// Who waits longer than this for an event notices.
 const SLOW: Duration = Duration::from_millis(80);
-const SLOW_SHARE: &str = "percent_over_80_ms";
 
 /// Events a second of the paced load.
 const PACE: u32 = 50;
@@ -218,7 +217,8 @@ impl Side {
             results.measured(row, way.name(), unit, Spread::of([percent]));
         };
         if group != Group::Burst {
-            share(self.slow, self.events, SLOW_SHARE);
+            let unit = format!("percent_over_{}_ms", SLOW.as_millis());
+            share(self.slow, self.events, &unit);
         }
         if self.lost + self.disordered > 0 {
             share(self.lost, self.expected, "percent_lost");

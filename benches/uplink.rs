@@ -14,8 +14,8 @@
 //! `cargo bench --bench uplink -- --kernel`, as root, has the kernel limit the uplink instead: a token bucket (tbf) on
 //! loopback in a network namespace of its own, with real sockets, and without a delay.
 //!
-//! `cargo bench --bench uplink` takes half an hour, most of it until bare gossip reaches everyone; a filter such as `-- rtt_20ms/50/16384` runs a part, and `cargo
-//! test --benches` sends a few events through small meshes.
+//! `cargo bench --bench uplink` takes half an hour, most of it until bare gossip reaches everyone; a filter such as
+//! `-- rtt_20ms/50/16384` runs a part, and `cargo test --benches` sends a few events through small meshes.
 
 mod common;
 #[path = "uplink/kernel.rs"]
@@ -248,6 +248,13 @@ impl Alternative {
         Ok(Seen { arrived, carried })
     }
 
+    async fn warm_up(&self, plan: &Plan, size: usize) -> Result<()> {
+        for _ in 0..plan.warm_ups {
+            self.lone(size).await?;
+        }
+        Ok(())
+    }
+
     /// Waits until no spoke has changed its path for a while: auto goes by the events that it has seen.
     async fn settle(&self) {
         let begun = Instant::now();
@@ -267,6 +274,7 @@ impl Alternative {
 /// What was seen of events of one size, on all meshes of one way to fan out.
 #[derive(Default)]
 struct Side {
+    name: &'static str,
     seen: Vec<Seen>,
     /// How the last mesh served its spokes.
     paths: Option<String>,
@@ -277,10 +285,10 @@ impl Side {
         Spread::of(self.seen.iter().map(Seen::ms))
     }
 
-    fn report(&self, name: &str, row: Row<'_>, results: &mut Results) {
-        results.measured(row, name, "ms", self.ms());
+    fn report(&self, row: Row<'_>, results: &mut Results) {
+        results.measured(row, self.name, "ms", self.ms());
         let bytes = self.seen.iter().map(|seen| seen.carried.bytes as f64);
-        results.measured(row, name, "bytes", Spread::of(bytes));
+        results.measured(row, self.name, "bytes", Spread::of(bytes));
         let sum = |of: fn(&Seen) -> u64| self.seen.iter().map(of).sum::<u64>();
         println!(
             "    {} of {} deliveries lost, {} out of order; {} of {} packets lost at the uplink, {} refused; {}",
@@ -329,14 +337,10 @@ async fn measure(
     (size, events): (usize, usize),
 ) -> Result<()> {
     for alternative in all {
-        for _ in 0..plan.warm_ups {
-            alternative.lone(size).await?;
-        }
+        alternative.warm_up(plan, size).await?;
         alternative.settle().await;
         // Over the path that it is on now: a new tree takes its short ways by what is sent along it.
-        for _ in 0..plan.warm_ups {
-            alternative.lone(size).await?;
-        }
+        alternative.warm_up(plan, size).await?;
     }
     for event in 0..events {
         for nth in 0..WAYS {
@@ -349,6 +353,7 @@ async fn measure(
         }
     }
     for (alternative, side) in all.iter().zip(sides) {
+        side.name = alternative.name;
         side.paths = alternative.mesh.paths();
     }
     Ok(())
@@ -368,10 +373,8 @@ async fn cells(
         return Ok(());
     };
     let mut cells: Vec<[Side; WAYS]> = sizes.clone().map(|_| Default::default()).collect();
-    let mut names = [""; WAYS];
     for _ in 0..plan.meshes {
         let all = start(plan, delay, spokes, max).await?;
-        names = all.each_ref().map(|alternative| alternative.name);
         for (of, sides) in sizes.clone().zip(&mut cells) {
             measure(plan, &all, sides, *of).await?;
         }
@@ -386,8 +389,8 @@ async fn cells(
             spokes,
             size: Some(*size),
         };
-        for (name, side) in names.iter().zip(sides) {
-            side.report(name, row, results);
+        for side in sides {
+            side.report(row, results);
         }
         let [streams, bare_gossip, direct, gossip, auto] = sides;
         results.ratio(row, "gossip/direct", ratio(gossip, direct));

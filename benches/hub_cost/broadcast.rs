@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::{
     pair::{Pair, Used},
     plan::Plan,
-    protocol::{Alternative, Outcome, Round},
+    protocol::{Alternative, Round},
 };
 use crate::common::{
     Result,
@@ -120,15 +120,9 @@ impl Cell {
             let grown = pair.grown().await?;
             cell.held
                 .push(grown.map(|bytes| bytes as f64 / spokes as f64));
-            let Outcome {
-                expected,
-                lost,
-                disordered,
-            } = std::mem::take(&mut pair.faults);
+            let faults = std::mem::take(&mut pair.faults);
             let name = pair.alternative.name();
-            println!(
-                "hub_cost {name}, {spokes} spokes, {size} B: {lost} of {expected} deliveries lost, {disordered} out of order"
-            );
+            println!("hub_cost {name}, {spokes} spokes, {size} B: {faults}");
         }
         Ok(cell)
     }

@@ -2,7 +2,7 @@
 //!
 //! Both children of a pair count rounds alike: each round is one `Expect` to the spokes, and then one `Publish` to the hub.
 
-use std::time::Duration;
+use std::{fmt, time::Duration};
 
 use iroh::EndpointAddr;
 use serde::{Deserialize, Serialize};
@@ -140,6 +140,20 @@ pub(crate) struct Outcome {
     pub(crate) expected: u64,
     pub(crate) lost: u64,
     pub(crate) disordered: u64,
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            expected,
+            lost,
+            disordered,
+        } = self;
+        write!(
+            f,
+            "{lost} of {expected} deliveries lost, {disordered} out of order"
+        )
+    }
 }
 
 impl Outcome {

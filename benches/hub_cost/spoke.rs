@@ -35,14 +35,7 @@ pub(crate) async fn measure(plan: &Plan, results: &mut Results) -> Result<()> {
     for _ in 0..plan.spoke_rounds {
         peaks.extend(round(spokes, seconds, &mut faults).await?);
     }
-    let Outcome {
-        expected,
-        lost,
-        disordered,
-    } = faults;
-    println!(
-        "hub_cost spoke, {spokes} spokes: {lost} of {expected} deliveries lost, {disordered} out of order"
-    );
+    println!("hub_cost spoke, {spokes} spokes: {faults}");
     let row = Row {
         case: "spoke_memory_at_10_MB_per_s",
         spokes,

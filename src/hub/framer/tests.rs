@@ -37,10 +37,6 @@ fn append(log: &SharedLog, n: usize, size: usize) {
     log.append(event).unwrap();
 }
 
-fn parts_of(body: &Bytes) -> usize {
-    parts(body).count()
-}
-
 fn nobody() -> Vec<(u32, Has)> {
     Vec::new()
 }
@@ -75,8 +71,8 @@ impl Receiver {
 
     /// How many parts an event was cut into, as links would cut it.
     fn is_cut_alike(&self, offset: u64, body: &Bytes) -> bool {
-        let parts = self.parts.get(&offset);
-        parts.map_or(1, BTreeMap::len) == parts_of(body)
+        let came = self.parts.get(&offset);
+        came.map_or(1, BTreeMap::len) == parts(body).count()
     }
 
     fn check(&self, log: &SharedLog, from: u64, to: u64) {

@@ -94,6 +94,15 @@ pub(super) enum Inbound {
     },
 }
 
+impl Inbound {
+    /// Nobody is left to take it: a peer whose connection that was hears why it ends.
+    pub(super) fn discard(self) {
+        if let Self::Up(up) = self {
+            Code::Done.close(&up.conn);
+        }
+    }
+}
+
 pub(super) struct Up {
     conn: Connection,
     proved: Proved,
@@ -424,13 +433,13 @@ impl Shared {
     }
 
     async fn tell(&self, inbound: Inbound) {
-        tokio::select! {
-            sent = self.inbound.send(inbound) => {
-                if let Err(mpsc::error::SendError(Inbound::Up(up))) = sent {
-                    Code::Done.close(&up.conn);
-                }
-            }
-            _ = self.stop.cancelled() => {}
+        let room = tokio::select! {
+            room = self.inbound.reserve() => room.ok(),
+            _ = self.stop.cancelled() => None,
+        };
+        match room {
+            Some(room) => room.send(inbound),
+            None => inbound.discard(),
         }
     }
 }

@@ -118,10 +118,17 @@ impl Friend {
         Self { member, neighbors }
     }
 
-    /// Says this to everyone, as a neighbour that nobody may refuse; who has closed meanwhile is connected to again.
+    /// Says this to everyone, as a neighbour that nobody may refuse; who has closed meanwhile is connected to again, and is
+    /// not told what was said on a topic that is over.
     pub async fn says(&mut self, messages: &[Vec<u8>]) {
         for (neighbor, addr) in &mut self.neighbors {
-            while !neighbor.insist(messages).await {
+            loop {
+                let topic = neighbor.topic;
+                let current = |message: &&Vec<u8>| self.member.may_say(message, topic);
+                let messages: Vec<_> = messages.iter().filter(current).cloned().collect();
+                if neighbor.insist(&messages).await {
+                    break;
+                }
                 *neighbor = self.member.befriend(addr).await;
             }
         }

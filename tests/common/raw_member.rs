@@ -177,7 +177,11 @@ pub mod say {
 /// What other members said to a raw one, as far as tests look into it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Said {
-    Frame { content: Vec<u8>, round: u64 },
+    Frame {
+        content: Vec<u8>,
+        round: u64,
+        topic: [u8; 32],
+    },
     Prune,
     Graft(Option<[u8; 32]>),
     Have(Vec<[u8; 32]>),
@@ -187,7 +191,7 @@ pub enum Said {
 }
 
 impl Said {
-    fn read(message: &[u8]) -> Self {
+    fn read(message: &[u8], topic: [u8; 32]) -> Self {
         let mut reading = Reading(message);
         match (reading.byte(), reading.byte()) {
             (0, 4) => Self::Neighbor,
@@ -202,7 +206,11 @@ impl Said {
                 assert_eq!(reading.byte(), 0, "for all of the topic");
                 let round = reading.number();
                 let content = content.to_vec();
-                Self::Frame { content, round }
+                Self::Frame {
+                    content,
+                    round,
+                    topic,
+                }
             }
             (1, 1) => Self::Prune,
             (1, 2) => {
@@ -228,6 +236,8 @@ impl Said {
 pub struct Neighbor {
     pub connection: Connection,
     pub send: SendStream,
+    /// The topic that both are members of.
+    pub topic: [u8; 32],
     /// Taken, once somebody reads.
     recv: Option<RecvStream>,
     reading: Option<JoinHandle<()>>,
@@ -433,6 +443,7 @@ impl RawMember {
         Ok(Neighbor {
             connection,
             send,
+            topic: secrets.topic,
             recv: Some(recv),
             reading: None,
         })
@@ -469,6 +480,7 @@ impl RawMember {
             return;
         };
         let said = self.said.clone();
+        let topic = neighbor.topic;
         neighbor.reading = Some(tokio::spawn(async move {
             loop {
                 let mut len = [0; 4];
@@ -481,7 +493,7 @@ impl RawMember {
                 }
                 said.lock()
                     .expect("no panic")
-                    .push_back(Said::read(&message));
+                    .push_back(Said::read(&message, topic));
             }
         }));
     }
@@ -495,6 +507,17 @@ impl RawMember {
             _ => None,
         });
         frames.filter(|frame| seen.insert(frame.clone())).collect()
+    }
+
+    /// Whether a message is a frame that was sealed for this topic, or none that has come on another one. The hub may begin
+    /// another topic at any time, where old frames are forged ones.
+    pub fn may_say(&self, message: &[u8], on: [u8; 32]) -> bool {
+        let Said::Frame { content: old, .. } = Said::read(message, on) else {
+            return true;
+        };
+        let said = self.said.lock().expect("no panic");
+        let elsewhere = |said: &Said| matches!(said, Said::Frame { content, topic, .. } if *topic != on && *content == old);
+        !said.iter().any(elsewhere)
     }
 
     /// Whether any key that it was ever told opens a frame.

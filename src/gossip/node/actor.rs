@@ -129,6 +129,10 @@ impl<G: FrameGate> Actor<G> {
         self.core.leave(Instant::now());
         self.work_off();
         // From here on nobody reads what comes, and whoever waits to tell us something is let go.
+        inbound.close();
+        while let Ok(unread) = inbound.try_recv() {
+            unread.discard();
+        }
         drop(inbound);
         drop(commands);
         shared.tasks.close();

@@ -54,6 +54,8 @@ const QUIET_LIMIT: Duration = Duration::from_secs(5);
 const SETTLED: Duration = Duration::from_secs(2);
 const SETTLE_LIMIT: Duration = Duration::from_secs(30);
 const LOOK: Duration = Duration::from_millis(50);
+/// Bytes of an event that takes little of the uplink, whatever the way.
+const SMALL: usize = 1024;
 
 /// How much to measure.
 struct Plan {
@@ -65,6 +67,8 @@ struct Plan {
     /// Bytes of an event, and how many are measured on each mesh.
     sizes: &'static [(usize, usize)],
     warm_ups: usize,
+    /// How many small events a tree takes its short ways by, once it stands.
+    shaping: usize,
     smoke: bool,
     /// Whether the kernel limits the uplink.
     kernel: bool,
@@ -81,6 +85,7 @@ impl Plan {
         meshes: 3,
         sizes: &[(1024, 8), (16 * 1024, 5)],
         warm_ups: 2,
+        shaping: 10,
         smoke: false,
         kernel: false,
     };
@@ -95,6 +100,7 @@ impl Plan {
         meshes: 2,
         sizes: &[(1024, 2)],
         warm_ups: 1,
+        shaping: 1,
         smoke: true,
         kernel: false,
     };
@@ -340,6 +346,9 @@ async fn measure(
         alternative.warm_up(plan, size).await?;
         alternative.settle().await;
         // Over the path that it is on now: a new tree takes its short ways by what is sent along it.
+        for _ in 0..plan.shaping {
+            alternative.lone(SMALL).await?;
+        }
         alternative.warm_up(plan, size).await?;
     }
     for event in 0..events {

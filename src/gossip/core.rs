@@ -160,6 +160,8 @@ pub(crate) struct FrameTooLarge {
 struct Link {
     /// When to close it, unless the peer is a neighbour by then.
     close_at: Option<Instant>,
+    /// Until when frames are taken from a peer that was a neighbour.
+    heard_until: Option<Instant>,
     /// Whether the protocol has to hear of its end.
     tell: bool,
     /// Frames that the peer announced and that had not come then.
@@ -172,6 +174,7 @@ impl Link {
     fn new(now: Instant) -> Self {
         Self {
             close_at: Some(now + SETTLE),
+            heard_until: None,
             tell: false,
             announced: Remembered::new(ANNOUNCED),
             grafted: Remembered::new(GRAFTED),
@@ -222,6 +225,8 @@ enum FollowUp<P> {
     /// A neighbour request that was not sent.
     NotAsked(P),
     Refill,
+    /// A neighbour that shall bring frames from now on.
+    TakeBack(P),
 }
 
 /// What an input to the protocol stems from.
@@ -555,7 +560,6 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
         let wanted: Vec<_> = self.proto.handle(event, now).collect();
         // The protocol sends one frame to several peers: it is encoded once.
         let mut encoded: Option<(topic::Message<P>, Bytes)> = None;
-        let mut farewells = BTreeSet::new();
         let mut walks = 0;
         for want in wanted {
             match want {
@@ -569,9 +573,6 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
                     };
                     encoded = Some((message, bytes.clone()));
                     match mirror::kind(&bytes) {
-                        Kind::Disconnect => {
-                            farewells.insert(to);
-                        }
                         Kind::Data if cause.opened.is_some() => {
                             self.metrics.frames_forwarded.inc();
                         }
@@ -595,13 +596,12 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
                     self.timers.set(timer, delay, cause.missing, now);
                 }
                 topic::OutEvent::DisconnectPeer(peer) => {
-                    let goodbye =
-                        farewells.contains(&peer) || (cause.goodbye && cause.from == Some(peer));
-                    if goodbye {
+                    if cause.goodbye && cause.from == Some(peer) {
                         self.close(peer, CloseWhy::Done);
                     } else if let Some(link) = self.links.get_mut(&peer) {
                         // The protocol drops whoever is no neighbour after one message of his; but a goodbye
-                        // often follows, and tells that he is alive.
+                        // often follows, and tells that he is alive. Who is sent a goodbye closes; frames of his may be under
+                        // way until then.
                         let at = now + LINGER;
                         link.close_at = Some(link.close_at.map_or(at, |due| due.min(at)));
                     }
@@ -619,6 +619,7 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
                 self.tree.forget(&peer);
                 if let Some(link) = self.links.get_mut(&peer) {
                     link.close_at = None;
+                    link.heard_until = None;
                     link.tell = true;
                 }
                 self.metrics.neighbors_up.inc();
@@ -627,9 +628,13 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
             }
             proto::Event::NeighborDown(peer) => {
                 self.active.remove(&peer);
+                if let Some(parent) = self.tree.bereft_of(peer, &self.active) {
+                    self.follow_ups.push_back(FollowUp::TakeBack(parent));
+                }
                 self.tree.forget(&peer);
                 if let Some(link) = self.links.get_mut(&peer) {
                     link.close_at = Some(now + LINGER);
+                    link.heard_until = link.close_at;
                 }
                 self.metrics.neighbors_down.inc();
                 let alone = self.active.is_empty();
@@ -705,6 +710,10 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
                 }
                 FollowUp::NotAsked(peer) => self.forget_request(peer, now),
                 FollowUp::Refill => self.refill(Vec::new(), now),
+                FollowUp::TakeBack(parent) if self.active.contains(&parent) => {
+                    self.take_back(parent, now);
+                }
+                FollowUp::TakeBack(_) => {}
             }
         }
         while !self.left

@@ -17,7 +17,7 @@ pub struct GossipMetrics {
     pub frames_uncached: Counter,
     /// Frames that came again.
     pub frames_repeated: Counter,
-    /// Times that this node was left without a neighbour that brings frames unasked, and took the last one back.
+    /// Times that this node was left without a neighbour that brings frames unasked, and took the last one back or another one.
     pub parents_taken_back: Counter,
     /// Bytes of messages handed to connections.
     pub bytes_sent: Counter,

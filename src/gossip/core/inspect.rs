@@ -111,7 +111,8 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
 
     /// A frame: opened first, and only then forwarded.
     fn frame(&mut self, from: P, message: &Bytes, data: Data<'_>, now: Instant) {
-        if !self.active.contains(&from) {
+        let neighbor = self.active.contains(&from);
+        if !neighbor && !self.has_parted(&from, now) {
             return self.not_a_neighbor(from, now);
         }
         if data.content.len() > self.config.max_frame_size {
@@ -130,7 +131,7 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
         }
         let opened = if self.seen.holds(&data.id, now) {
             self.metrics.frames_repeated.inc();
-            if !self.control_token(from, 1, now) {
+            if !self.control_token(from, 1, now) || !neighbor {
                 return;
             }
             // All that the protocol does about a repeat is to prune.
@@ -172,6 +173,7 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
         if new {
             self.metrics.frames_received.inc();
             self.note_seen(data.id, now);
+            self.tree.comes_over(round.saturating_add(1));
             self.tree.came(data.id, from, now);
             self.heal.heard(now);
         }
@@ -180,10 +182,19 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
             opened,
             ..Cause::OURS
         };
-        self.feed(topic::InEvent::RecvMessage(from, known), cause, now);
+        // To the protocol whoever brings a frame is a neighbour, and would become one that announcements go to.
+        let by = if neighbor { from } else { self.me };
+        self.feed(topic::InEvent::RecvMessage(by, known), cause, now);
         if new {
             self.cached(data.content.len(), now);
         }
+    }
+
+    /// Whether a peer was a neighbour until a moment ago. What it sent before it knew of the end is as good as before: nobody
+    /// else will bring it unasked.
+    fn has_parted(&self, peer: &P, now: Instant) -> bool {
+        let until = self.links.get(peer).and_then(|link| link.heard_until);
+        until.is_some_and(|until| now < until)
     }
 
     /// A message that runs the broadcast tree. The protocol would take these from anyone.
@@ -202,6 +213,9 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
             Gossip::IHave(list) => {
                 if list.0.iter().any(|one| believable(one.round).is_none()) {
                     return self.malformed(from, now);
+                }
+                if let Some(last) = list.0.last() {
+                    self.tree.stands(from, last.round.min(MAX_ROUND));
                 }
                 for one in self.news(from, list.0, now) {
                     self.heal.dirty = true;
@@ -251,7 +265,7 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
     }
 
     /// Has a neighbour bring frames again, without asking for one.
-    fn take_back(&mut self, parent: P, now: Instant) {
+    pub(super) fn take_back(&mut self, parent: P, now: Instant) {
         let graft = Message::<P>::Gossip(Gossip::Graft { id: None, round: 0 });
         let Ok(bytes) = postcard::to_stdvec(&graft) else {
             return;

@@ -484,6 +484,68 @@ fn only_neighbours_are_listened_to() {
 }
 
 #[test]
+fn what_a_neighbour_sent_before_it_knew_that_it_is_none_any_more_is_heard_and_passed_on() {
+    let now = Instant::now();
+    let mut core = with_neighbors(&[1, 2, 3, 4, 5], now);
+    core.peer_connected(6, false, now);
+    core.message(6, join(), now);
+    let dropped = (1..=5).find(|peer| !core.active.contains(peer));
+    let dropped = dropped.expect("there are five places");
+    assert!(closes(&outputs(&mut core)).is_empty(), "it closes itself");
+    let (late, later) = (now + LINGER / 2, now + LINGER);
+    for again in [false, true] {
+        core.message(dropped, data(b"late", 3), late);
+        let out = outputs(&mut core);
+        assert_eq!(delivered(&out), usize::from(!again));
+        let to = if again { &[][..] } else { &[1, 2, 3, 4, 5, 6] };
+        let to: BTreeSet<_> = to
+            .iter()
+            .filter(|peer| **peer != dropped)
+            .copied()
+            .collect();
+        assert_eq!(frames_to(&out), to);
+        let sends = out
+            .iter()
+            .filter(|output| matches!(output, Output::Send { peer, .. } if *peer == dropped));
+        assert_eq!(sends.count(), 0, "it is not made a neighbour of the tree");
+    }
+    core.message(dropped, data(b"later", 3), later);
+    core.tick(later);
+    let out = outputs(&mut core);
+    assert_eq!(delivered(&out), 0);
+    assert_eq!(core.metrics.refused_not_neighbor.get(), 1);
+    assert_eq!(closes(&out), [(dropped, CloseWhy::Done)]);
+}
+
+#[test]
+fn a_node_whose_parent_is_gone_has_another_neighbour_bring_frames_at_once() {
+    let now = Instant::now();
+    let mut core = with_neighbors(&[1, 2, 3], now);
+    core.message(1, data(b"first", 2), now);
+    for peer in [2, 3] {
+        core.message(peer, bytes(&Message::Gossip(Gossip::Prune)), now);
+    }
+    let next = *blake3::hash(b"next").as_bytes();
+    core.message(1, data(b"next", 2), now);
+    for (peer, round) in [(2, 3), (3, 1)] {
+        let have = List(vec![IHave { id: next, round }]);
+        core.message(peer, bytes(&Message::Gossip(Gossip::IHave(have))), now);
+    }
+    outputs(&mut core);
+    core.peer_closed(1, now);
+    let graft = bytes(&Message::Gossip(Gossip::Graft { id: None, round: 0 }));
+    let asked: Vec<_> = outputs(&mut core)
+        .into_iter()
+        .filter_map(|output| match output {
+            Output::Send { peer, message, .. } if message == graft => Some(peer),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(asked, [3]);
+    assert_eq!(core.metrics.parents_taken_back.get(), 1);
+}
+
+#[test]
 fn announcements_are_bounded_and_leave_nothing_behind() {
     let now = Instant::now();
     let mut core = with_neighbors(&[1, 2], now);

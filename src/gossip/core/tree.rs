@@ -9,7 +9,8 @@
 //! - what waits behind other frames is asked for a second time, and the one who answers becomes a parent too.
 //!
 //! So a neighbour is pruned only for one that still brings frames, a node that was left without a parent takes the last one
-//! back, and nothing is asked for while frames come in, up to a limit. Not for: whom to be neighbours with (`heal`).
+//! back, or if that one is no neighbour any more the closest of the others, and nothing is asked for while frames come in, up
+//! to a limit. Not for: whom to be neighbours with (`heal`).
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -83,6 +84,10 @@ pub(super) struct Tree<P> {
     on_trial: bool,
     /// Neighbours that were early with an announcement, and not with the next frame.
     idle_talkers: BTreeSet<P>,
+    /// Over how many hops the last new frame came.
+    hops: u16,
+    /// Over how many hops each neighbour had the frame that it announced last.
+    rounds: BTreeMap<P, u16>,
 }
 
 impl<P: Copy + Ord + Hash> Tree<P> {
@@ -100,7 +105,19 @@ impl<P: Copy + Ord + Hash> Tree<P> {
             early: BTreeSet::new(),
             on_trial: false,
             idle_talkers: BTreeSet::new(),
+            hops: 0,
+            rounds: BTreeMap::new(),
         }
+    }
+
+    /// The new frame that comes now comes over so many hops.
+    pub(super) fn comes_over(&mut self, hops: u16) {
+        self.hops = hops;
+    }
+
+    /// A neighbour announces a frame, whether it is here or not, that it had over so many hops.
+    pub(super) fn stands(&mut self, neighbor: P, hops: u16) {
+        self.rounds.insert(neighbor, hops);
     }
 
     /// A new frame came from there; from ourselves if we made it.
@@ -203,6 +220,7 @@ impl<P: Copy + Ord + Hash> Tree<P> {
         self.lazy.remove(peer);
         self.shares.remove(peer);
         self.idle_talkers.remove(peer);
+        self.rounds.remove(peer);
     }
 
     /// Whom to take back as a parent now that `pruned` brings nothing any more: nobody, if another one does.
@@ -210,6 +228,22 @@ impl<P: Copy + Ord + Hash> Tree<P> {
         let needs_parent = self.last.is_some_and(|from| from != self.me);
         let orphaned = needs_parent && neighbors.is_subset(&self.lazy);
         (orphaned && neighbors.contains(&pruned)).then_some(pruned)
+    }
+
+    /// Whom to take for a parent now that `lost` is no neighbour any more: nobody, unless that one brought the last frame; else
+    /// whoever is closest to its source of those that bring nothing. Who was further from it than this node may be its own
+    /// descendant.
+    ///
+    /// The paper waits for the next frame's announcement then, and for a while after it.
+    pub(super) fn bereft_of(&self, lost: P, neighbors: &BTreeSet<P>) -> Option<P> {
+        if self.last != Some(lost) {
+            return None;
+        }
+        let close = |peer: &&P| self.lazy.contains(peer) && !self.idle_talkers.contains(peer);
+        let known = |peer: &P| self.rounds.get(peer).map(|hops| (*hops, *peer));
+        let standing = neighbors.iter().filter(close).filter_map(known);
+        let (hops, peer) = standing.min()?;
+        (hops <= self.hops).then_some(peer)
     }
 
     /// Until when to put off asking for a frame that was to be waited for `delay` from `since` on; none if it is time.
@@ -434,6 +468,37 @@ mod tests {
         let share = &tree.shares[&3];
         assert_eq!(share.announced.len(), ANNOUNCED);
         assert_eq!(share.asked.len(), ANNOUNCED);
+    }
+
+    #[test]
+    fn the_closest_of_those_that_bring_nothing_takes_the_place_of_a_parent_that_is_gone() {
+        let now = Instant::now();
+        let mut tree = Tree::new(0);
+        let neighbors = BTreeSet::from([2, 3, 4, 5]);
+        for peer in [3, 4, 5] {
+            tree.exchanged(peer, Kind::Prune);
+        }
+        tree.comes_over(3);
+        tree.came(FRAME, 1, now);
+        assert_eq!(
+            tree.bereft_of(1, &neighbors),
+            None,
+            "none has shown where it stands"
+        );
+        // A child; one below it; one as far from the source as we are; and the closest.
+        for (peer, hops) in [(2, 1), (3, 4), (4, 3), (5, 2)] {
+            tree.stands(peer, hops);
+        }
+        assert_eq!(tree.bereft_of(5, &neighbors), None, "it brought nothing");
+        assert_eq!(tree.bereft_of(1, &neighbors), Some(5));
+        tree.forget(&5);
+        assert_eq!(tree.bereft_of(1, &BTreeSet::from([2, 3, 4])), Some(4));
+        tree.forget(&4);
+        assert_eq!(
+            tree.bereft_of(1, &BTreeSet::from([2, 3])),
+            None,
+            "3 may have it from us"
+        );
     }
 
     #[test]

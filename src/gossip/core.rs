@@ -69,6 +69,9 @@ const ANNOUNCED: usize = 4096;
 /// How many frames a peer may ask for by name within the time that frames are kept. It is sent each once.
 const GRAFTED: usize = 4096;
 
+/// Of how many peers that were neighbours frames are still taken.
+const PARTED: usize = 64;
+
 /// How many peers are kept away at once.
 const BANS: usize = 256;
 
@@ -160,8 +163,6 @@ pub(crate) struct FrameTooLarge {
 struct Link {
     /// When to close it, unless the peer is a neighbour by then.
     close_at: Option<Instant>,
-    /// Until when frames are taken from a peer that was a neighbour.
-    heard_until: Option<Instant>,
     /// Whether the protocol has to hear of its end.
     tell: bool,
     /// Frames that the peer announced and that had not come then.
@@ -174,7 +175,6 @@ impl Link {
     fn new(now: Instant) -> Self {
         Self {
             close_at: Some(now + SETTLE),
-            heard_until: None,
             tell: false,
             announced: Remembered::new(ANNOUNCED),
             grafted: Remembered::new(GRAFTED),
@@ -225,8 +225,8 @@ enum FollowUp<P> {
     /// A neighbour request that was not sent.
     NotAsked(P),
     Refill,
-    /// A neighbour that shall bring frames from now on.
-    TakeBack(P),
+    /// Another neighbour shall bring frames: the one that brought them is one no longer.
+    Bereft,
 }
 
 /// What an input to the protocol stems from.
@@ -268,6 +268,8 @@ pub(crate) struct Core<P: PeerIdentity, G: FrameGate> {
     book: Remembered<P, Entry>,
     bootstrap: VecDeque<P>,
     banned: Remembered<P, Instant>,
+    /// Peers that were sent a goodbye, and until when frames of theirs may be under way.
+    parted: Remembered<P, Instant>,
     /// Members no more.
     evicted: Remembered<P, Instant>,
     means: Remembered<P, Means>,
@@ -318,6 +320,7 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
             book: Remembered::new(BOOK),
             bootstrap: VecDeque::new(),
             banned: Remembered::new(BANS),
+            parted: Remembered::new(PARTED),
             evicted: Remembered::new(BANS),
             means: Remembered::new(VISITORS),
             failed: Remembered::new(BANS),
@@ -560,9 +563,12 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
         let wanted: Vec<_> = self.proto.handle(event, now).collect();
         // The protocol sends one frame to several peers: it is encoded once.
         let mut encoded: Option<(topic::Message<P>, Bytes)> = None;
+        let mut farewells = BTreeSet::new();
         let mut walks = 0;
         for want in wanted {
             match want {
+                // See `stray`.
+                topic::OutEvent::SendMessage(to, _) if to == self.me => {}
                 topic::OutEvent::SendMessage(to, message) => {
                     let bytes = match &encoded {
                         Some((same, bytes)) if *same == message => bytes.clone(),
@@ -573,6 +579,9 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
                     };
                     encoded = Some((message, bytes.clone()));
                     match mirror::kind(&bytes) {
+                        Kind::Disconnect => {
+                            farewells.insert(to);
+                        }
                         Kind::Data if cause.opened.is_some() => {
                             self.metrics.frames_forwarded.inc();
                         }
@@ -596,12 +605,15 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
                     self.timers.set(timer, delay, cause.missing, now);
                 }
                 topic::OutEvent::DisconnectPeer(peer) => {
-                    if cause.goodbye && cause.from == Some(peer) {
+                    if farewells.contains(&peer) {
+                        self.parted.expire(now);
+                        self.parted.insert(peer, now + LINGER);
+                        self.close(peer, CloseWhy::Done);
+                    } else if cause.goodbye && cause.from == Some(peer) {
                         self.close(peer, CloseWhy::Done);
                     } else if let Some(link) = self.links.get_mut(&peer) {
                         // The protocol drops whoever is no neighbour after one message of his; but a goodbye
-                        // often follows, and tells that he is alive. Who is sent a goodbye closes; frames of his may be under
-                        // way until then.
+                        // often follows, and tells that he is alive.
                         let at = now + LINGER;
                         link.close_at = Some(link.close_at.map_or(at, |due| due.min(at)));
                     }
@@ -619,7 +631,6 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
                 self.tree.forget(&peer);
                 if let Some(link) = self.links.get_mut(&peer) {
                     link.close_at = None;
-                    link.heard_until = None;
                     link.tell = true;
                 }
                 self.metrics.neighbors_up.inc();
@@ -628,13 +639,12 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
             }
             proto::Event::NeighborDown(peer) => {
                 self.active.remove(&peer);
-                if let Some(parent) = self.tree.bereft_of(peer, &self.active) {
-                    self.follow_ups.push_back(FollowUp::TakeBack(parent));
+                if self.tree.is_parent(&peer) {
+                    self.follow_ups.push_back(FollowUp::Bereft);
                 }
                 self.tree.forget(&peer);
                 if let Some(link) = self.links.get_mut(&peer) {
                     link.close_at = Some(now + LINGER);
-                    link.heard_until = link.close_at;
                 }
                 self.metrics.neighbors_down.inc();
                 let alone = self.active.is_empty();
@@ -643,7 +653,7 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
             }
             proto::Event::Received(frame) => {
                 if let Some((opened, hops)) = cause.opened.take() {
-                    let from = frame.delivered_from;
+                    let from = cause.from.unwrap_or(frame.delivered_from);
                     self.out.push_back(Output::Deliver { opened, from, hops });
                 }
             }
@@ -710,10 +720,11 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
                 }
                 FollowUp::NotAsked(peer) => self.forget_request(peer, now),
                 FollowUp::Refill => self.refill(Vec::new(), now),
-                FollowUp::TakeBack(parent) if self.active.contains(&parent) => {
-                    self.take_back(parent, now);
+                FollowUp::Bereft => {
+                    if let Some(heir) = self.tree.inherit(&self.active, &mut self.rng) {
+                        self.take_back(heir, now);
+                    }
                 }
-                FollowUp::TakeBack(_) => {}
             }
         }
         while !self.left

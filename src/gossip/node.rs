@@ -363,10 +363,7 @@ impl Shared {
     /// Connects to a peer, and tells the actor how it went.
     async fn dial(self: Arc<Self>, endpoint: Endpoint, addr: EndpointAddr) {
         let peer = addr.id;
-        let up = tokio::select! {
-            up = self.try_dial(endpoint, addr) => up,
-            _ = self.stop.cancelled() => None,
-        };
+        let up = self.try_dial(endpoint, addr).await;
         self.tell(up.map_or(Inbound::DialFailed(peer), Inbound::Up))
             .await;
     }
@@ -389,7 +386,11 @@ impl Shared {
                 .map_err(|err| format!("{err:#}"))?;
             connecting.await.map_err(|err| format!("{err:#}"))
         };
-        let conn = match timeout(self.config.dial_timeout, connect).await {
+        let dialed = tokio::select! {
+            dialed = timeout(self.config.dial_timeout, connect) => dialed,
+            _ = self.stop.cancelled() => return None,
+        };
+        let conn = match dialed {
             Ok(Ok(conn)) => conn,
             Ok(Err(err)) => {
                 debug!(remote = %remote.fmt_short(), "gossip dial failed: {err}");
@@ -401,7 +402,14 @@ impl Shared {
             }
         };
         let proof = self.keys.dial(&conn, self.me);
-        let proof = timeout(self.config.auth_timeout, proof).await;
+        let proof = tokio::select! {
+            proof = timeout(self.config.auth_timeout, proof) => proof,
+            // The other side may have accepted ours.
+            _ = self.stop.cancelled() => {
+                Code::Done.close(&conn);
+                return None;
+            }
+        };
         let proved = self.proved(&conn, proof, true)?;
         Some(Up {
             conn,

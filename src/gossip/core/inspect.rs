@@ -32,8 +32,19 @@ const ANNOUNCED_FOR: Duration = Duration::from_secs(5);
 impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
     /// A message from a peer.
     pub(crate) fn message(&mut self, from: P, message: Bytes, now: Instant) {
-        // What still comes from a peer that we closed is of no use.
-        if self.left || !self.links.contains_key(&from) {
+        if self.left {
+            return;
+        }
+        if !self.links.contains_key(&from) {
+            // What still comes from a peer that we closed is of no use, but for frames that crossed our goodbye.
+            if self.has_parted(&from, now)
+                && message.len() <= self.config.max_message_size()
+                && let Some(Message::Gossip(Gossip::Data(data))) = Message::<P>::decode(&message)
+            {
+                self.metrics.bytes_received.inc_by(message.len() as u64);
+                self.frame(from, &message, data, now);
+                self.settle(now);
+            }
             return;
         }
         self.metrics.bytes_received.inc_by(message.len() as u64);
@@ -131,7 +142,7 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
         }
         let opened = if self.seen.holds(&data.id, now) {
             self.metrics.frames_repeated.inc();
-            if !self.control_token(from, 1, now) || !neighbor {
+            if !neighbor || !self.control_token(from, 1, now) {
                 return;
             }
             // All that the protocol does about a repeat is to prune.
@@ -173,8 +184,12 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
         if new {
             self.metrics.frames_received.inc();
             self.note_seen(data.id, now);
-            self.tree.comes_over(round.saturating_add(1));
-            self.tree.came(data.id, from, now);
+            if neighbor {
+                self.tree.comes_over(round.min(MAX_ROUND));
+                self.tree.came(data.id, from, now);
+            } else {
+                self.tree.strayed(data.id, from);
+            }
             self.heal.heard(now);
         }
         let cause = Cause {
@@ -182,9 +197,11 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
             opened,
             ..Cause::OURS
         };
-        // To the protocol whoever brings a frame is a neighbour, and would become one that announcements go to.
-        let by = if neighbor { from } else { self.me };
-        self.feed(topic::InEvent::RecvMessage(by, known), cause, now);
+        if neighbor {
+            self.feed(topic::InEvent::RecvMessage(from, known), cause, now);
+        } else {
+            self.stray(known, cause, now);
+        }
         if new {
             self.cached(data.content.len(), now);
         }
@@ -193,8 +210,14 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
     /// Whether a peer was a neighbour until a moment ago. What it sent before it knew of the end is as good as before: nobody
     /// else will bring it unasked.
     fn has_parted(&self, peer: &P, now: Instant) -> bool {
-        let until = self.links.get(peer).and_then(|link| link.heard_until);
-        until.is_some_and(|until| now < until)
+        self.parted.holds(peer, now) && !self.is_banned(peer, now)
+    }
+
+    /// A new frame of a peer that is no neighbour any more. The protocol may take whoever brings one for a neighbour that
+    /// announcements go to, so it is told that we bring it; and then that we are gone, as in [`tick`](Self::tick).
+    fn stray(&mut self, frame: topic::Message<P>, cause: Cause<P, G::Opened>, now: Instant) {
+        self.feed(topic::InEvent::RecvMessage(self.me, frame), cause, now);
+        self.feed(topic::InEvent::PeerDisconnected(self.me), Cause::OURS, now);
     }
 
     /// A message that runs the broadcast tree. The protocol would take these from anyone.

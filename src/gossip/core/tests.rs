@@ -484,37 +484,72 @@ fn only_neighbours_are_listened_to() {
 }
 
 #[test]
-fn what_a_neighbour_sent_before_it_knew_that_it_is_none_any_more_is_heard_and_passed_on() {
+fn frames_that_crossed_our_goodbye_are_heard_and_passed_on_and_nothing_else_is() {
     let now = Instant::now();
     let mut core = with_neighbors(&[1, 2, 3, 4, 5], now);
     core.peer_connected(6, false, now);
     core.message(6, join(), now);
     let dropped = (1..=5).find(|peer| !core.active.contains(peer));
     let dropped = dropped.expect("there are five places");
-    assert!(closes(&outputs(&mut core)).is_empty(), "it closes itself");
+    assert_eq!(closes(&outputs(&mut core)), [(dropped, CloseWhy::Done)]);
+    let others: Vec<u32> = core.active.iter().copied().collect();
+    let have = |content: &[u8], round| {
+        let id = *blake3::hash(content).as_bytes();
+        bytes(&Message::Gossip(Gossip::IHave(List(vec![IHave {
+            id,
+            round,
+        }]))))
+    };
+    // Somebody closer has announced it: the protocol prunes who brings it then.
+    core.message(others[0], have(b"late", 0), now);
+    outputs(&mut core);
     let (late, later) = (now + LINGER / 2, now + LINGER);
-    for again in [false, true] {
-        core.message(dropped, data(b"late", 3), late);
-        let out = outputs(&mut core);
-        assert_eq!(delivered(&out), usize::from(!again));
-        let to = if again { &[][..] } else { &[1, 2, 3, 4, 5, 6] };
-        let to: BTreeSet<_> = to
-            .iter()
-            .filter(|peer| **peer != dropped)
-            .copied()
-            .collect();
-        assert_eq!(frames_to(&out), to);
-        let sends = out
-            .iter()
-            .filter(|output| matches!(output, Output::Send { peer, .. } if *peer == dropped));
-        assert_eq!(sends.count(), 0, "it is not made a neighbour of the tree");
-    }
-    core.message(dropped, data(b"later", 3), later);
-    core.tick(later);
+    core.message(dropped, data(b"late", 5), late);
     let out = outputs(&mut core);
-    assert_eq!(delivered(&out), 0);
-    assert_eq!(core.metrics.refused_not_neighbor.get(), 1);
-    assert_eq!(closes(&out), [(dropped, CloseWhy::Done)]);
+    let from = |output: &Output<_, _>| match output {
+        Output::Deliver { from, hops, .. } => Some((*from, *hops)),
+        _ => None,
+    };
+    assert_eq!(out.iter().find_map(from), Some((dropped, 6)));
+    assert_eq!(frames_to(&out), others.iter().copied().collect());
+    // A frame that another one brought, and whatever is no frame.
+    core.message(others[0], data(b"known", 0), late);
+    outputs(&mut core);
+    let high = Swarm::Neighbor {
+        priority: Priority::High,
+        data: None,
+    };
+    for message in [
+        data(b"late", 5),
+        data(b"known", 5),
+        have(b"more", 0),
+        bytes(&Message::Gossip(Gossip::Graft { id: None, round: 0 })),
+        join(),
+        bytes(&Message::Swarm(high)),
+    ] {
+        core.message(dropped, message, late);
+        assert!(outputs(&mut core).is_empty());
+        assert!(!core.active.contains(&dropped));
+    }
+    // Announcements of it go to neighbours.
+    core.tick(late + Duration::from_millis(10));
+    let to = |output: &Output<_, _>| match output {
+        Output::Send { peer, .. } => Some(*peer),
+        _ => None,
+    };
+    assert!(
+        outputs(&mut core)
+            .iter()
+            .filter_map(to)
+            .all(|to| others.contains(&to))
+    );
+    core.message(dropped, data(b"later", 3), later);
+    assert_eq!(delivered(&outputs(&mut core)), 0);
+    // And what is forged has consequences.
+    core.message(dropped, data(b"F", 3), late);
+    assert!(core.is_banned(&dropped, late));
+    core.message(dropped, data(b"good", 3), late);
+    assert_eq!(delivered(&outputs(&mut core)), 0);
 }
 
 #[test]

@@ -18,6 +18,7 @@ use std::{
 };
 
 use n0_future::time::{Duration, Instant};
+use rand::{Rng, seq::IteratorRandom};
 
 use crate::gossip::{
     bounded::Remembered,
@@ -110,9 +111,18 @@ impl<P: Copy + Ord + Hash> Tree<P> {
         }
     }
 
-    /// The new frame that comes now comes over so many hops.
+    /// The new frame that comes now was over so many hops at the neighbour that brings it.
     pub(super) fn comes_over(&mut self, hops: u16) {
-        self.hops = hops;
+        self.hops = hops.saturating_add(1);
+    }
+
+    /// A new frame came from a peer that is no neighbour any more.
+    pub(super) fn strayed(&mut self, id: Id, from: P) {
+        self.brought.insert(id, from);
+        for share in self.shares.values_mut() {
+            share.announced.remove(&id);
+            share.asked.remove(&id);
+        }
     }
 
     /// A neighbour announces a frame, whether it is here or not, that it had over so many hops.
@@ -230,20 +240,31 @@ impl<P: Copy + Ord + Hash> Tree<P> {
         (orphaned && neighbors.contains(&pruned)).then_some(pruned)
     }
 
-    /// Whom to take for a parent now that `lost` is no neighbour any more: nobody, unless that one brought the last frame; else
-    /// whoever is closest to its source of those that bring nothing. Who was further from it than this node may be its own
-    /// descendant.
+    /// Whether a neighbour brought the last frame.
+    pub(super) fn is_parent(&self, neighbor: &P) -> bool {
+        self.last.as_ref() == Some(neighbor)
+    }
+
+    /// Whom to take for a parent now that the last one is no neighbour any more: whoever is closest to the source of frames of
+    /// those that bring nothing, and any of them if that are several. Who was further from it than this node may be its own
+    /// descendant. Who then goes in turn before it brings anything is inherited from as well.
     ///
-    /// The paper waits for the next frame's announcement then, and for a while after it.
-    pub(super) fn bereft_of(&self, lost: P, neighbors: &BTreeSet<P>) -> Option<P> {
-        if self.last != Some(lost) {
+    /// The paper waits for the next frame's announcement then, and for a while after it. Who lies about how close it is makes
+    /// us do that.
+    pub(super) fn inherit(&mut self, neighbors: &BTreeSet<P>, rng: &mut impl Rng) -> Option<P> {
+        let idle = |peer: &&P| self.lazy.contains(peer) && !self.idle_talkers.contains(peer);
+        let hops = |peer: &P| self.rounds.get(peer).copied();
+        let least = neighbors.iter().filter(idle).filter_map(hops).min()?;
+        if least > self.hops {
             return None;
         }
-        let close = |peer: &&P| self.lazy.contains(peer) && !self.idle_talkers.contains(peer);
-        let known = |peer: &P| self.rounds.get(peer).map(|hops| (*hops, *peer));
-        let standing = neighbors.iter().filter(close).filter_map(known);
-        let (hops, peer) = standing.min()?;
-        (hops <= self.hops).then_some(peer)
+        let closest = neighbors.iter().filter(idle);
+        let heir = closest
+            .filter(|peer| hops(peer) == Some(least))
+            .choose(rng)
+            .copied();
+        self.last = heir.or(self.last);
+        heir
     }
 
     /// Until when to put off asking for a frame that was to be waited for `delay` from `since` on; none if it is time.
@@ -266,6 +287,8 @@ impl<P: Copy + Ord + Hash> Tree<P> {
 
 #[cfg(test)]
 mod tests {
+    use rand::{SeedableRng, rngs::StdRng};
+
     use super::*;
 
     const FRAME: Id = [1; 32];
@@ -473,32 +496,46 @@ mod tests {
     #[test]
     fn the_closest_of_those_that_bring_nothing_takes_the_place_of_a_parent_that_is_gone() {
         let now = Instant::now();
+        let mut rng = StdRng::seed_from_u64(7);
         let mut tree = Tree::new(0);
-        let neighbors = BTreeSet::from([2, 3, 4, 5]);
-        for peer in [3, 4, 5] {
+        for peer in [3, 4, 5, 6] {
             tree.exchanged(peer, Kind::Prune);
         }
-        tree.comes_over(3);
+        tree.comes_over(2);
         tree.came(FRAME, 1, now);
-        assert_eq!(
-            tree.bereft_of(1, &neighbors),
-            None,
-            "none has shown where it stands"
-        );
-        // A child; one below it; one as far from the source as we are; and the closest.
-        for (peer, hops) in [(2, 1), (3, 4), (4, 3), (5, 2)] {
+        let mut neighbors = BTreeSet::from([2, 3, 4, 5, 6]);
+        let none = tree.inherit(&neighbors, &mut rng);
+        assert_eq!(none, None, "none has shown where it stands");
+        assert!(tree.is_parent(&1));
+        // A child; one below it; one as far from the source as we are; and the closest, which was further away before.
+        for (peer, hops) in [(2, 1), (3, 4), (4, 3), (5, 9), (5, 2), (6, 1)] {
             tree.stands(peer, hops);
         }
-        assert_eq!(tree.bereft_of(5, &neighbors), None, "it brought nothing");
-        assert_eq!(tree.bereft_of(1, &neighbors), Some(5));
-        tree.forget(&5);
-        assert_eq!(tree.bereft_of(1, &BTreeSet::from([2, 3, 4])), Some(4));
-        tree.forget(&4);
-        assert_eq!(
-            tree.bereft_of(1, &BTreeSet::from([2, 3])),
-            None,
-            "3 may have it from us"
-        );
+        tree.idle_talkers.insert(6);
+        for heir in [Some(5), Some(4), None] {
+            let parent = tree.last;
+            assert_eq!(tree.inherit(&neighbors, &mut rng), heir);
+            assert_eq!(tree.last, heir.or(parent), "it may be lost in turn");
+            if let Some(heir) = heir {
+                neighbors.remove(&heir);
+                tree.forget(&heir);
+            }
+        }
+    }
+
+    #[test]
+    fn of_several_that_are_as_close_any_may_inherit() {
+        let mut rng = StdRng::seed_from_u64(7);
+        let mut tree = Tree::new(0);
+        tree.comes_over(2);
+        tree.came(FRAME, 1, Instant::now());
+        for peer in [2, 3, 4] {
+            tree.exchanged(peer, Kind::Prune);
+            tree.stands(peer, 2);
+        }
+        let neighbors = BTreeSet::from([2, 3, 4]);
+        let heirs = (0..50).filter_map(|_| tree.inherit(&neighbors, &mut rng));
+        assert_eq!(heirs.collect::<BTreeSet<_>>(), neighbors);
     }
 
     #[test]

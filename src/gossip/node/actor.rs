@@ -130,7 +130,8 @@ impl<G: FrameGate> Actor<G> {
         self.work_off();
         // From here on nobody reads what comes, and whoever waits to tell us something is let go.
         inbound.close();
-        while let Ok(unread) = inbound.try_recv() {
+        // Until whoever had a place already has used it.
+        while let Some(unread) = inbound.recv().await {
             unread.discard();
         }
         drop(inbound);

@@ -268,7 +268,7 @@ pub(crate) struct Core<P: PeerIdentity, G: FrameGate> {
     book: Remembered<P, Entry>,
     bootstrap: VecDeque<P>,
     banned: Remembered<P, Instant>,
-    /// Peers that were sent a goodbye, and until when frames of theirs may be under way.
+    /// Neighbours that were sent a goodbye, and until when frames of theirs may be under way.
     parted: Remembered<P, Instant>,
     /// Members no more.
     evicted: Remembered<P, Instant>,
@@ -564,11 +564,12 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
         // The protocol sends one frame to several peers: it is encoded once.
         let mut encoded: Option<(topic::Message<P>, Bytes)> = None;
         let mut farewells = BTreeSet::new();
+        let mut lost = Vec::new();
         let mut walks = 0;
         for want in wanted {
             match want {
-                // See `stray`.
-                topic::OutEvent::SendMessage(to, _) if to == self.me => {}
+                // It takes us for a neighbour: see `frame`.
+                topic::OutEvent::SendMessage(to, _) if to == self.me => self.heal.dirty = true,
                 topic::OutEvent::SendMessage(to, message) => {
                     let bytes = match &encoded {
                         Some((same, bytes)) if *same == message => bytes.clone(),
@@ -600,16 +601,19 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
                     }
                     self.send_or_dial(to, bytes, cause.from, now);
                 }
-                topic::OutEvent::EmitEvent(event) => self.emit(event, &mut cause, now),
+                topic::OutEvent::EmitEvent(event) => {
+                    if let proto::Event::NeighborDown(peer) = &event {
+                        lost.push(*peer);
+                    }
+                    self.emit(event, &mut cause, now);
+                }
                 topic::OutEvent::ScheduleTimer(delay, timer) => {
                     self.timers.set(timer, delay, cause.missing, now);
                 }
                 topic::OutEvent::DisconnectPeer(peer) => {
-                    if farewells.contains(&peer) {
-                        self.parted.expire(now);
-                        self.parted.insert(peer, now + LINGER);
-                        self.close(peer, CloseWhy::Done);
-                    } else if cause.goodbye && cause.from == Some(peer) {
+                    let goodbye =
+                        farewells.contains(&peer) || (cause.goodbye && cause.from == Some(peer));
+                    if goodbye {
                         self.close(peer, CloseWhy::Done);
                     } else if let Some(link) = self.links.get_mut(&peer) {
                         // The protocol drops whoever is no neighbour after one message of his; but a goodbye
@@ -621,6 +625,11 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
                 // The address book has it already: see `inspect`.
                 topic::OutEvent::PeerData(_, _) => {}
             }
+        }
+        // Whoever asked in vain to be a neighbour is sent a goodbye too.
+        for peer in lost.into_iter().filter(|peer| farewells.contains(peer)) {
+            self.parted.expire(now);
+            self.parted.insert(peer, now + LINGER);
         }
     }
 

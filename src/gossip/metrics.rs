@@ -15,9 +15,9 @@ pub struct GossipMetrics {
     pub frames_forwarded: Counter,
     /// Frames that were no longer kept for grafts before their time, because too many bytes were.
     pub frames_uncached: Counter,
-    /// Frames that came again, those of peers that were neighbours a moment ago included.
+    /// Frames that came again.
     pub frames_repeated: Counter,
-    /// Times that this node asked a neighbour to bring frames, because it had pruned or lost the one that did.
+    /// Times that this node asked a neighbour to bring frames, because the one that did was lost, or pruned it.
     pub parents_taken_back: Counter,
     /// Bytes of messages handed to connections.
     pub bytes_sent: Counter,

@@ -260,8 +260,10 @@ fn closed_with(err: &iroh::endpoint::ConnectionError) -> Option<CloseCode> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn twenty_nodes_that_join_through_one_are_all_reached_by_nearly_all_frames() {
     // All that join at once may fall apart, and who is apart hears nothing and joins again.
-    let mut config = GossipConfig::default();
-    config.quiet_after = Duration::from_secs(2);
+    let config = GossipConfig {
+        quiet_after: Duration::from_secs(2),
+        ..GossipConfig::default()
+    };
     let nodes = mesh_with(20, config).await;
     let mut said = 0;
     until("everyone is reached", async || {

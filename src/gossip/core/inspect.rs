@@ -63,7 +63,7 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
 
     /// A frame that came before the keys that open it.
     pub(super) fn again(&mut self, from: P, message: &Bytes, now: Instant) {
-        if self.left || !self.links.contains_key(&from) {
+        if self.left || self.is_banned(&from, now) {
             return;
         }
         if let Some(Message::Gossip(Gossip::Data(data))) = Message::<P>::decode(message) {
@@ -123,7 +123,7 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
     /// A frame: opened first, and only then forwarded.
     fn frame(&mut self, from: P, message: &Bytes, data: Data<'_>, now: Instant) {
         let neighbor = self.active.contains(&from);
-        if !neighbor && !self.has_parted(&from, now) {
+        if !neighbor && !self.has_parted(&from, now) && !self.early.is_looked_at() {
             return self.not_a_neighbor(from, now);
         }
         if data.content.len() > self.config.max_frame_size {
@@ -185,7 +185,7 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
             self.metrics.frames_received.inc();
             self.note_seen(data.id, now);
             if neighbor {
-                self.tree.comes_over(round.min(MAX_ROUND));
+                self.tree.comes_over(round);
                 self.tree.came(data.id, from, now);
             } else {
                 self.tree.strayed(data.id, from);
@@ -197,27 +197,19 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
             opened,
             ..Cause::OURS
         };
-        if neighbor {
-            self.feed(topic::InEvent::RecvMessage(from, known), cause, now);
-        } else {
-            self.stray(known, cause, now);
-        }
+        // Whoever brings a frame that others announced may become one that announcements go to. That shall be nobody who is no
+        // neighbour, so the protocol is told that we bring it; and if it falls for that, `maintain` has it forget us.
+        let by = if neighbor { from } else { self.me };
+        self.feed(topic::InEvent::RecvMessage(by, known), cause, now);
         if new {
             self.cached(data.content.len(), now);
         }
     }
 
-    /// Whether a peer was a neighbour until a moment ago. What it sent before it knew of the end is as good as before: nobody
-    /// else will bring it unasked.
+    /// Whether a peer was our neighbour until we said goodbye, a moment ago. What it sent before it knew of that is as good as
+    /// before: nobody else will bring it unasked.
     fn has_parted(&self, peer: &P, now: Instant) -> bool {
         self.parted.holds(peer, now) && !self.is_banned(peer, now)
-    }
-
-    /// A new frame of a peer that is no neighbour any more. The protocol may take whoever brings one for a neighbour that
-    /// announcements go to, so it is told that we bring it; and then that we are gone, as in [`tick`](Self::tick).
-    fn stray(&mut self, frame: topic::Message<P>, cause: Cause<P, G::Opened>, now: Instant) {
-        self.feed(topic::InEvent::RecvMessage(self.me, frame), cause, now);
-        self.feed(topic::InEvent::PeerDisconnected(self.me), Cause::OURS, now);
     }
 
     /// A message that runs the broadcast tree. The protocol would take these from anyone.

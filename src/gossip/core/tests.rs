@@ -500,8 +500,10 @@ fn frames_that_crossed_our_goodbye_are_heard_and_passed_on_and_nothing_else_is()
             round,
         }]))))
     };
-    // Somebody closer has announced it: the protocol prunes who brings it then.
+    // Somebody closer has announced it: the protocol prunes who brings it then, and announces the next to him.
     core.message(others[0], have(b"late", 0), now);
+    core.message(others[1], bytes(&Message::Gossip(Gossip::Prune)), now);
+    assert!(core.peer_connected(dropped, false, now), "it comes back");
     outputs(&mut core);
     let (late, later) = (now + LINGER / 2, now + LINGER);
     core.message(dropped, data(b"late", 5), late);
@@ -511,7 +513,9 @@ fn frames_that_crossed_our_goodbye_are_heard_and_passed_on_and_nothing_else_is()
         _ => None,
     };
     assert_eq!(out.iter().find_map(from), Some((dropped, 6)));
-    assert_eq!(frames_to(&out), others.iter().copied().collect());
+    let eager = others.iter().copied().filter(|other| *other != others[1]);
+    assert_eq!(frames_to(&out), eager.collect());
+    core.peer_closed(dropped, late);
     // A frame that another one brought, and whatever is no frame.
     core.message(others[0], data(b"known", 0), late);
     outputs(&mut core);
@@ -531,19 +535,30 @@ fn frames_that_crossed_our_goodbye_are_heard_and_passed_on_and_nothing_else_is()
         assert!(outputs(&mut core).is_empty());
         assert!(!core.active.contains(&dropped));
     }
+    assert_eq!(core.metrics.refused_rate.get(), 0);
     // Announcements of it go to neighbours.
+    assert!(core.peer_connected(dropped, false, late));
     core.tick(late + Duration::from_millis(10));
-    let to = |output: &Output<_, _>| match output {
-        Output::Send { peer, .. } => Some(*peer),
-        _ => None,
-    };
-    assert!(
-        outputs(&mut core)
-            .iter()
-            .filter_map(to)
-            .all(|to| others.contains(&to))
-    );
+    let announced: Vec<_> = outputs(&mut core)
+        .into_iter()
+        .filter_map(|output| match output {
+            Output::Send { peer, .. } => Some(peer),
+            _ => None,
+        })
+        .collect();
+    assert!(announced.contains(&others[1]), "{announced:?}");
+    assert!(!announced.contains(&dropped), "{announced:?}");
     core.message(dropped, data(b"later", 3), later);
+    assert_eq!(delivered(&outputs(&mut core)), 0);
+    // Nor is a frame of one that asked to be a neighbour in vain.
+    let low = Swarm::Neighbor {
+        priority: Priority::Low,
+        data: None,
+    };
+    core.peer_connected(9, false, late);
+    core.message(9, bytes(&Message::Swarm(low)), late);
+    assert!(!core.active.contains(&9));
+    core.message(9, data(b"of a stranger", 3), late);
     assert_eq!(delivered(&outputs(&mut core)), 0);
     // And what is forged has consequences.
     core.message(dropped, data(b"F", 3), late);
@@ -577,7 +592,12 @@ fn a_node_whose_parent_is_gone_has_another_neighbour_bring_frames_at_once() {
         })
         .collect();
     assert_eq!(asked, [3]);
-    assert_eq!(core.metrics.parents_taken_back.get(), 1);
+    core.peer_closed(3, now);
+    assert_eq!(
+        core.metrics.parents_taken_back.get(),
+        2,
+        "2 has inherited in turn"
+    );
 }
 
 #[test]

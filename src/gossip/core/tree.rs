@@ -69,7 +69,7 @@ pub(super) struct Tree<P> {
     brought: Remembered<Id, P>,
     /// Neighbours that bring nothing unasked: those that were pruned, by either side.
     lazy: BTreeSet<P>,
-    /// Who brought the last new frame.
+    /// The parent: who brought the last new frame, or has inherited from that one.
     last: Option<P>,
     /// Of each neighbour that announced something.
     shares: BTreeMap<P, Share>,
@@ -85,7 +85,7 @@ pub(super) struct Tree<P> {
     on_trial: bool,
     /// Neighbours that were early with an announcement, and not with the next frame.
     idle_talkers: BTreeSet<P>,
-    /// Over how many hops the last new frame came.
+    /// Over how many hops the last new frame of a neighbour came.
     hops: u16,
     /// Over how many hops each neighbour had the frame that it announced last.
     rounds: BTreeMap<P, u16>,
@@ -240,7 +240,7 @@ impl<P: Copy + Ord + Hash> Tree<P> {
         (orphaned && neighbors.contains(&pruned)).then_some(pruned)
     }
 
-    /// Whether a neighbour brought the last frame.
+    /// Whether a neighbour brings frames.
     pub(super) fn is_parent(&self, neighbor: &P) -> bool {
         self.last.as_ref() == Some(neighbor)
     }

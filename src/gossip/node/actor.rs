@@ -129,13 +129,13 @@ impl<G: FrameGate> Actor<G> {
         self.core.leave(Instant::now());
         self.work_off();
         // From here on nobody reads what comes, and whoever waits to tell us something is let go.
+        drop(commands);
         inbound.close();
         // Until whoever had a place already has used it.
         while let Some(unread) = inbound.recv().await {
             unread.discard();
         }
         drop(inbound);
-        drop(commands);
         shared.tasks.close();
         timeout(FAREWELL, shared.tasks.wait()).await.ok();
         shared.kill.cancel();

@@ -254,8 +254,8 @@ impl Alternative {
         Ok(Seen { arrived, carried })
     }
 
-    async fn warm_up(&self, plan: &Plan, size: usize) -> Result<()> {
-        for _ in 0..plan.warm_ups {
+    async fn warm_up(&self, events: usize, size: usize) -> Result<()> {
+        for _ in 0..events {
             self.lone(size).await?;
         }
         Ok(())
@@ -343,13 +343,11 @@ async fn measure(
     (size, events): (usize, usize),
 ) -> Result<()> {
     for alternative in all {
-        alternative.warm_up(plan, size).await?;
+        alternative.warm_up(plan.warm_ups, size).await?;
         alternative.settle().await;
         // Over the path that it is on now: a new tree takes its short ways by what is sent along it.
-        for _ in 0..plan.shaping {
-            alternative.lone(SMALL).await?;
-        }
-        alternative.warm_up(plan, size).await?;
+        alternative.warm_up(plan.shaping, SMALL).await?;
+        alternative.warm_up(plan.warm_ups, size).await?;
     }
     for event in 0..events {
         for nth in 0..WAYS {

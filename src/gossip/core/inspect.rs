@@ -229,8 +229,8 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
                 if list.0.iter().any(|one| believable(one.round).is_none()) {
                     return self.malformed(from, now);
                 }
-                if let Some(last) = list.0.last() {
-                    self.tree.stands(from, last.round.min(MAX_ROUND));
+                if let Some(hops) = list.0.last().and_then(|one| believable(one.round)) {
+                    self.tree.stands(from, hops);
                 }
                 for one in self.news(from, list.0, now) {
                     self.heal.dirty = true;

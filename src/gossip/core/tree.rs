@@ -50,6 +50,8 @@ struct Share {
     announced: Remembered<Id, u64>,
     /// Frames that it was asked for.
     asked: Remembered<Id, ()>,
+    /// Over how many hops it had the frame that it announced last.
+    hops: Option<u16>,
 }
 
 impl Share {
@@ -57,7 +59,14 @@ impl Share {
         Self {
             announced: Remembered::new(ANNOUNCED),
             asked: Remembered::new(ANNOUNCED),
+            hops: None,
         }
+    }
+
+    /// A frame came. Says whether this neighbour had announced it, and whether it was asked for it.
+    fn came(&mut self, id: &Id) -> (bool, bool) {
+        let announced = self.announced.remove(id).is_some();
+        (announced, self.asked.remove(id).is_some())
     }
 }
 
@@ -87,8 +96,6 @@ pub(super) struct Tree<P> {
     idle_talkers: BTreeSet<P>,
     /// Over how many hops the last new frame of a neighbour came.
     hops: u16,
-    /// Over how many hops each neighbour had the frame that it announced last.
-    rounds: BTreeMap<P, u16>,
 }
 
 impl<P: Copy + Ord + Hash> Tree<P> {
@@ -107,7 +114,6 @@ impl<P: Copy + Ord + Hash> Tree<P> {
             on_trial: false,
             idle_talkers: BTreeSet::new(),
             hops: 0,
-            rounds: BTreeMap::new(),
         }
     }
 
@@ -120,14 +126,13 @@ impl<P: Copy + Ord + Hash> Tree<P> {
     pub(super) fn strayed(&mut self, id: Id, from: P) {
         self.brought.insert(id, from);
         for share in self.shares.values_mut() {
-            share.announced.remove(&id);
-            share.asked.remove(&id);
+            share.came(&id);
         }
     }
 
     /// A neighbour announces a frame, whether it is here or not, that it had over so many hops.
     pub(super) fn stands(&mut self, neighbor: P, hops: u16) {
-        self.rounds.insert(neighbor, hops);
+        self.share(neighbor).hops = Some(hops);
     }
 
     /// A new frame came from there; from ourselves if we made it.
@@ -141,10 +146,11 @@ impl<P: Copy + Ord + Hash> Tree<P> {
         }
         self.early.clear();
         for (peer, share) in &mut self.shares {
-            if share.announced.remove(&id).is_some() {
+            let (announced, was_asked) = share.came(&id);
+            if announced {
                 self.early.insert(*peer);
             }
-            asked |= share.asked.remove(&id).is_some();
+            asked |= was_asked;
         }
         if !asked {
             let last = self.flowed_at.replace(now);
@@ -165,10 +171,14 @@ impl<P: Copy + Ord + Hash> Tree<P> {
             self.announcements += 1;
             self.announcements
         });
-        let share = self.shares.entry(from).or_insert_with(Share::new);
+        let share = self.share(from);
         if share.announced.get(&id).is_none() {
             share.announced.insert(id, place);
         }
+    }
+
+    fn share(&mut self, neighbor: P) -> &mut Share {
+        self.shares.entry(neighbor).or_insert_with(Share::new)
     }
 
     /// Which place a frame has among those that were announced, counted from the first time.
@@ -230,7 +240,6 @@ impl<P: Copy + Ord + Hash> Tree<P> {
         self.lazy.remove(peer);
         self.shares.remove(peer);
         self.idle_talkers.remove(peer);
-        self.rounds.remove(peer);
     }
 
     /// Whom to take back as a parent now that `pruned` brings nothing any more: nobody, if another one does.
@@ -253,7 +262,7 @@ impl<P: Copy + Ord + Hash> Tree<P> {
     /// us do that.
     pub(super) fn inherit(&mut self, neighbors: &BTreeSet<P>, rng: &mut impl Rng) -> Option<P> {
         let idle = |peer: &&P| self.lazy.contains(peer) && !self.idle_talkers.contains(peer);
-        let hops = |peer: &P| self.rounds.get(peer).copied();
+        let hops = |peer: &P| self.shares.get(peer)?.hops;
         let least = neighbors.iter().filter(idle).filter_map(hops).min()?;
         if least > self.hops {
             return None;
@@ -262,9 +271,9 @@ impl<P: Copy + Ord + Hash> Tree<P> {
         let heir = closest
             .filter(|peer| hops(peer) == Some(least))
             .choose(rng)
-            .copied();
-        self.last = heir.or(self.last);
-        heir
+            .copied()?;
+        self.last = Some(heir);
+        Some(heir)
     }
 
     /// Until when to put off asking for a frame that was to be waited for `delay` from `since` on; none if it is time.

@@ -135,7 +135,6 @@ impl<G: FrameGate> Actor<G> {
         while let Some(unread) = inbound.recv().await {
             unread.discard();
         }
-        drop(inbound);
         shared.tasks.close();
         timeout(FAREWELL, shared.tasks.wait()).await.ok();
         shared.kill.cancel();

@@ -566,6 +566,8 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
         let mut farewells = BTreeSet::new();
         let mut lost = Vec::new();
         let mut walks = 0;
+        let strayed = |from| cause.opened.is_some() && !self.active.contains(&from);
+        let is_stray = cause.from.is_some_and(strayed);
         for want in wanted {
             match want {
                 // It takes us for a neighbour: see `frame`.
@@ -583,6 +585,8 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
                         Kind::Disconnect => {
                             farewells.insert(to);
                         }
+                        // Our parent has it already, and would prune us for one that is no neighbour any more.
+                        Kind::Data if is_stray && self.tree.is_parent(&to) => continue,
                         Kind::Data if cause.opened.is_some() => {
                             self.metrics.frames_forwarded.inc();
                         }

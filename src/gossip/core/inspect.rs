@@ -39,6 +39,7 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
             // What still comes from a peer that we closed is of no use, but for frames that crossed our goodbye.
             if self.has_parted(&from, now)
                 && message.len() <= self.config.max_message_size()
+                && mirror::kind(&message) == Kind::Data
                 && let Some(Message::Gossip(Gossip::Data(data))) = Message::<P>::decode(&message)
             {
                 self.metrics.bytes_received.inc_by(message.len() as u64);
@@ -123,8 +124,15 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
     /// A frame: opened first, and only then forwarded.
     fn frame(&mut self, from: P, message: &Bytes, data: Data<'_>, now: Instant) {
         let neighbor = self.active.contains(&from);
-        if !neighbor && !self.has_parted(&from, now) && !self.early.is_looked_at() {
-            return self.not_a_neighbor(from, now);
+        if !neighbor && !self.early.is_looked_at() {
+            if !self.has_parted(&from, now) {
+                return self.not_a_neighbor(from, now);
+            }
+            // It may not know yet that it should not send them, so what is too much is no fault.
+            if !self.means(from, now).control.take(1, now) {
+                self.metrics.refused_rate.inc();
+                return;
+            }
         }
         if data.content.len() > self.config.max_frame_size {
             return self.oversize(from, now);
@@ -286,6 +294,7 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
             return;
         };
         self.metrics.parents_taken_back.inc();
+        self.tree.takes_back(parent);
         self.tree.exchanged(parent, Kind::Graft);
         // To the protocol it is all the same which side asks.
         self.pass_on(parent, &graft, false, now);

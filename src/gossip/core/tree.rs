@@ -78,7 +78,7 @@ pub(super) struct Tree<P> {
     brought: Remembered<Id, P>,
     /// Neighbours that bring nothing unasked: those that were pruned, by either side.
     lazy: BTreeSet<P>,
-    /// The parent: who brought the last new frame, or has inherited from that one.
+    /// The parent: who brought the last new frame, or was asked since to bring them.
     last: Option<P>,
     /// Of each neighbour that announced something.
     shares: BTreeMap<P, Share>,
@@ -239,6 +239,7 @@ impl<P: Copy + Ord + Hash> Tree<P> {
     pub(super) fn forget(&mut self, peer: &P) {
         self.lazy.remove(peer);
         self.shares.remove(peer);
+        self.early.remove(peer);
         self.idle_talkers.remove(peer);
     }
 
@@ -249,7 +250,12 @@ impl<P: Copy + Ord + Hash> Tree<P> {
         (orphaned && neighbors.contains(&pruned)).then_some(pruned)
     }
 
-    /// Whether a neighbour brings frames.
+    /// A neighbour is asked to bring frames from now on.
+    pub(super) fn takes_back(&mut self, parent: P) {
+        self.last = Some(parent);
+    }
+
+    /// Whether a neighbour is the one that brings frames.
     pub(super) fn is_parent(&self, neighbor: &P) -> bool {
         self.last.as_ref() == Some(neighbor)
     }
@@ -260,7 +266,7 @@ impl<P: Copy + Ord + Hash> Tree<P> {
     ///
     /// The paper waits for the next frame's announcement then, and for a while after it. Who lies about how close it is makes
     /// us do that.
-    pub(super) fn inherit(&mut self, neighbors: &BTreeSet<P>, rng: &mut impl Rng) -> Option<P> {
+    pub(super) fn inherit(&self, neighbors: &BTreeSet<P>, rng: &mut impl Rng) -> Option<P> {
         let idle = |peer: &&P| self.lazy.contains(peer) && !self.idle_talkers.contains(peer);
         let hops = |peer: &P| self.shares.get(peer)?.hops;
         let least = neighbors.iter().filter(idle).filter_map(hops).min()?;
@@ -268,12 +274,8 @@ impl<P: Copy + Ord + Hash> Tree<P> {
             return None;
         }
         let closest = neighbors.iter().filter(idle);
-        let heir = closest
-            .filter(|peer| hops(peer) == Some(least))
-            .choose(rng)
-            .copied()?;
-        self.last = Some(heir);
-        Some(heir)
+        let closest = closest.filter(|peer| hops(peer) == Some(least));
+        closest.choose(rng).copied()
     }
 
     /// Until when to put off asking for a frame that was to be waited for `delay` from `since` on; none if it is time.
@@ -445,6 +447,13 @@ mod tests {
         assert_eq!(tree.orphaned_by(2, &neighbors), None);
         tree.forget(&2);
         assert!(tree.may_shorten(&2));
+        // Nor is one judged that has gone meanwhile.
+        tree.announced(2, [6; 32]);
+        tree.came([6; 32], 1, now);
+        tree.shortened();
+        tree.forget(&2);
+        tree.came([7; 32], 1, now);
+        assert!(tree.may_shorten(&2));
     }
 
     #[test]
@@ -522,9 +531,7 @@ mod tests {
         }
         tree.idle_talkers.insert(6);
         for heir in [Some(5), Some(4), None] {
-            let parent = tree.last;
             assert_eq!(tree.inherit(&neighbors, &mut rng), heir);
-            assert_eq!(tree.last, heir.or(parent), "it may be lost in turn");
             if let Some(heir) = heir {
                 neighbors.remove(&heir);
                 tree.forget(&heir);

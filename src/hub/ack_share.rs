@@ -1,8 +1,8 @@
 //! Who acknowledges how often: the acknowledgements that a hub takes are shared out over its spokes.
 //!
 //! While spokes are few, all acknowledge fast. Beyond, a few do, drawn at random, some of them on the
-//! topic if anyone is: they are what pace and supervision go by. The others share what is left, and acknowledge once a second
-//! at most.
+//! topic if anyone is: they are what pace and supervision go by. The others share what is left, and acknowledge every
+//! three seconds at most.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -14,9 +14,9 @@ const ALL_FAST: usize = 20;
 const FAST: usize = 8;
 /// How often a fast spoke acknowledges.
 const FAST_EVERY: Duration = Duration::from_millis(20);
-/// And how often one of the others at most: nothing goes by it but whether the spoke is reached at all, and each costs the hub
-/// about what sending an event does.
-const SLOW_EVERY: Duration = Duration::from_secs(1);
+/// And how often one of the others at most: nothing goes by it but whether the spoke is reached at all, and on a quiet hub each
+/// costs what sending several events does, since it comes by itself.
+const SLOW_EVERY: Duration = Duration::from_secs(3);
 
 /// How often one spoke of `spokes` may acknowledge, in milliseconds, if it is not a fast one.
 pub(crate) fn ack_every_ms(spokes: usize, acks_per_s: u32) -> u32 {

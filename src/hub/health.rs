@@ -44,7 +44,7 @@ pub struct Health {
 #[serde(tag = "problem", rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum Problem {
-    /// So many spokes on this path have not acknowledged what is older than two seconds, and three times
+    /// So many spokes on this path have not acknowledged what is older than two seconds, and twice
     /// the interval at which they acknowledge.
     Behind {
         /// Which path: [`Path::Direct`] or [`Path::Gossip`].

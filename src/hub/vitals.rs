@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// A spoke is behind if it has not acknowledged what is older than this, beyond three times the interval at
+/// A spoke is behind if it has not acknowledged what is older than this, beyond twice the interval at
 /// which it acknowledges.
 const BEHIND_AFTER: Duration = Duration::from_secs(2);
 
@@ -105,7 +105,7 @@ impl Vitals {
             let age = self.tips.age(now, spoke.acked);
             vitals.oldest = vitals.oldest.max(age);
             let every = if spoke.fast { FAST_EVERY } else { slow_every };
-            vitals.behind += usize::from(age > BEHIND_AFTER + 3 * every);
+            vitals.behind += usize::from(age > BEHIND_AFTER + 2 * every);
         }
         vitals
     }
@@ -329,7 +329,7 @@ mod tests {
         };
         assert_eq!(direct, expected);
         // Who acknowledges rarely is given more time.
-        for (every, behind) in [(1, 1), (5, 1), (6, 0)] {
+        for (every, behind) in [(1, 1), (7, 1), (9, 0)] {
             let every = Duration::from_secs(every);
             let topic = vitals.examine(now, 100, &spokes, true, every);
             assert_eq!((topic.spokes, topic.behind), (1, behind));

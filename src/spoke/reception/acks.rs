@@ -12,17 +12,27 @@ const TARGETED_EVERY: Duration = Duration::from_millis(20);
 /// What is little waits for more to come, so many times as long as the hub allows, up to a limit. Each acknowledgement costs
 /// the hub about what sending an event does, it paces itself by much and not by little, and a lone event would be acknowledged
 /// by all spokes at the same moment.
-const LITTLE_WAITS: u32 = 5;
-const LITTLE_WAITS_AT_MOST: Duration = Duration::from_millis(100);
+const LITTLE_WAITS: u32 = 10;
+const LITTLE_WAITS_AT_MOST: Duration = Duration::from_millis(200);
 /// A spoke that is to acknowledge as rarely as this, or more rarely, is hardly what the hub paces itself by: with it much waits
-/// as little does, and so long.
-const RARE_WAITS: Duration = Duration::from_secs(1);
+/// as little does, and as long as the hub asks for, lest after a pause all acknowledge the first event at once.
+const RARE: Duration = Duration::from_secs(1);
+/// When that is over, it waits for a part of the same time more, up to a limit, for an event to go along with: on its own an
+/// acknowledgement costs two packets and wakes the hub; with an event, QUIC sends a packet all the same.
+const RIDE_PART: u32 = 4;
+const RIDE_WITHIN: Duration = Duration::from_millis(200);
 /// Fewer events than this, with fewer bytes, are little.
 const FEW_EVENTS: u64 = 8;
 const FEW_BYTES: usize = 32 * 1024;
 
 /// What was released: every broadcast below an offset, every targeted event up to a number.
 type Released = (u64, u64);
+
+/// When the hub is told of news: along with the next event, or without one.
+struct NewsAt {
+    rides: Instant,
+    alone: Instant,
+}
 
 #[derive(Debug)]
 pub(super) struct Acks {
@@ -33,6 +43,8 @@ pub(super) struct Acks {
     at: Instant,
     /// When it is to be told of little, once there is something to tell.
     little_at: Option<Instant>,
+    /// What was released when it was last looked at: more means that an event has just come.
+    seen: u64,
     /// Bytes of the broadcasts that were released since it was told.
     bytes: usize,
     /// Spreads what all spokes wait.
@@ -53,6 +65,7 @@ impl Acks {
             every: Duration::ZERO,
             at: now,
             little_at: None,
+            seen: 0,
             bytes: 0,
             seed,
             targeted_at: now,
@@ -66,6 +79,7 @@ impl Acks {
     pub(super) fn begin(&mut self, now: Instant, every: Duration, known: Released) {
         *self = Self {
             told: known,
+            seen: known.0,
             every,
             beat_at: now + BEAT,
             ..Self::new(now, self.seed)
@@ -100,10 +114,17 @@ impl Acks {
         if released != self.told && self.little_at.is_none() {
             self.little_at = Some(now + self.little_waits(released.0));
         }
+        let an_event_came = released.0 > self.seen;
+        self.seen = released.0;
         let awaited = self.told.0 < self.awaited && self.awaited <= released.0;
-        let news = self
-            .news_at(released)
-            .is_some_and(|at| awaited || now >= at);
+        let news = self.news_at(released).is_some_and(|news| {
+            let at = if an_event_came {
+                news.rides
+            } else {
+                news.alone
+            };
+            awaited || now >= at
+        });
         let beat = self.moving && now >= self.at.max(self.beat_at);
         if !news && !beat {
             return None;
@@ -120,36 +141,49 @@ impl Acks {
 
     pub(super) fn deadline(&self, released: Released) -> Option<Instant> {
         let beat = self.moving.then(|| self.at.max(self.beat_at));
-        [beat, self.news_at(released)].into_iter().flatten().min()
+        let news = self.news_at(released).map(|news| news.alone);
+        [beat, news].into_iter().flatten().min()
     }
 
     /// When the hub may be told, if there is something to tell.
-    fn news_at(&self, released: Released) -> Option<Instant> {
+    fn news_at(&self, released: Released) -> Option<NewsAt> {
+        if released == self.told {
+            return None;
+        }
+        let at_once = |at| NewsAt {
+            rides: at,
+            alone: at,
+        };
         if released.1 != self.told.1 {
-            return Some(self.at.min(self.targeted_at));
+            return Some(at_once(self.at.min(self.targeted_at)));
         }
         let events = released.0.saturating_sub(self.told.0);
         let is_little = events < FEW_EVENTS && self.bytes < FEW_BYTES;
-        let at = match is_little || self.is_rare() {
-            true => self.at.max(self.little_at.unwrap_or(self.at)),
-            false => self.at,
-        };
-        (released != self.told).then_some(at)
+        let waits = self.little_at.filter(|_| is_little || self.is_rare());
+        Some(waits.map_or(at_once(self.at), |little_at| {
+            let rides = self.at.max(little_at);
+            let alone = rides + (self.little_waits_at_most() / RIDE_PART).min(RIDE_WITHIN);
+            NewsAt { rides, alone }
+        }))
+    }
+
+    fn little_waits_at_most(&self) -> Duration {
+        match self.is_rare() {
+            true => self.every,
+            false => (self.every.saturating_mul(LITTLE_WAITS)).min(LITTLE_WAITS_AT_MOST),
+        }
     }
 
     fn is_rare(&self) -> bool {
-        self.every >= RARE_WAITS
+        self.every >= RARE
     }
 
     /// How long little waits that begins at this offset: half of the time, to all of it.
     fn little_waits(&self, offset: u64) -> Duration {
-        let most = match self.is_rare() {
-            true => RARE_WAITS,
-            false => (self.every.saturating_mul(LITTLE_WAITS)).min(LITTLE_WAITS_AT_MOST),
-        };
         let mixed = (self.seed ^ offset).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         let part = (mixed >> 32) as f64 / f64::from(u32::MAX);
-        most.mul_f64((0.5 + part / 2.0).clamp(0.5, 1.0))
+        self.little_waits_at_most()
+            .mul_f64((0.5 + part / 2.0).clamp(0.5, 1.0))
     }
 }
 
@@ -199,16 +233,42 @@ mod tests {
         };
         let fast = Duration::from_millis(20);
         let waits = [1, 2, 3, 4].map(|seed| told(fast, 1, 100, seed));
-        let most = LITTLE_WAITS_AT_MOST;
-        assert!(waits.iter().all(|wait| *wait >= most / 2 && *wait <= most));
+        let alone = |most: Duration| {
+            let rides = (most / RIDE_PART).min(RIDE_WITHIN);
+            most / 2 + rides..=most + rides
+        };
+        let little = alone(LITTLE_WAITS_AT_MOST);
+        assert!(waits.iter().all(|wait| little.contains(wait)));
         assert!(waits.windows(2).any(|waits| waits[0] != waits[1]));
         for much in [1, FEW_EVENTS, 1000] {
-            let rare = told(Duration::from_secs(20), much, 100, 1);
-            assert!(rare >= RARE_WAITS / 2 && rare <= RARE_WAITS);
+            let every = Duration::from_secs(20);
+            let rare = told(every, much, 100, 1);
+            assert!(alone(every).contains(&rare));
         }
         assert_eq!(told(fast, FEW_EVENTS, 100, 1), Duration::ZERO);
         assert_eq!(told(fast, 1, FEW_BYTES, 1), Duration::ZERO);
         assert_eq!(told(Duration::ZERO, 1, 1, 1), Duration::ZERO);
+    }
+
+    #[test]
+    fn little_goes_along_with_an_event_once_it_has_waited() {
+        let begin = Instant::now();
+        let mut acks = Acks::new(begin, 7);
+        acks.begin(begin, Duration::from_millis(20), (5, 0));
+        let mut told = Vec::new();
+        for ms in 0..1000 {
+            let now = begin + Duration::from_millis(ms);
+            let released = (6 + ms / 40, 0);
+            if let Some(told_now) = acks.poll(now, released) {
+                assert_eq!(told_now, released);
+                told.push(ms);
+            }
+            assert!(acks.deadline(released).is_none_or(|at| at > now));
+        }
+        assert!(told.iter().all(|ms| ms % 40 == 0), "{told:?}");
+        let mut gaps = told.windows(2).map(|two| two[1] - two[0]);
+        assert!(gaps.all(|gap| (120..=280).contains(&gap)), "{told:?}");
+        assert!(told.len() > 3, "{told:?}");
     }
 
     #[test]

@@ -41,8 +41,9 @@ impl Plan {
         ],
         rounds: 5,
         burst_deliveries: 50_000,
-        burst_events: (256, 2048),
-        paced_events: 50,
+        burst_events: (1024, 2048),
+        // Longer than a spoke that acknowledges rarely waits to do so, lest that fall between two rounds.
+        paced_events: 250,
         pace: Duration::from_millis(20),
         idle_spokes: &[50, 300],
         idle_before: Duration::from_secs(2),

@@ -6,6 +6,8 @@ use std::{
     fs::{self, File},
     io::{self, Write},
     path::PathBuf,
+    process::Command,
+    sync::OnceLock,
     time::SystemTime,
 };
 
@@ -75,6 +77,23 @@ struct Line<'a> {
     what: What<'a>,
     #[serde(flatten)]
     spread: Spread,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    commit: Option<&'static str>,
+}
+
+/// The last commit that changed what is measured, or what measures it; none outside of a clone.
+pub fn commit() -> Option<&'static str> {
+    static COMMIT: OnceLock<Option<String>> = OnceLock::new();
+    let of_code = || {
+        let log = Command::new("git")
+            .args(["log", "-1", "--format=%h", "--abbrev=8", "--", "src"])
+            .args(["Cargo.lock", "benches/*.rs"])
+            .current_dir(env!("CARGO_MANIFEST_DIR"))
+            .output();
+        let commit = String::from_utf8(log.ok()?.stdout).ok()?;
+        Some(commit.trim().to_owned()).filter(|commit| !commit.is_empty())
+    };
+    COMMIT.get_or_init(of_code).as_deref()
 }
 
 /// The results of one bench. Prints each row, and writes it to a file unless it is a smoke run.
@@ -131,6 +150,7 @@ impl Results {
             row,
             what,
             spread,
+            commit: commit(),
         };
         let file = match &mut self.file {
             Some(file) => Ok(file),

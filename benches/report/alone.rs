@@ -9,7 +9,7 @@ use anyhow::Context;
 use serde::Deserialize;
 use serde_json::json;
 
-use super::results::Spread;
+use super::results::{Spread, commit};
 
 /// The groups of `codec`, `seal`, `inbox` and `log`.
 const GROUPS: [&str; 11] = [
@@ -107,10 +107,13 @@ fn line(run: &Path) -> anyhow::Result<String> {
         Some(size) => full_id.trim_end_matches(&format!("/{size}")),
         None => &full_id,
     };
-    let line = json!({
+    let mut line = json!({
         "bench": "core", "case": case, "spokes": 0, "size": size,
         "alternative": "the core alone", "unit": "ns_per_event",
         "median": median, "p10": p10, "p90": p90, "n": n,
     });
+    if let Some(commit) = commit() {
+        line["commit"] = commit.into();
+    }
     Ok(format!("{line}\n"))
 }

@@ -85,9 +85,11 @@ const ABOUT: [(&str, &str, &str); 12] = [
 const HEAD: &str = "# What was measured
 
 This page is made by `cargo bench --bench report` from the files in `results`, into which it takes what the benches have measured since:
-`cargo bench` runs them all and makes it again, `cargo bench --bench NAME` one of them. What was not measured again stays. What each proves, and how, is in the head of its source. Figures are medians, with the tenth and
-the ninetieth percentile in brackets; ratios are those of rounds that took turns in one run. Loopback has no uplink to fill and no loss: compare
-the ways with each other, and take no figure for a promise.
+`cargo bench` runs them all, in several hours, `cargo bench --bench NAME` one of them. What was not measured again stays, so each section says of
+which code it is. What each proves, and how, is in the head of its source. Figures are medians, with the tenth and
+the ninetieth percentile in brackets; ratios are those of rounds that took turns in one run, and say more than two figures that did not: the
+machine's speed varies by the hour, and of a way that took turns with several others the figures are of the first run. Loopback has no uplink to fill and no
+loss: compare the ways with each other, and take no figure for a promise.
 ";
 
 /// Makes the page.
@@ -120,12 +122,26 @@ pub fn make(rows: &[Row], machine: Option<&Machine>) -> anyhow::Result<Page> {
         if rows.is_empty() {
             continue;
         }
-        writeln!(page.text, "\n## {title}\n\n{about}")?;
+        writeln!(page.text, "\n## {title}\n\n{about}\n\n{}", code(&rows))?;
         plots(&mut page, bench, &rows)?;
         figures(&mut page.text, &rows)?;
         ratios(&mut page.text, &rows)?;
     }
     Ok(page)
+}
+
+/// Of which code these figures are.
+fn code(rows: &[&Row]) -> String {
+    let mut lines: BTreeMap<&str, usize> = BTreeMap::new();
+    for row in rows {
+        let commit = row.commit.as_deref().unwrap_or("earlier code");
+        *lines.entry(commit).or_default() += 1;
+    }
+    let of = lines.iter().map(|(commit, lines)| match lines {
+        _ if *lines == rows.len() => (*commit).to_owned(),
+        _ => format!("{commit} ({lines} of {} lines)", rows.len()),
+    });
+    format!("Code: {}.", of.collect::<Vec<_>>().join(", "))
 }
 
 /// What one plot, or one row of figures, is about.

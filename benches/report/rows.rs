@@ -19,6 +19,8 @@ pub struct Row {
     pub p10: f64,
     pub p90: f64,
     pub n: usize,
+    /// Of the code that it was measured with.
+    pub commit: Option<String>,
 }
 
 /// Whether a file has results.

@@ -45,7 +45,7 @@ use tokio::time::sleep;
 const UPLINK_BITS_PER_S: u64 = 10_000_000;
 /// A fifth of a second of it.
 const QUEUE: u64 = 256 * 1024;
-/// Between two events: acknowledgements have come, and what is repaired has been.
+/// Between two events: what is repaired has been.
 const PAUSE: Duration = Duration::from_millis(250);
 /// Until the queue is empty.
 const QUIET_LIMIT: Duration = Duration::from_secs(5);

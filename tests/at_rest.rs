@@ -15,16 +15,16 @@ use iroh_hub::{CloseCode, Closed, FanOut, GossipConfig, Hub, HubBuilder, Path};
 /// More than may all acknowledge fast.
 const SPOKES: usize = 24;
 
-/// Waits until the hub rests: all have said that they have everything, which takes them up to a second, and nothing has been on the
+/// Waits until the hub rests: all have said that they have everything, which takes them some seconds, and nothing has been on the
 /// topic but beacons, which become rarer once nobody is on the way to it. By the third, more than a second and a half has passed.
 async fn until_it_rests(hub: &Hub) {
     let frames = &hub.metrics().topic.frames_sent;
-    let before = frames.get();
     until("all have said that they have everything", || {
         let tip = hub.tip().offset;
         hub.spokes().iter().all(|spoke| spoke.acked >= tip)
     })
     .await;
+    let before = frames.get();
     until("there have been beacons", || frames.get() >= before + 3).await;
 }
 

@@ -1,4 +1,4 @@
-//! Of more than twenty spokes, most acknowledge about once a second. Whoever waits for them does not take what they have not said
+//! Of more than twenty spokes, most acknowledge every two seconds at most. Whoever waits for them does not take what they have not said
 //! for what they do not have, nor the other way round.
 
 mod common;

@@ -84,14 +84,21 @@ struct Line<'a> {
 /// The last commit that changed what is measured, or what measures it; none outside of a clone.
 pub fn commit() -> Option<&'static str> {
     static COMMIT: OnceLock<Option<String>> = OnceLock::new();
-    let of_code = || {
-        let log = Command::new("git")
-            .args(["log", "-1", "--format=%h", "--abbrev=8", "--", "src"])
-            .args(["Cargo.lock", "benches/*.rs"])
+    let git = |args: &[&str]| {
+        let said = Command::new("git")
+            .args(args)
+            .args(["--", "src", "benches/*.rs", "Cargo.toml", "Cargo.lock"])
             .current_dir(env!("CARGO_MANIFEST_DIR"))
             .output();
-        let commit = String::from_utf8(log.ok()?.stdout).ok()?;
-        Some(commit.trim().to_owned()).filter(|commit| !commit.is_empty())
+        let said = String::from_utf8(said.ok()?.stdout).ok()?;
+        Some(said.trim().to_owned()).filter(|said| !said.is_empty())
+    };
+    let of_code = || {
+        let commit = git(&["log", "-1", "--format=%h", "--abbrev=8"])?;
+        Some(match git(&["status", "--porcelain"]) {
+            Some(_) => format!("{commit}, changed"),
+            None => commit,
+        })
     };
     COMMIT.get_or_init(of_code).as_deref()
 }

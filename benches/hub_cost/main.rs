@@ -11,8 +11,8 @@
 //!   spoke has said a word in its turn, so that keep-alives are spread out alike. It proves that the library adds little to
 //!   a connection.
 //!
-//! - `spoke/SPOKES`: the other side of it: memory of one spoke on the topic, alone in its process, its whole program
-//!   included, at 10 MB/s in events of 16 KiB, most that it held. It proves that what a spoke keeps for others is bounded.
+//! - `spoke/SPOKES/SIZE`: the other side of it: memory of one spoke on the topic, alone in its process, its whole program
+//!   included, at 10 MB/s in events of 1 KiB and of 16 KiB, the most that it held. It proves that what a spoke keeps for others is bounded.
 //!
 //! `direct` and `gossip` are this crate. `bare_streams` (iroh and nothing else: encoded once, a writer task per spoke,
 //! writes coalesced) has the QUIC settings of the hub's connections, its windows and keep-alive; `bare_gossip` is
@@ -20,7 +20,7 @@
 //! was lost or came out of order is printed. A round in which the hub gave its topic up, or served a spoke around it
 //! (as it does when the spokes get too little CPU time), is left out, and that is printed.
 //!
-//! `cargo bench --bench hub_cost` takes ten minutes or more on two busy cores; a filter such as `-- broadcast/300` runs
+//! `cargo bench --bench hub_cost` takes twenty minutes or more on two busy cores; a filter such as `-- broadcast/300` runs
 //! a part. `cargo test --benches` sends a few events, to show that
 //! all of this works.
 

@@ -1,10 +1,6 @@
 //! Takes new results into a file of earlier ones: what was measured again is replaced, and what was not stays.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fs,
-    path::Path,
-};
+use std::{collections::BTreeMap, fs, path::Path};
 
 use anyhow::Context;
 
@@ -19,7 +15,8 @@ fn key(row: &Row) -> Key {
 }
 
 /// Puts the lines of `new` into the file `into`, by case, number of spokes and size, and says whether that changed it. Lines of
-/// what is not measured any more stay until someone deletes them there.
+/// what is not measured any more stay until someone deletes them there; and so do lines that say the same but of which code they
+/// are, for they are of one run.
 pub fn merge(new: &str, into: &Path) -> anyhow::Result<bool> {
     let old = match into.exists() {
         true => fs::read_to_string(into)?,
@@ -47,31 +44,38 @@ pub fn check(file: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Whether two lines have the same figures, to the last digit.
+fn is_same_run(a: &str, b: &str) -> bool {
+    let figures = |line: &str| {
+        let (_, row) = rows::parse(line).next()?.ok()?;
+        Some((row.median, row.p10, row.p90, row.n))
+    };
+    figures(a).is_some_and(|a| figures(b) == Some(a))
+}
+
 fn merged(old: &str, new: &str) -> anyhow::Result<String> {
     // Several lines may say the same of turns with different others.
-    let mut lines: Vec<(Key, Vec<&str>)> = Vec::new();
+    let mut lines: Vec<(Key, [Vec<&str>; 2])> = Vec::new();
     let mut places: BTreeMap<Key, usize> = BTreeMap::new();
     let mut cases: BTreeMap<String, usize> = BTreeMap::new();
-    for text in [old, new] {
-        let mut replaced = BTreeSet::new();
+    for (age, text) in [old, new].into_iter().enumerate() {
         for row in rows::parse(text) {
             let (line, row) = row?;
             let key = key(&row);
             let next = cases.len();
             cases.entry(row.case).or_insert(next);
             let place = *places.entry(key.clone()).or_insert(lines.len());
-            match lines.get_mut(place) {
-                Some((_, of)) if replaced.insert(key.clone()) => *of = vec![line],
-                Some((_, of)) => of.push(line),
-                None => {
-                    replaced.insert(key.clone());
-                    lines.push((key, vec![line]));
-                }
+            if place == lines.len() {
+                lines.push((key, Default::default()));
             }
+            lines[place].1[age].push(line);
         }
     }
     // Those of one cell stay in the order in which they were written first.
     lines.sort_by_key(|((case, spokes, size, _), _)| (cases.get(case), *spokes, *size));
-    let lines = lines.iter().flat_map(|(_, of)| of);
+    let lines = lines.iter().flat_map(|(_, [old, new])| {
+        let is_same = old.len() == new.len() && old.iter().zip(new).all(|(a, b)| is_same_run(a, b));
+        if new.is_empty() || is_same { old } else { new }
+    });
     Ok(lines.map(|line| format!("{line}\n")).collect())
 }

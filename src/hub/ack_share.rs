@@ -2,7 +2,7 @@
 //!
 //! While spokes are few, all acknowledge fast. Beyond, a few do, drawn at random, some of them on the
 //! topic if anyone is: they are what pace and supervision go by. The others share what is left, and acknowledge every
-//! three seconds at most.
+//! two seconds at most.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -16,7 +16,7 @@ const FAST: usize = 8;
 const FAST_EVERY: Duration = Duration::from_millis(20);
 /// And how often one of the others at most: nothing goes by it but whether the spoke is reached at all, and on a quiet hub each
 /// costs what sending several events does, since it comes by itself.
-const SLOW_EVERY: Duration = Duration::from_secs(3);
+const SLOW_EVERY: Duration = Duration::from_secs(2);
 
 /// How often one spoke of `spokes` may acknowledge, in milliseconds, if it is not a fast one.
 pub(crate) fn ack_every_ms(spokes: usize, acks_per_s: u32) -> u32 {

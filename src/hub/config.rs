@@ -138,7 +138,7 @@ pub struct HubLimits {
     /// How long `shutdown` waits for spokes to take what is left. Default 10 s.
     pub drain_timeout: Duration,
     /// How many acknowledgements a second the hub takes over all spokes, and how many more receipts may ask
-    /// for. A few spokes take up to 400 of them, the others share the rest and acknowledge every 3 s at most; up to
+    /// for. A few spokes take up to 400 of them, the others share the rest and acknowledge every 2 s at most; up to
     /// 20 spokes, all share alike. Default 1,000.
     pub acks_per_s: u32,
     /// How many bytes a second may go to repairs, and to spokes that the topic does not reach and that

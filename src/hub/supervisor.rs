@@ -24,7 +24,10 @@ use rand::{SeedableRng, rngs::StdRng, seq::IndexedRandom};
 use super::pace::Has;
 use crate::{
     fan_out::Path,
-    wire::broadcast::{BEACON_FIRST, WANT_JITTER, arrives_within},
+    wire::{
+        broadcast::{BEACON_FIRST, WANT_JITTER, arrives_within},
+        native::ACK_LITTLE_WITHIN,
+    },
 };
 
 /// How often the supervisor looks, unless everyone has everything: then its time may pass more slowly.
@@ -37,7 +40,7 @@ pub(crate) const REJOIN_THROUGH: usize = 4;
 const STUCK_AFTER: Duration = Duration::from_secs(2);
 /// after this long, and what a [repair](repaired_within) takes, if it is one of a few: at most four, or a
 /// quarter of those on the topic,
-const FEW_STUCK_AFTER: Duration = Duration::from_millis(400);
+const FEW_STUCK_AFTER: Duration = Duration::from_millis(300).saturating_add(ACK_LITTLE_WITHIN);
 const FEW: usize = 4;
 /// and after this long if it is one of most: serving all of them directly costs what the topic saves.
 const MOST_STUCK_AFTER: Duration = Duration::from_secs(6);
@@ -50,7 +53,7 @@ const LATELY: Duration = Duration::from_secs(5);
 const PROMPTLY: Duration = Duration::from_secs(1);
 
 /// When nobody has moved for this long, and for what a repair takes, a few are served directly as a trial,
-const TRIAL_AFTER: Duration = Duration::from_millis(400);
+const TRIAL_AFTER: Duration = Duration::from_millis(300).saturating_add(ACK_LITTLE_WITHIN);
 /// and a few more after as long again, if those do not move.
 const NEXT_TRIAL_AFTER: Duration = Duration::from_secs(1);
 /// A topic that has reached nobody for this long, though a trial goes on, has failed,
@@ -77,10 +80,10 @@ const WANTED_WITHIN: Duration = WANT_JITTER.saturating_add(Duration::from_millis
 /// How long after the last frame all have heard a beacon that shows what they lost.
 const BEACON_WITHIN: Duration = BEACON_FIRST.saturating_mul(2);
 
-/// How long after a frame that was lost spokes want it again at the latest, on a topic of so many: what is
-/// behind for less has only lost a frame.
+/// How long after a frame that was lost spokes that want it again say that they have it at the latest, on a topic of so many:
+/// what is behind for less has only lost a frame.
 fn repaired_within(on_topic: usize) -> Duration {
-    arrives_within(on_topic) + WANTED_WITHIN
+    arrives_within(on_topic) + WANTED_WITHIN + ACK_LITTLE_WITHIN
 }
 
 /// A spoke that is there, as it stands.
@@ -343,7 +346,7 @@ impl<Id: Copy + Ord + Debug> Supervisor<Id> {
             self.sent = (topic.sent, self.clock);
         }
         self.watch(&on_topic, topic.sent);
-        self.note_who_goes_on(spokes);
+        self.note_who_goes_on(spokes, ack_every);
         self.neighbors(topic.neighbors, on_topic.len());
         let failure = self
             .failure(tip, topic, &on_topic)
@@ -354,7 +357,8 @@ impl<Id: Copy + Ord + Debug> Supervisor<Id> {
             self.condition = Condition::Stalled;
             return self.out.push_back(Action::Fail(failure));
         }
-        self.find_stuck(&on_topic, ack_every + TICK);
+        // It counts from when it released something, which may have had to wait for a beacon.
+        self.find_stuck(&on_topic, ack_every + BEACON_WITHIN + TICK);
         let nobody = on_topic.is_empty();
         self.condition = if nobody && self.off.is_empty() {
             Condition::Idle
@@ -392,7 +396,7 @@ impl<Id: Copy + Ord + Debug> Supervisor<Id> {
 
     /// Notes who goes on directly of those that the topic does not reach, and forgets who is gone or on it
     /// again.
-    fn note_who_goes_on(&mut self, spokes: &[Standing<Id>]) {
+    fn note_who_goes_on(&mut self, spokes: &[Standing<Id>], ack_every: Duration) {
         if self.off.is_empty() {
             return;
         }
@@ -404,7 +408,12 @@ impl<Id: Copy + Ord + Debug> Supervisor<Id> {
             };
             if spoke_off.had.is_some_and(|had| had != spoke.has) {
                 spoke_off.had = None;
-                if self.since(spoke_off.at) > PROMPTLY {
+                let promptly = if spoke.fast {
+                    PROMPTLY
+                } else {
+                    PROMPTLY + ack_every
+                };
+                if self.since(spoke_off.at) > promptly {
                     spoke_off.since = self.clock;
                 }
             }
@@ -551,7 +560,7 @@ impl<Id: Copy + Ord + Debug> Supervisor<Id> {
         // When nobody moves, a trial shows what to do, once what is wanted again has had its time.
         let all = self.stalled.is_some() || self.wanted.is_some();
         let few = stuck.len() <= (on_topic.len() / FEW).max(FEW) && !all;
-        let lately = |at| self.since(at) < LATELY;
+        let lately = |at| self.since(at) < LATELY + slow;
         let goes_on = (self.off.values()).any(|off| off.goes_on() && lately(off.since));
         let patience = if few {
             FEW_STUCK_AFTER

@@ -740,6 +740,7 @@ impl Reception {
         if self.phase != Phase::Linked {
             return None;
         }
+        self.acks.set_along(!self.is_served());
         let (offset, seq) = self.acks.poll(now, self.released())?;
         Some(Order::Write(ToHub::Ack { offset, seq }))
     }

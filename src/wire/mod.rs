@@ -11,6 +11,17 @@
 //! - [`native`]: `iroh-hub/1`, postcard frames;
 //! - [`run`]: small events in a row as one frame of it;
 //! - [`broadcast`]: what is inside a frame on the gossip topic.
+//!
+//! # How often a payload is copied
+//!
+//! Beside what QUIC does. Whatever is made is made once, however many it goes to.
+//!
+//! | | from | to | |
+//! |---|---|---|---|
+//! | hub | log | streams | up to 4 KiB once, into a frame or a [`run`] of them; larger ones never, a stream takes them by reference |
+//! | hub | log | topic | twice: into the frame with others, and when that is sealed |
+//! | spoke | stream | listener | never, or once if a frame lies in several packets; an event of several parts once more |
+//! | spoke | topic | listener | twice: off the stream, and when it is opened; an event of several parts once more |
 
 pub(crate) mod assembly;
 pub(crate) mod body;

@@ -4,6 +4,8 @@
 //! bytes of that part, and those with several events in those of all of them ([`run`]). A frame of an unknown kind is
 //! skipped, so the protocol can grow; what must not be skipped is sent to those who say that they know it.
 
+use std::time::Duration;
+
 use bytes::{BufMut, Bytes, BytesMut};
 use iroh::{EndpointAddr, EndpointId};
 use n0_error::{e, stack_error};
@@ -37,6 +39,9 @@ pub(crate) const MAX_FRAME: usize = MAX_PART + 1024;
 
 /// Parts up to this size are copied behind their header: one chunk is cheaper to send than two.
 pub(super) const COPY_BELOW: usize = 4 * 1024;
+
+/// A spoke of the topic that acknowledges fast, and has released little, says so this long after at the latest.
+pub(crate) const ACK_LITTLE_WITHIN: Duration = Duration::from_millis(200);
 
 /// Names one life of one spoke process to the hub, which believes it of the spoke's own endpoint only.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]

@@ -164,7 +164,9 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
                 Err(FrameRefused::Forged) => return self.forged(from, now),
                 Err(FrameRefused::Stale) => {
                     self.metrics.refused_stale.inc();
-                    self.control_token(from, 1, now);
+                    if neighbor {
+                        self.control_token(from, 1, now);
+                    }
                     return;
                 }
                 Err(FrameRefused::UnknownGeneration) => {

@@ -239,7 +239,9 @@ impl<P: Copy + Ord + Hash> Tree<P> {
     pub(super) fn forget(&mut self, peer: &P) {
         self.lazy.remove(peer);
         self.shares.remove(peer);
-        self.early.remove(peer);
+        if self.early.remove(peer) {
+            self.on_trial = false;
+        }
         self.idle_talkers.remove(peer);
     }
 

@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use crate::wire::native::ACK_LITTLE_WITHIN;
+
 /// While parts of a large event come in, the hub is told so this often at most, by being told the same again.
 const BEAT: Duration = Duration::from_millis(200);
 
@@ -13,12 +15,16 @@ const TARGETED_EVERY: Duration = Duration::from_millis(20);
 /// the hub about what sending an event does, it paces itself by much and not by little, and a lone event would be acknowledged
 /// by all spokes at the same moment.
 const LITTLE_WAITS: u32 = 10;
-const LITTLE_WAITS_AT_MOST: Duration = Duration::from_millis(200);
+const LITTLE_WAITS_AT_MOST: Duration = ACK_LITTLE_WITHIN;
 /// A spoke that is to acknowledge as rarely as this, or more rarely, is hardly what the hub paces itself by: with it much waits
-/// as little does, and as long as the hub asks for, lest after a pause all acknowledge the first event at once.
+/// as little does, and for a part of what the hub asks for, lest after a pause all acknowledge the first event at once.
 const RARE: Duration = Duration::from_secs(1);
-/// When that is over, it waits for a part of the same time more, up to a limit, for an event to go along with: on its own an
-/// acknowledgement costs two packets and wakes the hub; with an event, QUIC sends a packet all the same.
+/// What is little waits for such a part of that time, drawn at random; and what comes rarely. The hub allows for all of it, and what
+/// has to be repaired comes late.
+const LITTLE_PARTS: (f64, f64) = (0.5, 1.0);
+const RARE_PARTS: (f64, f64) = (0.2, 0.8);
+/// When that is over, and events come along the link, it waits for a part of the time more, up to a limit, to go along with one:
+/// on its own an acknowledgement costs two packets and wakes the hub; with an event, QUIC sends a packet all the same.
 const RIDE_PART: u32 = 4;
 const RIDE_WITHIN: Duration = Duration::from_millis(200);
 /// Fewer events than this, with fewer bytes, are little.
@@ -47,6 +53,8 @@ pub(super) struct Acks {
     seen: u64,
     /// Bytes of the broadcasts that were released since it was told.
     bytes: usize,
+    /// Events come along the link.
+    along: bool,
     /// Spreads what all spokes wait.
     seed: u64,
     /// When it may be told of targeted events.
@@ -67,6 +75,7 @@ impl Acks {
             little_at: None,
             seen: 0,
             bytes: 0,
+            along: true,
             seed,
             targeted_at: now,
             awaited: 0,
@@ -84,6 +93,11 @@ impl Acks {
             beat_at: now + BEAT,
             ..Self::new(now, self.seed)
         };
+    }
+
+    /// Whether events come along the link, or on the topic.
+    pub(super) fn set_along(&mut self, along: bool) {
+        self.along = along;
     }
 
     /// A broadcast of so many bytes is released.
@@ -162,7 +176,11 @@ impl Acks {
         let waits = self.little_at.filter(|_| is_little || self.is_rare());
         Some(waits.map_or(at_once(self.at), |little_at| {
             let rides = self.at.max(little_at);
-            let alone = rides + (self.little_waits_at_most() / RIDE_PART).min(RIDE_WITHIN);
+            let ride = match self.along {
+                true => (self.little_waits_at_most() / RIDE_PART).min(RIDE_WITHIN),
+                false => Duration::ZERO,
+            };
+            let alone = rides + ride;
             NewsAt { rides, alone }
         }))
     }
@@ -178,17 +196,23 @@ impl Acks {
         self.every >= RARE
     }
 
-    /// How long little waits that begins at this offset: half of the time, to all of it.
+    /// How long little waits that begins at this offset.
     fn little_waits(&self, offset: u64) -> Duration {
         let mixed = (self.seed ^ offset).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         let part = (mixed >> 32) as f64 / f64::from(u32::MAX);
-        self.little_waits_at_most()
-            .mul_f64((0.5 + part / 2.0).clamp(0.5, 1.0))
+        let (least, most) = match self.is_rare() {
+            true => RARE_PARTS,
+            false => LITTLE_PARTS,
+        };
+        let part = least + part * (most - least);
+        self.little_waits_at_most().mul_f64(part.clamp(least, most))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     #[test]
@@ -217,9 +241,10 @@ mod tests {
     #[test]
     fn little_waits_for_more_and_not_with_all_others_and_much_does_not_wait() {
         let begin = Instant::now();
-        let told = |every: Duration, few: u64, bytes: usize, seed: u64| {
+        let told = |every: Duration, few: u64, bytes: usize, (seed, along): (u64, bool)| {
             let mut acks = Acks::new(begin, seed);
             acks.begin(begin, every, (5, 0));
+            acks.set_along(along);
             acks.released(bytes);
             let released = (5 + few, 0);
             if let Some(told) = acks.poll(begin, released) {
@@ -231,23 +256,29 @@ mod tests {
             assert_eq!(acks.deadline(released), None);
             at - begin
         };
-        let fast = Duration::from_millis(20);
-        let waits = [1, 2, 3, 4].map(|seed| told(fast, 1, 100, seed));
-        let alone = |most: Duration| {
-            let rides = (most / RIDE_PART).min(RIDE_WITHIN);
-            most / 2 + rides..=most + rides
+        let (fast, rare) = (Duration::from_millis(20), Duration::from_secs(20));
+        let waits = |every: Duration, most: Duration, parts: (f64, f64), along: bool| {
+            let ride = match along {
+                true => (most / RIDE_PART).min(RIDE_WITHIN),
+                false => Duration::ZERO,
+            };
+            let within = most.mul_f64(parts.0) + ride..=most.mul_f64(parts.1) + ride;
+            for few in [1, FEW_EVENTS - 1] {
+                let waits: BTreeSet<_> = (0..50)
+                    .map(|seed| told(every, few, 100, (seed, along)))
+                    .collect();
+                assert!(waits.iter().all(|wait| within.contains(wait)), "{waits:?}");
+                assert!(waits.len() > 40, "{waits:?}");
+            }
         };
-        let little = alone(LITTLE_WAITS_AT_MOST);
-        assert!(waits.iter().all(|wait| little.contains(wait)));
-        assert!(waits.windows(2).any(|waits| waits[0] != waits[1]));
-        for much in [1, FEW_EVENTS, 1000] {
-            let every = Duration::from_secs(20);
-            let rare = told(every, much, 100, 1);
-            assert!(alone(every).contains(&rare));
+        for along in [false, true] {
+            waits(fast, ACK_LITTLE_WITHIN, LITTLE_PARTS, along);
+            waits(rare, rare, RARE_PARTS, along);
+            assert!(told(rare, FEW_EVENTS * 100, FEW_BYTES, (1, along)) > rare / 5);
+            assert_eq!(told(fast, FEW_EVENTS, 100, (1, along)), Duration::ZERO);
+            assert_eq!(told(fast, 1, FEW_BYTES, (1, along)), Duration::ZERO);
+            assert_eq!(told(Duration::ZERO, 1, 1, (1, along)), Duration::ZERO);
         }
-        assert_eq!(told(fast, FEW_EVENTS, 100, 1), Duration::ZERO);
-        assert_eq!(told(fast, 1, FEW_BYTES, 1), Duration::ZERO);
-        assert_eq!(told(Duration::ZERO, 1, 1, 1), Duration::ZERO);
     }
 
     #[test]

@@ -324,7 +324,7 @@ fn a_few_stopped_spokes_are_served_around_and_the_topic_goes_on() {
     assert!(
         mesh.actions
             .iter()
-            .all(|(at, _)| *at <= 10 * TICK + 1200 * MS)
+            .all(|(at, _)| *at <= 10 * TICK + 1800 * MS)
     );
 }
 

@@ -41,9 +41,9 @@ impl Plan {
         ],
         rounds: 5,
         burst_deliveries: 50_000,
-        burst_events: (1024, 2048),
-        // Longer than a spoke that acknowledges rarely waits to do so, lest that fall between two rounds.
-        paced_events: 250,
+        burst_events: (512, 2048),
+        // Two seconds: in which each spoke that acknowledges rarely does so once, as it would at that pace for ever.
+        paced_events: 100,
         pace: Duration::from_millis(20),
         idle_spokes: &[50, 300],
         idle_before: Duration::from_secs(2),

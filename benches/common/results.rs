@@ -149,7 +149,8 @@ impl Results {
     }
 
     fn write(&mut self, row: Row<'_>, what: What<'_>, spread: Spread) {
-        if self.smoke {
+        // Of nothing there is nothing to say.
+        if self.smoke || spread.n == 0 {
             return;
         }
         let line = Line {

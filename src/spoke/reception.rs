@@ -740,7 +740,6 @@ impl Reception {
         if self.phase != Phase::Linked {
             return None;
         }
-        self.acks.set_along(!self.is_served());
         let (offset, seq) = self.acks.poll(now, self.released())?;
         Some(Order::Write(ToHub::Ack { offset, seq }))
     }

@@ -23,22 +23,12 @@ const RARE: Duration = Duration::from_secs(1);
 /// has to be repaired comes late.
 const LITTLE_PARTS: (f64, f64) = (0.5, 1.0);
 const RARE_PARTS: (f64, f64) = (0.2, 0.8);
-/// When that is over, and events come along the link, it waits for a part of the time more, up to a limit, to go along with one:
-/// on its own an acknowledgement costs two packets and wakes the hub; with an event, QUIC sends a packet all the same.
-const RIDE_PART: u32 = 4;
-const RIDE_WITHIN: Duration = Duration::from_millis(200);
 /// Fewer events than this, with fewer bytes, are little.
 const FEW_EVENTS: u64 = 8;
 const FEW_BYTES: usize = 32 * 1024;
 
 /// What was released: every broadcast below an offset, every targeted event up to a number.
 type Released = (u64, u64);
-
-/// When the hub is told of news: along with the next event, or without one.
-struct NewsAt {
-    rides: Instant,
-    alone: Instant,
-}
 
 #[derive(Debug)]
 pub(super) struct Acks {
@@ -49,12 +39,8 @@ pub(super) struct Acks {
     at: Instant,
     /// When it is to be told of little, once there is something to tell.
     little_at: Option<Instant>,
-    /// What was released when it was last looked at: more means that an event has just come.
-    seen: u64,
     /// Bytes of the broadcasts that were released since it was told.
     bytes: usize,
-    /// Events come along the link.
-    along: bool,
     /// Spreads what all spokes wait.
     seed: u64,
     /// When it may be told of targeted events.
@@ -73,9 +59,7 @@ impl Acks {
             every: Duration::ZERO,
             at: now,
             little_at: None,
-            seen: 0,
             bytes: 0,
-            along: true,
             seed,
             targeted_at: now,
             awaited: 0,
@@ -88,16 +72,10 @@ impl Acks {
     pub(super) fn begin(&mut self, now: Instant, every: Duration, known: Released) {
         *self = Self {
             told: known,
-            seen: known.0,
             every,
             beat_at: now + BEAT,
             ..Self::new(now, self.seed)
         };
-    }
-
-    /// Whether events come along the link, or on the topic.
-    pub(super) fn set_along(&mut self, along: bool) {
-        self.along = along;
     }
 
     /// A broadcast of so many bytes is released.
@@ -128,17 +106,10 @@ impl Acks {
         if released != self.told && self.little_at.is_none() {
             self.little_at = Some(now + self.little_waits(released.0));
         }
-        let an_event_came = released.0 > self.seen;
-        self.seen = released.0;
         let awaited = self.told.0 < self.awaited && self.awaited <= released.0;
-        let news = self.news_at(released).is_some_and(|news| {
-            let at = if an_event_came {
-                news.rides
-            } else {
-                news.alone
-            };
-            awaited || now >= at
-        });
+        let news = self
+            .news_at(released)
+            .is_some_and(|at| awaited || now >= at);
         let beat = self.moving && now >= self.at.max(self.beat_at);
         if !news && !beat {
             return None;
@@ -155,34 +126,21 @@ impl Acks {
 
     pub(super) fn deadline(&self, released: Released) -> Option<Instant> {
         let beat = self.moving.then(|| self.at.max(self.beat_at));
-        let news = self.news_at(released).map(|news| news.alone);
-        [beat, news].into_iter().flatten().min()
+        [beat, self.news_at(released)].into_iter().flatten().min()
     }
 
     /// When the hub may be told, if there is something to tell.
-    fn news_at(&self, released: Released) -> Option<NewsAt> {
-        if released == self.told {
-            return None;
-        }
-        let at_once = |at| NewsAt {
-            rides: at,
-            alone: at,
-        };
+    fn news_at(&self, released: Released) -> Option<Instant> {
         if released.1 != self.told.1 {
-            return Some(at_once(self.at.min(self.targeted_at)));
+            return Some(self.at.min(self.targeted_at));
         }
         let events = released.0.saturating_sub(self.told.0);
         let is_little = events < FEW_EVENTS && self.bytes < FEW_BYTES;
-        let waits = self.little_at.filter(|_| is_little || self.is_rare());
-        Some(waits.map_or(at_once(self.at), |little_at| {
-            let rides = self.at.max(little_at);
-            let ride = match self.along {
-                true => (self.little_waits_at_most() / RIDE_PART).min(RIDE_WITHIN),
-                false => Duration::ZERO,
-            };
-            let alone = rides + ride;
-            NewsAt { rides, alone }
-        }))
+        let at = match is_little || self.is_rare() {
+            true => self.at.max(self.little_at.unwrap_or(self.at)),
+            false => self.at,
+        };
+        (released != self.told).then_some(at)
     }
 
     fn little_waits_at_most(&self) -> Duration {
@@ -241,10 +199,9 @@ mod tests {
     #[test]
     fn little_waits_for_more_and_not_with_all_others_and_much_does_not_wait() {
         let begin = Instant::now();
-        let told = |every: Duration, few: u64, bytes: usize, (seed, along): (u64, bool)| {
+        let told = |every: Duration, few: u64, bytes: usize, seed: u64| {
             let mut acks = Acks::new(begin, seed);
             acks.begin(begin, every, (5, 0));
-            acks.set_along(along);
             acks.released(bytes);
             let released = (5 + few, 0);
             if let Some(told) = acks.poll(begin, released) {
@@ -257,49 +214,20 @@ mod tests {
             at - begin
         };
         let (fast, rare) = (Duration::from_millis(20), Duration::from_secs(20));
-        let waits = |every: Duration, most: Duration, parts: (f64, f64), along: bool| {
-            let ride = match along {
-                true => (most / RIDE_PART).min(RIDE_WITHIN),
-                false => Duration::ZERO,
-            };
-            let within = most.mul_f64(parts.0) + ride..=most.mul_f64(parts.1) + ride;
+        let waits = |every: Duration, most: Duration, parts: (f64, f64)| {
+            let within = most.mul_f64(parts.0)..=most.mul_f64(parts.1);
             for few in [1, FEW_EVENTS - 1] {
-                let waits: BTreeSet<_> = (0..50)
-                    .map(|seed| told(every, few, 100, (seed, along)))
-                    .collect();
+                let waits: BTreeSet<_> = (0..50).map(|seed| told(every, few, 100, seed)).collect();
                 assert!(waits.iter().all(|wait| within.contains(wait)), "{waits:?}");
                 assert!(waits.len() > 40, "{waits:?}");
             }
         };
-        for along in [false, true] {
-            waits(fast, ACK_LITTLE_WITHIN, LITTLE_PARTS, along);
-            waits(rare, rare, RARE_PARTS, along);
-            assert!(told(rare, FEW_EVENTS * 100, FEW_BYTES, (1, along)) > rare / 5);
-            assert_eq!(told(fast, FEW_EVENTS, 100, (1, along)), Duration::ZERO);
-            assert_eq!(told(fast, 1, FEW_BYTES, (1, along)), Duration::ZERO);
-            assert_eq!(told(Duration::ZERO, 1, 1, (1, along)), Duration::ZERO);
-        }
-    }
-
-    #[test]
-    fn little_goes_along_with_an_event_once_it_has_waited() {
-        let begin = Instant::now();
-        let mut acks = Acks::new(begin, 7);
-        acks.begin(begin, Duration::from_millis(20), (5, 0));
-        let mut told = Vec::new();
-        for ms in 0..1000 {
-            let now = begin + Duration::from_millis(ms);
-            let released = (6 + ms / 40, 0);
-            if let Some(told_now) = acks.poll(now, released) {
-                assert_eq!(told_now, released);
-                told.push(ms);
-            }
-            assert!(acks.deadline(released).is_none_or(|at| at > now));
-        }
-        assert!(told.iter().all(|ms| ms % 40 == 0), "{told:?}");
-        let mut gaps = told.windows(2).map(|two| two[1] - two[0]);
-        assert!(gaps.all(|gap| (120..=280).contains(&gap)), "{told:?}");
-        assert!(told.len() > 3, "{told:?}");
+        waits(fast, ACK_LITTLE_WITHIN, LITTLE_PARTS);
+        waits(rare, rare, RARE_PARTS);
+        assert!(told(rare, FEW_EVENTS * 100, FEW_BYTES, 1) > rare / 5);
+        assert_eq!(told(fast, FEW_EVENTS, 100, 1), Duration::ZERO);
+        assert_eq!(told(fast, 1, FEW_BYTES, 1), Duration::ZERO);
+        assert_eq!(told(Duration::ZERO, 1, 1, 1), Duration::ZERO);
     }
 
     #[test]

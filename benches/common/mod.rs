@@ -41,7 +41,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 const PATIENCE: Duration = Duration::from_secs(1);
 /// Times that a mesh is started until it reaches every spoke.
 const STARTS: u32 = 5;
-/// The pause before a lone event, so that it meets an idle mesh and others have mostly done with theirs.
+/// The pause before a lone event, so that it meets an idle mesh. Acknowledgements come later than that, at any time.
 const IDLE: Duration = Duration::from_millis(20);
 
 /// One way to get a payload from a hub to all of its spokes, which are endpoints of their own in this process.

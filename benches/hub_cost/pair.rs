@@ -21,7 +21,7 @@ const WARM_UP_GAP: Duration = Duration::from_millis(5);
 /// Times that a mesh is started until it reaches every spoke.
 const STARTS: u32 = 2;
 /// After a round, for the acknowledgements of spokes that acknowledge fast.
-const TAIL: Duration = Duration::from_millis(50);
+const TAIL: Duration = Duration::from_millis(250);
 /// Between rounds, for what the one before left to do.
 const REST: Duration = Duration::from_millis(250);
 

@@ -9,7 +9,10 @@ use anyhow::Context;
 use serde::Deserialize;
 use serde_json::json;
 
-use super::results::{Spread, commit};
+use super::{
+    results::{Spread, commit},
+    rows::{self, Row},
+};
 
 /// The groups of `codec`, `seal`, `inbox` and `log`.
 const GROUPS: [&str; 11] = [
@@ -44,13 +47,19 @@ struct Sample {
     times: Vec<f64>,
 }
 
-/// All of it as lines; empty if none of these benches has run.
-pub fn lines(root: &Path) -> anyhow::Result<String> {
+/// All of it as lines, but for what is in `known`: criterion keeps its last run, which may have been taken over long ago, and is
+/// of the code of then.
+pub fn lines(root: &Path, known: &[Row]) -> anyhow::Result<String> {
     let mut lines = String::new();
     for group in GROUPS {
         for folder in runs(&root.join("target/criterion").join(group))? {
-            let line = line(&folder);
-            lines += &line.with_context(|| folder.display().to_string())?;
+            let line = line(&folder).with_context(|| folder.display().to_string())?;
+            let (_, row) = rows::parse(&line).next().context("a line")??;
+            let figures = |row: &Row| (row.median, row.p10, row.p90, row.n);
+            let of = |row: &Row| (row.case.clone(), row.size, figures(row));
+            if !known.iter().any(|known| of(known) == of(&row)) {
+                lines += &line;
+            }
         }
     }
     Ok(lines)

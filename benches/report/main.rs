@@ -61,7 +61,8 @@ fn check(results: &Path) -> anyhow::Result<()> {
 /// Takes new results into the repository.
 fn take_over(root: &Path, results: &Path) -> anyhow::Result<()> {
     fs::create_dir_all(results)?;
-    let mut any = merge::merge(&alone::lines(root)?, &results.join("core.jsonl"))?;
+    let known = rows::read(results)?;
+    let mut any = merge::merge(&alone::lines(root, &known)?, &results.join("core.jsonl"))?;
     let new = root.join("target/bench-results");
     let mut paths = Vec::new();
     if new.exists() {

@@ -15,8 +15,7 @@ fn key(row: &Row) -> Key {
 }
 
 /// Puts the lines of `new` into the file `into`, by case, number of spokes and size, and says whether that changed it. Lines of
-/// what is not measured any more stay until someone deletes them there; and so do lines that say the same but of which code they
-/// are, for they are of one run.
+/// what is not measured any more stay until someone deletes them there.
 pub fn merge(new: &str, into: &Path) -> anyhow::Result<bool> {
     let old = match into.exists() {
         true => fs::read_to_string(into)?,
@@ -33,7 +32,7 @@ pub fn merge(new: &str, into: &Path) -> anyhow::Result<bool> {
 /// That a file would have the same lines if all of it had just been measured again.
 pub fn check(file: &Path) -> anyhow::Result<()> {
     let text = fs::read_to_string(file)?;
-    let again = merged(&text, &text)?;
+    let again = merged("", &text)?;
     let lines = |text: &str| {
         let mut lines: Vec<_> = text.lines().map(str::to_owned).collect();
         lines.sort();
@@ -42,15 +41,6 @@ pub fn check(file: &Path) -> anyhow::Result<()> {
     let same = lines(&again) == lines(&text);
     anyhow::ensure!(same, "{}: taking it over would change it", file.display());
     Ok(())
-}
-
-/// Whether two lines have the same figures, to the last digit.
-fn is_same_run(a: &str, b: &str) -> bool {
-    let figures = |line: &str| {
-        let (_, row) = rows::parse(line).next()?.ok()?;
-        Some((row.median, row.p10, row.p90, row.n))
-    };
-    figures(a).is_some_and(|a| figures(b) == Some(a))
 }
 
 fn merged(old: &str, new: &str) -> anyhow::Result<String> {
@@ -73,9 +63,8 @@ fn merged(old: &str, new: &str) -> anyhow::Result<String> {
     }
     // Those of one cell stay in the order in which they were written first.
     lines.sort_by_key(|((case, spokes, size, _), _)| (cases.get(case), *spokes, *size));
-    let lines = lines.iter().flat_map(|(_, [old, new])| {
-        let is_same = old.len() == new.len() && old.iter().zip(new).all(|(a, b)| is_same_run(a, b));
-        if new.is_empty() || is_same { old } else { new }
-    });
+    let lines = lines
+        .iter()
+        .flat_map(|(_, [old, new])| if new.is_empty() { old } else { new });
     Ok(lines.map(|line| format!("{line}\n")).collect())
 }

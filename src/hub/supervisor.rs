@@ -575,7 +575,10 @@ impl<Id: Copy + Ord + Debug> Supervisor<Id> {
         let tried = |off: &Off| !off.goes_on() && self.since(off.at) < NEXT_TRIAL_AFTER;
         let tries = !few && !goes_on && !all && !self.off.values().any(tried);
         let on_trial: BTreeSet<Id> = if tries {
-            let stuck: Vec<Id> = stuck.iter().map(|(spoke, _)| spoke.id).collect();
+            // Who is fast says soon whether it goes on.
+            let soonest = stuck.iter().any(|(spoke, _)| spoke.fast);
+            let stuck = stuck.iter().filter(|(spoke, _)| spoke.fast == soonest);
+            let stuck: Vec<Id> = stuck.map(|(spoke, _)| spoke.id).collect();
             stuck.sample(&mut self.rng, FEW).copied().collect()
         } else {
             BTreeSet::new()

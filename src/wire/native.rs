@@ -40,7 +40,8 @@ pub(crate) const MAX_FRAME: usize = MAX_PART + 1024;
 /// Parts up to this size are copied behind their header: one chunk is cheaper to send than two.
 pub(super) const COPY_BELOW: usize = 4 * 1024;
 
-/// A spoke of the topic that acknowledges fast, and has released little, says so this long after at the latest.
+/// A spoke of the topic that acknowledges fast, and has released little, says so this long after at the latest; unless the hub takes
+/// so few acknowledgements a second that none is fast.
 pub(crate) const ACK_LITTLE_WITHIN: Duration = Duration::from_millis(200);
 
 /// Names one life of one spoke process to the hub, which believes it of the spoke's own endpoint only.

@@ -172,10 +172,10 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
                 Err(FrameRefused::UnknownGeneration) => {
                     self.metrics.refused_unknown_generation.inc();
                     let counted = self.early.is_looked_at();
-                    if !counted && !self.means(from, now).unknown.take(1, now) {
-                        self.too_much(from, 1, now);
-                    } else {
+                    if counted || self.means(from, now).unknown.take(1, now) {
                         self.early.keep(from, message, now);
+                    } else if neighbor {
+                        self.too_much(from, 1, now);
                     }
                     return;
                 }

@@ -545,9 +545,12 @@ fn frames_that_crossed_our_goodbye_are_heard_and_passed_on_and_nothing_else_is()
     }
     let repeated = core.metrics.frames_repeated.get();
     assert!(repeated >= u64::from(core.config.max_messages_per_s));
-    core.message(dropped, data(b"too much", 5), late);
+    for _ in 0..50 * core.config.max_messages_per_s {
+        core.message(dropped, data(b"too much", 5), late);
+    }
     assert!(outputs(&mut core).is_empty());
     assert_eq!(core.metrics.floods.get(), 0);
+    assert!(!core.is_banned(&dropped, late));
     // Announcements of it go to neighbours.
     assert!(core.peer_connected(dropped, false, late));
     core.tick(late + Duration::from_millis(10));

@@ -195,6 +195,31 @@ fn a_topic_that_delivers_is_left_alone() {
 }
 
 #[test]
+fn who_says_late_that_it_has_what_was_lost_is_left_alone() {
+    for spokes in [1, 2, 20, 100] {
+        let mut mesh = Mesh::new(spokes);
+        mesh.slow_ticks = 10;
+        mesh.run(100);
+        for _ in 0..100 {
+            mesh.tick(TICK, 0);
+        }
+        // A beacon shows that a frame was lost, which is wanted, comes after all, and is acknowledged by then.
+        let beacon = BEACON_FIRST * 2;
+        let late = beacon + arrives_within(spokes) + WANT_JITTER + ACK_LITTLE_WITHIN;
+        let silent = late.as_millis() / TICK.as_millis();
+        mesh.delivers = false;
+        for events in [1].into_iter().chain([0; 20]).take(silent as usize) {
+            mesh.tick(TICK, events);
+        }
+        mesh.delivers = true;
+        for _ in 0..50 {
+            mesh.tick(TICK, 0);
+        }
+        assert_eq!(mesh.actions, [], "{spokes}");
+    }
+}
+
+#[test]
 fn who_becomes_fast_is_not_judged_by_what_it_did_when_it_was_slow() {
     let mut mesh = Mesh::new(1000);
     mesh.slow_ticks = 8;

@@ -88,7 +88,7 @@ This page is made by `cargo bench --bench report` from the files in `results`, i
 `cargo bench` runs them all, in several hours, `cargo bench --bench NAME` one of them. What was not measured again stays, so each section says of
 which code it is. What each proves, and how, is in the head of its source. Figures are medians, with the tenth and
 the ninetieth percentile in brackets; ratios are those of rounds that took turns in one run, and say more than two figures that did not: the
-machine's speed varies by the hour, and of a way that took turns with several others the figures are of the first run. Loopback has no uplink to fill and no
+machine's speed varies by the hour, and earlier runs were on others of two cores, and of a way that took turns with several others the figures are of the first run. Loopback has no uplink to fill and no
 loss: compare the ways with each other, and take no figure for a promise.
 ";
 
@@ -109,7 +109,7 @@ pub fn make(rows: &[Row], machine: Option<&Machine>) -> anyhow::Result<Page> {
         } = machine;
         writeln!(
             page.text,
-            "\nMachine: {cores} cores of {processor}, {memory}, {system}; {compiler}; {}.",
+            "\nMachine of the last run: {cores} cores of {processor}, {memory}, {system}; {compiler}; {}.",
             crates.join(", ")
         )?;
     }

@@ -134,9 +134,24 @@ impl Mesh {
                 thread::sleep(rest);
             }
             self.host_course.0.push(settled(&mut self.host));
-            self.crowd_course.0.push(self.crowd.ask(Ask::Nothing));
+            let crowd = self.crowd_settled();
+            self.crowd_course.0.push(crowd);
         }
         self
+    }
+
+    /// What the crowd uses once it has no more files open than at first, or does not get there.
+    fn crowd_settled(&mut self) -> Usage {
+        let begin = Instant::now();
+        let first = self.crowd_course.0.first().map(|usage| usage.files);
+        loop {
+            let now = self.crowd.ask(Ask::Nothing);
+            // An endpoint may still be closing.
+            if first.is_none_or(|files| now.files <= files) || begin.elapsed() > SETTLE {
+                return now;
+            }
+            thread::sleep(Duration::from_millis(250));
+        }
     }
 
     /// So many stay, and some of them are replaced each second.

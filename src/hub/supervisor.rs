@@ -103,6 +103,11 @@ impl<Id> Standing<Id> {
     fn on_topic(&self) -> bool {
         self.path == Path::Gossip
     }
+
+    /// So long, and `slow` longer if it is not one that acknowledges fast.
+    fn patience(&self, patience: Duration, slow: Duration) -> Duration {
+        patience + if self.fast { Duration::ZERO } else { slow }
+    }
 }
 
 /// The topic, as it stands.
@@ -408,12 +413,7 @@ impl<Id: Copy + Ord + Debug> Supervisor<Id> {
             };
             if spoke_off.had.is_some_and(|had| had != spoke.has) {
                 spoke_off.had = None;
-                let promptly = if spoke.fast {
-                    PROMPTLY
-                } else {
-                    PROMPTLY + ack_every
-                };
-                if self.since(spoke_off.at) > promptly {
+                if self.since(spoke_off.at) > spoke.patience(PROMPTLY, ack_every) {
                     spoke_off.since = self.clock;
                 }
             }
@@ -541,19 +541,12 @@ impl<Id: Copy + Ord + Debug> Supervisor<Id> {
     /// costs the hub little; later if it is many, who may merely be short of CPU or of bandwidth. One that
     /// is not fast may take `slow` longer to say what it has.
     fn find_stuck(&mut self, on_topic: &[&Standing<Id>], slow: Duration) {
-        let patience_with = |spoke: &Standing<Id>, patience: Duration| {
-            if spoke.fast {
-                patience
-            } else {
-                patience + slow
-            }
-        };
         let mut stuck = Vec::new();
         for spoke in on_topic {
             let still = self.still(spoke);
             let repaired = self.repaired_within(on_topic.len(), self.clock.saturating_sub(still));
             let patience = FEW_STUCK_AFTER.max(repaired);
-            if still >= patience_with(spoke, patience) {
+            if still >= spoke.patience(patience, slow) {
                 stuck.push((spoke, still));
             }
         }
@@ -584,7 +577,7 @@ impl<Id: Copy + Ord + Debug> Supervisor<Id> {
             BTreeSet::new()
         };
         for (spoke, still) in stuck {
-            if still >= patience_with(spoke, patience) || on_trial.contains(&spoke.id) {
+            if still >= spoke.patience(patience, slow) || on_trial.contains(&spoke.id) {
                 self.serve_around(spoke.id, spoke.has);
             }
         }

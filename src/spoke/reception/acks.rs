@@ -15,7 +15,6 @@ const TARGETED_EVERY: Duration = Duration::from_millis(20);
 /// the hub about what sending an event does, it paces itself by much and not by little, and a lone event would be acknowledged
 /// by all spokes at the same moment.
 const LITTLE_WAITS: u32 = 10;
-const LITTLE_WAITS_AT_MOST: Duration = ACK_LITTLE_WITHIN;
 /// A spoke that is to acknowledge as rarely as this, or more rarely, is hardly what the hub paces itself by: with it much waits
 /// as little does, and for a part of what the hub asks for, lest after a pause all acknowledge the first event at once.
 const RARE: Duration = Duration::from_secs(1);
@@ -143,13 +142,6 @@ impl Acks {
         (released != self.told).then_some(at)
     }
 
-    fn little_waits_at_most(&self) -> Duration {
-        match self.is_rare() {
-            true => self.every,
-            false => (self.every.saturating_mul(LITTLE_WAITS)).min(LITTLE_WAITS_AT_MOST),
-        }
-    }
-
     fn is_rare(&self) -> bool {
         self.every >= RARE
     }
@@ -158,12 +150,15 @@ impl Acks {
     fn little_waits(&self, offset: u64) -> Duration {
         let mixed = (self.seed ^ offset).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         let part = (mixed >> 32) as f64 / f64::from(u32::MAX);
-        let (least, most) = match self.is_rare() {
-            true => RARE_PARTS,
-            false => LITTLE_PARTS,
+        let (wait, (least, most)) = match self.is_rare() {
+            true => (self.every, RARE_PARTS),
+            false => {
+                let wait = self.every.saturating_mul(LITTLE_WAITS);
+                (wait.min(ACK_LITTLE_WITHIN), LITTLE_PARTS)
+            }
         };
         let part = least + part * (most - least);
-        self.little_waits_at_most().mul_f64(part.clamp(least, most))
+        wait.mul_f64(part.clamp(least, most))
     }
 }
 
@@ -176,7 +171,7 @@ mod tests {
     #[test]
     fn news_are_told_at_their_pace_and_at_once_when_somebody_waits() {
         let now = Instant::now();
-        let every = LITTLE_WAITS_AT_MOST;
+        let every = ACK_LITTLE_WITHIN;
         let mut acks = Acks::new(now, 7);
         acks.begin(now, every, (5, 0));
         assert_eq!(acks.poll(now, (5, 0)), None, "the hub knows");

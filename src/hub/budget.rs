@@ -268,6 +268,7 @@ mod tests {
         let all = Batch::Frames {
             cursor: Some(10),
             cost: 0,
+            all: true,
         };
         assert_eq!(batch, all);
         desk.order_topic(join());
@@ -281,12 +282,14 @@ mod tests {
         let control = Batch::Frames {
             cursor: None,
             cost: 0,
+            all: false,
         };
         assert_eq!(batch, control);
         let (batch, len) = next(&mut desk, true);
         let repairs = Batch::Frames {
             cursor: None,
             cost: len,
+            all: false,
         };
         assert_eq!(batch, repairs);
         assert!(len > 200 && !desk.is_paid_for(10));
@@ -299,6 +302,7 @@ mod tests {
         let rest = Batch::Frames {
             cursor: Some(10),
             cost: len,
+            all: true,
         };
         assert_eq!(batch, rest);
         assert!(!desk.is_paid_for(10));

@@ -91,8 +91,12 @@ pub(crate) enum TopicOrder {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Batch {
     /// Chunks were appended; when they are written, the cursor stands here (if it moves). So many of their
-    /// bytes are to be paid for.
-    Frames { cursor: Option<u64>, cost: u64 },
+    /// bytes are to be paid for. If they are `all`, there is nothing more before an order or the tip's next move.
+    Frames {
+        cursor: Option<u64>,
+        cost: u64,
+        all: bool,
+    },
     /// Nothing; wait for an order, and for the tip if the cursor follows it.
     Idle { follows_tip: bool },
 }
@@ -288,9 +292,10 @@ impl Desk {
             }
             moved = (next != cursor).then_some(next);
         }
-        self.put_targeted(mailbox, log, chunks);
+        let all_due = self.put_targeted(mailbox, log, chunks);
+        let waits = mailbox.stop(self.link).is_some();
         if chunks.is_empty() {
-            let waits = self.cursor.is_none() && mailbox.stop(self.link).is_some();
+            let waits = self.cursor.is_none() && waits;
             return Ok(Batch::Idle {
                 follows_tip: at_tip || waits,
             });
@@ -298,6 +303,7 @@ impl Desk {
         Ok(Batch::Frames {
             cursor: moved,
             cost,
+            all: at_tip && all_due && !waits && self.repairs.is_empty(),
         })
     }
 
@@ -375,7 +381,7 @@ impl Desk {
             }
             // At the tip, or there is no room for the next one.
             if is_short || bytes >= BATCH_BYTES {
-                return Ok((next, false));
+                return Ok((next, next == log.tip()));
             }
         }
     }
@@ -512,8 +518,13 @@ impl Desk {
     }
 
     /// Writes the targeted events whose place the cursor has reached; if the topic serves the spoke, those
-    /// whose place it can reach, since the spoke's inbox then keeps the order.
-    fn put_targeted(&self, mailbox: &mut Mailbox, log: &SharedLog, chunks: &mut Vec<Bytes>) {
+    /// whose place it can reach, since the spoke's inbox then keeps the order. Says whether those were all.
+    fn put_targeted(
+        &self,
+        mailbox: &mut Mailbox,
+        log: &SharedLog,
+        chunks: &mut Vec<Bytes>,
+    ) -> bool {
         let tip = log.tip();
         let mut written = self.cursor.unwrap_or(tip);
         let waits = mailbox.stop(self.link).is_some_and(|after| after > tip);
@@ -525,7 +536,7 @@ impl Desk {
         let mut bytes = 0;
         while bytes < BATCH_BYTES {
             let Some(due) = mailbox.next(self.link, written) else {
-                return;
+                return true;
             };
             bytes += due.envelope.size();
             match self.protocol {
@@ -536,6 +547,7 @@ impl Desk {
                 Protocol::Compat => chunks.push(compat::encode(&due.envelope)),
             }
         }
+        false
     }
 }
 

@@ -1,11 +1,11 @@
-//! The task of one spoke: a reader and a writer over its stream, from hello to goodbye.
+//! The task of one spoke, from hello to goodbye: it reads its stream, and owns the [`Writer`].
 
-use std::{panic::AssertUnwindSafe, pin::Pin, sync::Arc, time::Duration};
+use std::{panic::AssertUnwindSafe, pin::pin, sync::Arc};
 
 use bytes::Bytes;
-use iroh::endpoint::{Connection, RecvStream, SendStream, StoppedError};
+use iroh::endpoint::{Connection, RecvStream, SendStream};
 use n0_error::e;
-use n0_future::{FutureExt, FuturesUnorderedBounded, StreamExt};
+use n0_future::FutureExt;
 use tokio::{
     task::coop::consume_budget,
     time::{Instant, sleep, timeout, timeout_at},
@@ -13,7 +13,7 @@ use tokio::{
 use tracing::{Instrument, debug, error, info_span};
 
 use super::{
-    Inner, desk::Batch, link::Link, roster::Asked, session::see_through, switchboard::Note,
+    Inner, link::Link, link_writer::Writer, roster::Asked, session::see_through, switchboard::Note,
     throttle::Throttle,
 };
 use crate::{
@@ -51,28 +51,32 @@ pub(super) async fn run(
     let customer = || hub.intake.customer(remote);
     let mut reader =
         FrameReader::new(recv, max_frame, hub.config.limits.frame_timeout).reserving(customer());
-    let error = match welcome(&hub, connection, (protocol, floor), &mut send, &mut reader).await {
-        Ok((link, first)) => {
-            known();
-            let span = info_span!("link", remote = %link.id.fmt_short(), %protocol);
-            let serving =
-                serve(&hub, &link, first, &mut send, &mut reader, customer()).instrument(span);
-            match AssertUnwindSafe(serving).catch_unwind().await {
-                Ok(error) => error,
-                Err(_) => {
-                    // Nobody serves it any more, so it must not stay in the roster.
-                    error!(remote = %link.id.fmt_short(), "the task of a spoke panicked");
-                    let error = LinkError::gone(internal("internal error"));
-                    hub.leave(&link, &error.closed()).await;
-                    error
-                }
+    let (error, send) =
+        match welcome(&hub, connection, (protocol, floor), &mut send, &mut reader).await {
+            Ok((link, first)) => {
+                known();
+                let span = info_span!("link", remote = %link.id.fmt_short(), %protocol);
+                let mut writer = span.in_scope(|| Writer::start(&hub, &link, send));
+                let serving = serve(&hub, &link, first, &mut writer, &mut reader, customer())
+                    .instrument(span);
+                let error = match AssertUnwindSafe(serving).catch_unwind().await {
+                    Ok(error) => error,
+                    Err(_) => {
+                        // Nobody serves it any more, so it must not stay in the roster.
+                        error!(remote = %link.id.fmt_short(), "the task of a spoke panicked");
+                        let error = LinkError::gone(internal("internal error"));
+                        hub.leave(&link, &error.closed()).await;
+                        error
+                    }
+                };
+                writer.stop().await;
+                (error, writer.into_stream())
             }
-        }
-        Err(error) => {
-            debug!(%error, "a stream did not become a spoke");
-            error
-        }
-    };
+            Err(error) => {
+                debug!(%error, "a stream did not become a spoke");
+                (error, Some(send))
+            }
+        };
     let closed = error.closed();
     let code = closed.code().map(CloseCode::to_u64);
     debug!(target: events::LINK_CLOSED, remote = %remote.fmt_short(), %protocol, code, %closed);
@@ -81,7 +85,9 @@ pub(super) async fn run(
             if *code != CloseCode::Refused {
                 hub.metrics.direct.links_failed.inc();
             }
-            let _ = send.reset(code.to_varint());
+            if let Some(mut send) = send {
+                let _ = send.reset(code.to_varint());
+            }
         }
         reader.stop(*code);
     }
@@ -212,60 +218,42 @@ async fn serve(
     hub: &Arc<Inner>,
     link: &Arc<Link>,
     first: Option<Bytes>,
-    send: &mut SendStream,
+    writer: &mut Writer,
     reader: &mut FrameReader,
     customer: Customer,
 ) -> LinkError {
     debug!("welcome");
-    let error = first_end(hub, link, first, send, reader, customer).await;
+    let error = first_end(hub, link, first, writer, reader, customer).await;
+    writer.stop().await;
     let closed = error.closed();
     hub.leave(link, &closed).await;
     error
 }
 
-/// What a link ends by.
-enum End {
-    Cancelled,
-    Read(LinkError),
-    Written(LinkError),
-}
-
-/// Serves both halves until the link is over.
-///
-/// Each is polled only when it was woken itself: to look for what has come takes the connection's lock, which is not to be
-/// taken for every event that goes out. Neither half is restarted, so neither has to be cancel safe.
+/// Reads, while the writer writes, until the link is over.
 async fn first_end(
     hub: &Arc<Inner>,
     link: &Link,
     first: Option<Bytes>,
-    send: &mut SendStream,
+    writer: &mut Writer,
     reader: &mut FrameReader,
     customer: Customer,
 ) -> LinkError {
-    let cancelled = async {
-        link.cancel.cancelled().await;
-        End::Cancelled
-    };
     // When the connection ends, this says so, behind what had arrived before.
-    let reading = async { End::Read(read(hub, link, first, reader, customer).await) };
-    let writing = async { End::Written(write(hub, link, send).await) };
-    let all: [Pin<Box<dyn Future<Output = End> + Send + '_>>; 3] =
-        [Box::pin(cancelled), Box::pin(reading), Box::pin(writing)];
-    let mut all: FuturesUnorderedBounded<_> = all.into_iter().collect();
-    let written = match all.next().await {
-        Some(End::Written(error)) => error,
-        Some(End::Read(error)) => return error,
-        Some(End::Cancelled) => return cancelled_by(hub, link),
-        None => return LinkError::gone(internal("internal error")),
+    let mut reading = pin!(read(hub, link, first, reader, customer));
+    let written = tokio::select! {
+        error = &mut reading => return error,
+        error = writer.ended() => error,
+        () = link.cancel.cancelled() => return cancelled_by(hub, link),
     };
     if let Closed::ByUs { .. } = written.closed() {
         return written;
     }
     // The spoke takes nothing more, but what it sent before is still to be heard.
-    match timeout(hub.config.limits.drain_timeout, all.next()).await {
-        Ok(Some(End::Read(error) | End::Written(error))) => error,
-        Ok(Some(End::Cancelled)) => cancelled_by(hub, link),
-        Ok(None) | Err(_) => written,
+    tokio::select! {
+        error = &mut reading => error,
+        () = link.cancel.cancelled() => cancelled_by(hub, link),
+        () = sleep(hub.config.limits.drain_timeout) => written,
     }
 }
 
@@ -602,109 +590,4 @@ impl Inbound<'_> {
         };
         see_through(self.hub, Box::pin(delivery)).await;
     }
-}
-
-async fn write(hub: &Inner, link: &Link, send: &mut SendStream) -> LinkError {
-    match write_loop(hub, link, send).await {
-        Ok(()) => LinkError::gone(Closed::by_us(CloseCode::Goodbye, "the hub said goodbye")),
-        Err(error) => error,
-    }
-}
-
-async fn write_loop(hub: &Inner, link: &Link, send: &mut SendStream) -> Result<(), LinkError> {
-    let mut tip = hub.log.watch_tip();
-    let mut entries = Vec::new();
-    let mut chunks = Vec::new();
-    loop {
-        tip.mark_unchanged();
-        let paid = !link.is_paid_for(hub.log.tip()) || hub.ask_budget(link.id);
-        let batch = link.next_batch(&hub.log, paid, &mut entries, &mut chunks)?;
-        // Looked at after reading: what was read before the epoch began is of the one before.
-        let epoch = link.epoch.get();
-        if epoch.is_some_and(|epoch| *epoch != hub.log.epoch()) {
-            return Err(e!(LinkError::NewEpoch));
-        }
-        match batch {
-            Batch::Frames { cursor, cost } => {
-                hub.spend(cost);
-                hub.metrics.repair.events_missed.inc_by(link.take_missed());
-                tokio::select! {
-                    // Most writes need not wait, and then nothing else need be looked at.
-                    biased;
-                    written = write_all(send, &mut chunks) => written?,
-                    // Nothing after this is written, so a torn frame does no harm.
-                    error = fallen_behind(hub, link) => return Err(error),
-                }
-                if link.protocol == Protocol::Compat {
-                    link.session.has_room();
-                }
-                // A plain spoke cannot acknowledge; what its stream took is what is known.
-                if let (Protocol::Compat, Some(cursor)) = (link.protocol, cursor)
-                    && link.set_acked(cursor, false)
-                {
-                    hub.progress.notify_waiters();
-                }
-            }
-            Batch::Idle { follows_tip } => {
-                if !link.is_draining() {
-                    tokio::select! {
-                        () = link.wake.notified() => {}
-                        _ = tip.changed(), if follows_tip => {}
-                    }
-                    continue;
-                }
-                if link.has_all(hub.log.tip()) {
-                    return goodbye(send, hub.config.limits.drain_timeout).await;
-                }
-                // An acknowledgement is what is waited for.
-                tokio::select! {
-                    () = link.wake.notified() => {}
-                    _ = tip.changed(), if follows_tip => {}
-                    () = hub.progress.notified() => {}
-                    () = sleep(DRAIN_POLL) => {}
-                }
-            }
-        }
-    }
-}
-
-/// Resolves when the log has gone past a spoke that does not take what is written to it, if that ends its
-/// link; others are told what they missed once they take something again.
-async fn fallen_behind(hub: &Inner, link: &Link) -> LinkError {
-    if !link.ends_if_behind() {
-        return std::future::pending().await;
-    }
-    let mut tip = hub.log.watch_tip();
-    loop {
-        if let Some(events) = link.fell_behind(hub.log.head()) {
-            return e!(LinkError::FellBehind { events });
-        }
-        if tip.changed().await.is_err() {
-            return std::future::pending().await;
-        }
-        // Not with every event: each link that is being written to waits here.
-        sleep(BEHIND_POLL).await;
-    }
-}
-
-/// How soon a link looks again whether the log has gone past its spoke.
-const BEHIND_POLL: Duration = Duration::from_millis(50);
-
-/// How often a draining link looks again whether its spoke has everything.
-const DRAIN_POLL: Duration = Duration::from_millis(50);
-
-/// Finishes the stream and waits until the spoke has read it to the end.
-async fn goodbye(send: &mut SendStream, limit: Duration) -> Result<(), LinkError> {
-    if send.finish().is_ok() {
-        match timeout(limit, send.stopped()).await {
-            Ok(Ok(_)) => {}
-            Ok(Err(StoppedError::ConnectionLost(error))) => return Err(error.into()),
-            Ok(Err(_)) | Err(_) => {
-                return Err(e!(LinkError::TimedOut {
-                    what: "the spoke's acknowledgement of the end of its stream"
-                }));
-            }
-        }
-    }
-    Ok(())
 }

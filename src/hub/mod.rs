@@ -24,6 +24,7 @@ mod health;
 pub(crate) mod keys;
 mod link;
 mod link_task;
+mod link_writer;
 #[cfg(feature = "durable")]
 mod log_writer;
 mod mail;

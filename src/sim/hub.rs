@@ -470,7 +470,7 @@ impl Hub {
                 .desk
                 .next_batch(&mut link.mailbox, &self.log, paid, entries, &mut chunks)
             {
-                Ok(Batch::Frames { cost, cursor }) => {
+                Ok(Batch::Frames { cost, cursor, .. }) => {
                     self.budget.spend(cost);
                     let events = match (before, cursor) {
                         (Some(before), Some(after)) => after.saturating_sub(before),

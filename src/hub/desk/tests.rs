@@ -445,6 +445,7 @@ crate::fuzz::machine! {
         let mut cursor = Some(0);
         let mut wanted: Vec<(u64, u64)> = Vec::new();
         let mut sent = 0;
+        let mut was_all = false;
         let rest = [Op::Unpark(0), Op::Write(100, true)];
         for op in ops.into_iter().chain(rest) {
             let tip = log.tip();
@@ -475,10 +476,14 @@ crate::fuzz::machine! {
                 Op::Ack(seq) => desk.acknowledge(seq),
                 Op::Topic(true) => desk.order_topic(TopicOrder::Join(topic())),
                 Op::Topic(false) => desk.order_topic(TopicOrder::Leave),
-                Op::Write(batches, paid) => for _ in 0..batches {
+                Op::Write(batches, paid) => for turn in 0..batches {
                     let mut chunks = Vec::new();
                     let batch = desk.next_batch(&mut mailbox, &log, paid, &mut Vec::new(), &mut chunks);
                     prop_assert!(batch.is_ok());
+                    if turn > 0 && was_all {
+                        prop_assert_eq!(batch.as_ref().ok(), Some(&Batch::Idle { follows_tip: true }));
+                    }
+                    was_all = matches!(batch, Ok(Batch::Frames { all: true, .. }));
                     let mut deframer = Deframer::new(MAX_FRAME);
                     deframer.push(Bytes::from(chunks.concat()));
                     while let Some(frame) = deframer.next().unwrap() {

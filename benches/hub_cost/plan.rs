@@ -39,7 +39,7 @@ impl Plan {
             (100, &[1024, 64]),
             (300, &[1024]),
         ],
-        rounds: 5,
+        rounds: 11,
         burst_deliveries: 50_000,
         burst_events: (512, 2048),
         // Two seconds: in which each spoke that acknowledges rarely does so once, as it would at that pace for ever.

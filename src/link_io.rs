@@ -107,6 +107,11 @@ impl LinkError {
     pub(crate) fn gone(closed: Closed) -> Self {
         e!(Self::Gone { closed })
     }
+
+    /// Something is wrong on our side.
+    pub(crate) fn internal(reason: &str) -> Self {
+        Self::gone(Closed::by_us(CloseCode::Internal, reason))
+    }
 }
 
 impl From<ReadError> for LinkError {

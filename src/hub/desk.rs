@@ -295,9 +295,8 @@ impl Desk {
         let all_due = self.put_targeted(mailbox, log, chunks);
         let waits = mailbox.stop(self.link).is_some();
         if chunks.is_empty() {
-            let waits = self.cursor.is_none() && waits;
             return Ok(Batch::Idle {
-                follows_tip: at_tip || waits,
+                follows_tip: at_tip || (self.cursor.is_none() && waits),
             });
         }
         Ok(Batch::Frames {
@@ -319,6 +318,7 @@ impl Desk {
         if stop.is_some_and(|stop| stop <= cursor) {
             return Ok((cursor, false));
         }
+        let mut cursor = cursor;
         if cursor < self.floor {
             // No further than there are events that others can have.
             let to = self.floor.min(log.tip());
@@ -326,7 +326,10 @@ impl Desk {
             if to > cursor {
                 self.withhold(cursor, to, chunks);
             }
-            return Ok((to, to == cursor));
+            if to < self.floor {
+                return Ok((to, stop.is_none_or(|stop| to < stop)));
+            }
+            cursor = to;
         }
         let end = stop.unwrap_or(u64::MAX);
         let (mut next, mut bytes) = (cursor, 0);

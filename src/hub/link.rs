@@ -222,7 +222,8 @@ impl Link {
     }
 
     /// Everything below `offset` reached the spoke, which may have said so only because of targeted events.
-    /// Says whether that is news. Only the link's own task says it.
+    /// Says whether that is news. Of one link, only one task says it: the reader, or the writer of a plain
+    /// spoke.
     pub(crate) fn set_acked(&self, offset: u64, targeted: bool) -> bool {
         let beats = self.has().told(offset, targeted).beats;
         self.beats.store(beats, Ordering::Release);

@@ -51,32 +51,19 @@ pub(super) async fn run(
     let customer = || hub.intake.customer(remote);
     let mut reader =
         FrameReader::new(recv, max_frame, hub.config.limits.frame_timeout).reserving(customer());
-    let (error, send) =
-        match welcome(&hub, connection, (protocol, floor), &mut send, &mut reader).await {
-            Ok((link, first)) => {
-                known();
-                let span = info_span!("link", remote = %link.id.fmt_short(), %protocol);
-                let mut writer = span.in_scope(|| Writer::start(&hub, &link, send));
-                let serving = serve(&hub, &link, first, &mut writer, &mut reader, customer())
-                    .instrument(span);
-                let error = match AssertUnwindSafe(serving).catch_unwind().await {
-                    Ok(error) => error,
-                    Err(_) => {
-                        // Nobody serves it any more, so it must not stay in the roster.
-                        error!(remote = %link.id.fmt_short(), "the task of a spoke panicked");
-                        let error = LinkError::gone(internal("internal error"));
-                        hub.leave(&link, &error.closed()).await;
-                        error
-                    }
-                };
-                writer.stop().await;
-                (error, writer.into_stream())
-            }
-            Err(error) => {
-                debug!(%error, "a stream did not become a spoke");
-                (error, Some(send))
-            }
-        };
+    let welcomed = welcome(&hub, connection, (protocol, floor), &mut send, &mut reader).await;
+    let (error, send) = match welcomed {
+        Ok((link, first)) => {
+            known();
+            let span = info_span!("link", remote = %link.id.fmt_short(), %protocol);
+            let serving = serve(&hub, &link, first, (send, &mut reader), customer());
+            serving.instrument(span).await
+        }
+        Err(error) => {
+            debug!(%error, "a stream did not become a spoke");
+            (error, Some(send))
+        }
+    };
     let closed = error.closed();
     let code = closed.code().map(CloseCode::to_u64);
     debug!(target: events::LINK_CLOSED, remote = %remote.fmt_short(), %protocol, code, %closed);
@@ -101,10 +88,6 @@ fn still_there(connection: &Connection) -> Result<(), LinkError> {
         Some(reason) => Err(LinkError::gone(Closed::from(&reason))),
         None => Ok(()),
     }
-}
-
-fn internal(reason: &str) -> Closed {
-    Closed::by_us(CloseCode::Internal, reason)
 }
 
 /// Waits for the hello (native) or the first frame (compat), and makes the stream a spoke.
@@ -214,20 +197,26 @@ async fn welcome(
     Ok((link, None))
 }
 
+/// Serves both halves of the stream until the link is over, and gives back the one that was written.
 async fn serve(
     hub: &Arc<Inner>,
     link: &Arc<Link>,
     first: Option<Bytes>,
-    writer: &mut Writer,
-    reader: &mut FrameReader,
+    (send, reader): (SendStream, &mut FrameReader),
     customer: Customer,
-) -> LinkError {
+) -> (LinkError, Option<SendStream>) {
     debug!("welcome");
-    let error = first_end(hub, link, first, writer, reader, customer).await;
-    writer.stop().await;
-    let closed = error.closed();
-    hub.leave(link, &closed).await;
-    error
+    let mut writer = Writer::start(hub, link, send);
+    let ending = first_end(hub, link, first, &mut writer, reader, customer);
+    let ended = AssertUnwindSafe(ending).catch_unwind().await;
+    let send = writer.stop().await;
+    let error = ended.unwrap_or_else(|_| {
+        error!("the task of a spoke panicked");
+        LinkError::internal("internal error")
+    });
+    // Nobody serves it any more, so it must not stay in the roster.
+    hub.leave(link, &error.closed()).await;
+    (error, send)
 }
 
 /// Reads, while the writer writes, until the link is over.
@@ -546,9 +535,7 @@ impl Inbound<'_> {
             return self.repeated(of);
         }
         if seq != session.heard() + 1 {
-            return Err(LinkError::gone(internal(
-                "an event was not heard to its end",
-            )));
+            return Err(LinkError::internal("an event was not heard to its end"));
         }
         let heard = session.clone();
         self.deliver(envelope, move || {

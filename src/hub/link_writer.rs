@@ -5,12 +5,14 @@ use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use iroh::endpoint::{SendStream, StoppedError};
 use n0_error::e;
-use n0_future::FutureExt;
+use n0_future::{
+    FutureExt,
+    task::{self, AbortOnDropHandle},
+};
 use tokio::{
-    sync::watch,
+    sync::{oneshot, watch},
     time::{sleep, timeout},
 };
-use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use tracing::{Instrument, error};
 
 use super::{Inner, desk::Batch, link::Link};
@@ -23,33 +25,32 @@ use crate::{
 /// Owned by the task of the link, which stops it.
 #[derive(Debug)]
 pub(super) struct Writer {
-    stop: CancellationToken,
-    /// Gives the stream back, which would be finished if it was dropped: that is a goodbye.
-    task: Option<AbortOnDropHandle<(SendStream, LinkError)>>,
+    /// Dropped to stop it.
+    go_on: Option<oneshot::Sender<()>>,
+    /// Gives back the stream, which a drop would finish: that is a goodbye. And why it ended, unless it was stopped.
+    task: Option<AbortOnDropHandle<(SendStream, Option<LinkError>)>>,
     send: Option<SendStream>,
 }
 
 impl Writer {
     pub(super) fn start(hub: &Arc<Inner>, link: &Arc<Link>, mut send: SendStream) -> Self {
-        let stop = CancellationToken::new();
-        let (hub, link, stopped) = (hub.clone(), link.clone(), stop.clone());
+        let (go_on, stopped) = oneshot::channel();
+        let (hub, link) = (hub.clone(), link.clone());
         let writing = async move {
-            let error = {
-                let writing = AssertUnwindSafe(write(&hub, &link, &mut send)).catch_unwind();
-                tokio::select! {
-                    biased;
-                    ended = writing => ended.unwrap_or_else(|_| {
-                        error!(remote = %link.id.fmt_short(), "the writer of a spoke panicked");
-                        failed()
-                    }),
-                    () = stopped.cancelled() => LinkError::gone(Closed::by_us(CloseCode::Goodbye, "stopped")),
-                }
+            let writing = AssertUnwindSafe(write(&hub, &link, &mut send)).catch_unwind();
+            let ended = tokio::select! {
+                biased;
+                ended = writing => Some(ended.unwrap_or_else(|_| {
+                    error!("the writer of a spoke panicked");
+                    LinkError::internal("internal error")
+                })),
+                _ = stopped => None,
             };
-            (send, error)
+            (send, ended)
         };
-        let writing = tokio::spawn(writing.in_current_span());
+        let writing = task::spawn(writing.in_current_span());
         Self {
-            stop,
+            go_on: Some(go_on),
             task: Some(AbortOnDropHandle::new(writing)),
             send: None,
         }
@@ -59,36 +60,24 @@ impl Writer {
     ///
     /// Cancel safe.
     pub(super) async fn ended(&mut self) -> LinkError {
-        let Some(task) = &mut self.task else {
-            return failed();
-        };
-        let ended = task.await;
-        self.task = None;
-        match ended {
-            Ok((send, error)) => {
-                self.send = Some(send);
-                error
-            }
-            Err(_) => failed(),
-        }
+        let ended = self.joined().await;
+        ended.unwrap_or_else(|| LinkError::internal("internal error"))
     }
 
-    /// Stops it, if it has not ended by itself.
-    pub(super) async fn stop(&mut self) {
-        self.stop.cancel();
-        if self.task.is_some() {
-            self.ended().await;
-        }
-    }
-
-    /// The stream, once it has ended.
-    pub(super) fn into_stream(self) -> Option<SendStream> {
+    /// Stops it, if it has not ended by itself, and gives back the stream.
+    pub(super) async fn stop(mut self) -> Option<SendStream> {
+        self.go_on = None;
+        self.joined().await;
         self.send
     }
-}
 
-fn failed() -> LinkError {
-    LinkError::gone(Closed::by_us(CloseCode::Internal, "internal error"))
+    async fn joined(&mut self) -> Option<LinkError> {
+        let ended = self.task.as_mut()?.await;
+        self.task = None;
+        let (send, error) = ended.ok()?;
+        self.send = Some(send);
+        error
+    }
 }
 
 async fn write(hub: &Inner, link: &Link, send: &mut SendStream) -> LinkError {
@@ -104,6 +93,11 @@ async fn write_loop(hub: &Inner, link: &Link, send: &mut SendStream) -> Result<(
     let mut chunks = Vec::new();
     loop {
         tip.mark_unchanged();
+        let draining = link.is_draining();
+        // From here on, no acknowledgement is missed.
+        let progress = hub.progress.notified();
+        // Before what there is to write is looked at: what the spoke is owed, it gets before the goodbye.
+        let served = draining && link.has_all(hub.log.tip());
         let paid = !link.is_paid_for(hub.log.tip()) || hub.ask_budget(link.id);
         let batch = link.next_batch(&hub.log, paid, &mut entries, &mut chunks)?;
         // Looked at after reading: what was read before the epoch began is of the one before.
@@ -131,24 +125,24 @@ async fn write_loop(hub: &Inner, link: &Link, send: &mut SendStream) -> Result<(
                 {
                     hub.progress.notify_waiters();
                 }
-                if !all || link.is_draining() {
+                if !all || draining {
                     continue;
                 }
                 true
             }
+            Batch::Idle { .. } if served => {
+                return goodbye(send, hub.config.limits.drain_timeout).await;
+            }
             Batch::Idle { follows_tip } => follows_tip,
         };
-        if !link.is_draining() {
+        if !draining {
             wait(link, &mut tip, follows_tip).await;
             continue;
-        }
-        if link.has_all(hub.log.tip()) {
-            return goodbye(send, hub.config.limits.drain_timeout).await;
         }
         // An acknowledgement is what is waited for.
         tokio::select! {
             () = wait(link, &mut tip, follows_tip) => {}
-            () = hub.progress.notified() => {}
+            () = progress => {}
             () = sleep(DRAIN_POLL) => {}
         }
     }

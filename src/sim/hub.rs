@@ -470,7 +470,7 @@ impl Hub {
                 .desk
                 .next_batch(&mut link.mailbox, &self.log, paid, entries, &mut chunks)
             {
-                Ok(Batch::Frames { cost, cursor, .. }) => {
+                Ok(Batch::Frames { cost, cursor, all }) => {
                     self.budget.spend(cost);
                     let events = match (before, cursor) {
                         (Some(before), Some(after)) => after.saturating_sub(before),
@@ -487,6 +487,10 @@ impl Hub {
                     };
                     traffic.add(chunks.iter().map(Bytes::len).sum());
                     write(ctx, spoke, link, chunks);
+                    if all {
+                        self.following.insert(spoke);
+                        return;
+                    }
                 }
                 Ok(Batch::Idle { follows_tip }) => {
                     if follows_tip {

@@ -19,7 +19,6 @@ use super::{
     writer,
 };
 use crate::{
-    close::{CloseCode, Closed},
     link_io::{FrameReader, LinkError},
     protocol::Protocol,
     wire::native::{Hello, Welcome},
@@ -165,10 +164,7 @@ impl Up {
                     let error = match written {
                         Ok(Ok(())) => return Heard::Finished,
                         Ok(Err(error)) => error,
-                        Err(_) => LinkError::gone(Closed::by_us(
-                            CloseCode::Internal,
-                            "the writer of the link failed",
-                        )),
+                        Err(_) => LinkError::internal("the writer of the link failed"),
                     };
                     // The hub no longer reads, but what it wrote before is still to be taken: the
                     // reader sees the end of it.

@@ -44,11 +44,17 @@ fn desk(behind: Behind, cursor: u64) -> Desk {
 fn next(desk: &mut Desk, mailbox: &mut Mailbox, log: &SharedLog) -> Result<Vec<String>, LinkError> {
     let mut chunks = Vec::new();
     let mut all = Vec::new();
+    let mut was_all = false;
     loop {
-        if let Batch::Idle { .. } =
-            desk.next_batch(mailbox, log, true, &mut Vec::new(), &mut chunks)?
-        {
-            break;
+        match desk.next_batch(mailbox, log, true, &mut Vec::new(), &mut chunks)? {
+            Batch::Idle { follows_tip } => {
+                assert!(follows_tip || !was_all);
+                break;
+            }
+            Batch::Frames { all, .. } => {
+                assert!(!was_all, "there was more");
+                was_all = all;
+            }
         }
         all.append(&mut chunks);
     }
@@ -282,6 +288,68 @@ fn who_is_behind_gets_small_events_together_from_where_it_stands_to_where_it_has
 }
 
 #[test]
+fn a_batch_is_all_only_when_nothing_is_left_of_what_was_sent_to_one() {
+    let log = SharedLog::new(LogConfig::default());
+    log.append(event(0)).unwrap();
+    let (mut mailbox, mut desk) = (mailbox(), desk(Behind::Skip, 0));
+    let large = Envelope::new("n", &"x".repeat(BATCH_BYTES / 2)).unwrap();
+    for _ in 0..3 {
+        mailbox.push(&large, log.appended(), true).unwrap();
+    }
+    let mut all = |mailbox: &mut Mailbox| {
+        let mut alls = Vec::new();
+        loop {
+            let mut chunks = Vec::new();
+            match desk.next_batch(mailbox, &log, true, &mut Vec::new(), &mut chunks) {
+                Ok(Batch::Frames { all, .. }) => alls.push(all),
+                Ok(Batch::Idle { follows_tip }) => {
+                    assert!(follows_tip);
+                    return alls;
+                }
+                Err(error) => panic!("{error}"),
+            }
+        }
+    };
+    assert_eq!(all(&mut mailbox), [false, true]);
+    // To the next link, all that was not acknowledged once more.
+    mailbox.detach();
+    mailbox.attach(1, 0);
+    assert_eq!(all(&mut mailbox), [false, true]);
+}
+
+#[test]
+fn a_plain_spoke_that_is_let_in_ahead_of_the_tip_follows_it_and_goes_on_behind_its_floor() {
+    let log = SharedLog::new(LogConfig::default());
+    let plain = |floor| Desk::new(Protocol::Compat, 1, 0, Behind::Skip).with_floor(floor);
+    let mut mailbox = mailbox();
+    let mut next = |desk: &mut Desk| {
+        let mut chunks = Vec::new();
+        let batch = desk.next_batch(&mut mailbox, &log, true, &mut Vec::new(), &mut chunks);
+        (batch.unwrap(), chunks.len())
+    };
+    let mut desk = plain(3);
+    for n in 0..3 {
+        assert_eq!(next(&mut desk), (Batch::Idle { follows_tip: true }, 0));
+        log.append(event(n)).unwrap();
+    }
+    assert_eq!(next(&mut desk), (Batch::Idle { follows_tip: true }, 0));
+    log.append(event(3)).unwrap();
+    let fourth = Batch::Frames {
+        cursor: Some(4),
+        cost: 0,
+        all: true,
+    };
+    assert_eq!(next(&mut desk), (fourth, 1));
+    // And when some of both is there at once.
+    let rest = Batch::Frames {
+        cursor: Some(4),
+        cost: 0,
+        all: true,
+    };
+    assert_eq!(next(&mut plain(2)), (rest, 2));
+}
+
+#[test]
 fn who_keeps_up_makes_no_run() {
     let log = SharedLog::new(LogConfig::default());
     let (mut mailbox, mut desk) = (mailbox(), desk(Behind::Skip, 0));
@@ -312,9 +380,9 @@ fn a_batch_is_bounded_and_goes_on_over_large_events_between_small_ones() {
     loop {
         let mut chunks = Vec::new();
         let batch = desk.next_batch(&mut mailbox, &log, true, &mut Vec::new(), &mut chunks);
-        if let Batch::Idle { .. } = batch.unwrap() {
+        let Batch::Frames { all, .. } = batch.unwrap() else {
             break;
-        }
+        };
         batches += 1;
         assert!(bytes_of(&chunks) <= (BATCH_BYTES + MAX_FRAME) as u64);
         deframer.push(Bytes::from(chunks.concat()));
@@ -336,6 +404,7 @@ fn a_batch_is_bounded_and_goes_on_over_large_events_between_small_ones() {
                 expected += 1;
             }
         }
+        assert!(!all || expected == 2000, "there was more");
     }
     assert_eq!(expected, 2000);
     // A large event takes one to begin and two to send; what lies between is not cut short.

@@ -398,7 +398,9 @@ enum Given {
 impl Slot {
     fn wants(&self, item: &Incoming) -> bool {
         match item {
-            Incoming::Event(event) => self.pattern.matches(event.envelope.event_type()),
+            Incoming::Event(event) => {
+                self.pattern.is_any() || self.pattern.matches(event.envelope.event_type())
+            }
             Incoming::Missed(_) | Incoming::Lagged(_) => true,
             Incoming::Status(_) => self.statuses,
         }

@@ -20,6 +20,11 @@ impl Pattern {
         Self::new("*")
     }
 
+    /// Whether it stands for every type, as most do: then an event's type need not be looked at.
+    pub(crate) fn is_any(&self) -> bool {
+        &*self.0 == "*"
+    }
+
     /// Whether the pattern stands for `event_type`.
     pub fn matches(&self, event_type: &str) -> bool {
         let mut pieces = self.0.split('*');
@@ -102,7 +107,8 @@ mod tests {
             assert!(Pattern::new(pattern).matches(yes), "{pattern} {yes}");
             assert!(!Pattern::new(pattern).matches(no), "{pattern} {no}");
         }
-        assert!(Pattern::any().matches(""));
+        assert!(Pattern::any().matches("") && Pattern::any().is_any());
+        assert!(!Pattern::new("").is_any() && !Pattern::new("*a").is_any());
     }
 
     proptest! {

@@ -420,3 +420,18 @@ async fn spokes_on_the_topic_acknowledge_at_once_when_somebody_waits() {
     }
     expect_numbers(&mut listener, 0, 100).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_says_goodbye_says_first_what_it_has() {
+    let hub = hub_with(FanOut::Direct).await;
+    for n in 0..20 {
+        let spoke = spoke(&hub, Spoke::builder()).await;
+        let mut listener = spoke.listen("n");
+        let receipt = broadcast(&hub, n).await;
+        assert_eq!(number(&next_event(&mut listener).await), n);
+        // Long before it would have acknowledged one event.
+        soon("the end", spoke.shutdown()).await;
+        let known = soon("all", receipt.all(SOON)).await.expect("all");
+        assert_eq!((known.acked.len(), known.gone.len()), (1, 0), "{n}");
+    }
+}

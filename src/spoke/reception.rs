@@ -714,6 +714,11 @@ impl Reception {
         .min()
     }
 
+    /// The spoke is about to say goodbye: what it has, it acknowledges now.
+    pub(crate) fn last_ack(&mut self, now: Instant) {
+        self.acks.due(now);
+    }
+
     fn released(&self) -> (u64, u64) {
         let next = self.inbox.as_ref().map_or(0, Inbox::next);
         (next, self.targeted.released)

@@ -62,6 +62,8 @@ pub(super) struct Session {
     deliver: Deliverer,
     /// Asks for the end in order: when the hub has everything.
     finish: CancellationToken,
+    /// Tells the writer of the link to say goodbye then.
+    goodbye: CancellationToken,
 }
 
 /// What the session's loop waits for.
@@ -125,6 +127,7 @@ impl Session {
             shared,
             deliver,
             finish,
+            goodbye: CancellationToken::new(),
         }
     }
 
@@ -221,6 +224,12 @@ impl Session {
             return Err(Ended::Spoke(goodbye()));
         }
         let now = Instant::now();
+        if finishes && up && !self.goodbye.is_cancelled() {
+            // The hub is told first what listeners have, lest it take that for missed.
+            self.reception.last_ack(now);
+            self.let_out_at(now).await?;
+            self.goodbye.cancel();
+        }
         let reads = !held || self.reception.has_room();
         let deadline = self.reception.deadline(held).unwrap_or(now + LOOK_AROUND);
         let woken = tokio::select! {
@@ -228,8 +237,7 @@ impl Session {
             event = self.seat.next() => Woken::Gossip(event),
             room = self.deliver.has_place(), if held => Woken::Room(room),
             () = sleep_until(deadline.into()) => Woken::Deadline,
-            // While there is a link, its writer sees to it.
-            () = self.finish.cancelled(), if !finishes && !up => Woken::Finish,
+            () = self.finish.cancelled(), if !finishes => Woken::Finish,
         };
         match woken {
             Woken::Link(heard) => self.heard(heard).await?,
@@ -304,7 +312,8 @@ impl Session {
         self.shared.set_connection(Some(greeted.connection.clone()));
         self.backoff.linked(now);
         info!(epoch = %welcome.epoch, start = welcome.start, tip = welcome.tip, resumed, "welcomed");
-        self.link = Link::up(greeted, self.shared.clone(), self.finish.clone());
+        self.goodbye = CancellationToken::new();
+        self.link = Link::up(greeted, self.shared.clone(), self.goodbye.clone());
         Ok(())
     }
 

@@ -100,6 +100,12 @@ impl Acks {
         self.awaited = self.awaited.max(offset);
     }
 
+    /// Whatever news there is, it is due.
+    pub(super) fn due(&mut self, now: Instant) {
+        self.at = self.at.min(now);
+        self.little_at = Some(now);
+    }
+
     /// What to tell now, if that is news and due.
     pub(super) fn poll(&mut self, now: Instant, released: Released) -> Option<Released> {
         if released != self.told && self.little_at.is_none() {
@@ -187,8 +193,11 @@ mod tests {
         let later = now + TARGETED_EVERY;
         assert_eq!(acks.poll(later, (28, 1)), None, "broadcasts can wait");
         assert_eq!(acks.poll(later, (28, 2)), Some((28, 2)));
-        acks.pace(later, Duration::ZERO);
+        acks.due(later);
+        assert_eq!(acks.poll(later, (28, 2)), None, "it is known");
         assert_eq!(acks.poll(later, (29, 2)), Some((29, 2)));
+        acks.pace(later, Duration::ZERO);
+        assert_eq!(acks.poll(later, (30, 2)), Some((30, 2)));
     }
 
     #[test]

@@ -41,8 +41,9 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 const PATIENCE: Duration = Duration::from_secs(1);
 /// Times that a mesh is started until it reaches every spoke.
 const STARTS: u32 = 5;
-/// The pause before a lone event, so that it meets an idle mesh. Acknowledgements come later than that, at any time.
-const IDLE: Duration = Duration::from_millis(20);
+/// The pause before a lone event, so that it meets an idle mesh: longer than QUIC waits to acknowledge the one before (25 ms). With
+/// 20 ms, a way that took a little longer met all acknowledgements of its last event, and another none of them.
+const IDLE: Duration = Duration::from_millis(60);
 
 /// One way to get a payload from a hub to all of its spokes, which are endpoints of their own in this process.
 pub trait Mesh: Sized {

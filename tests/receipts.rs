@@ -433,5 +433,6 @@ async fn who_says_goodbye_says_first_what_it_has() {
         soon("the end", spoke.shutdown()).await;
         let known = soon("all", receipt.all(SOON)).await.expect("all");
         assert_eq!((known.acked.len(), known.gone.len()), (1, 0), "{n}");
+        until("it has left", || hub.spoke_count() == 0).await;
     }
 }

@@ -294,7 +294,8 @@ impl Desk {
         }
         let all_due = self.put_targeted(mailbox, log, chunks);
         let waits = mailbox.stop(self.link).is_some();
-        if chunks.is_empty() {
+        // A plain spoke is told nothing of what it passes over.
+        if chunks.is_empty() && moved.is_none() {
             return Ok(Batch::Idle {
                 follows_tip: at_tip || (self.cursor.is_none() && waits),
             });

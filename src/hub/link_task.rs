@@ -421,7 +421,7 @@ impl Inbound<'_> {
                 }
                 self.hub.metrics.direct.acks_received.inc();
                 let targeted = seq > 0 && self.link.targeted_acked(seq)?;
-                if self.link.set_acked(offset, targeted) {
+                if self.link.set_acked(offset, targeted) || targeted {
                     self.hub.progress.notify_waiters();
                 }
                 Ok(())

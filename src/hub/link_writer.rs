@@ -94,7 +94,7 @@ async fn write_loop(hub: &Inner, link: &Link, send: &mut SendStream) -> Result<(
     loop {
         tip.mark_unchanged();
         let draining = link.is_draining();
-        // From here on, no acknowledgement is missed.
+        // From here on, no news of what the spoke has is missed.
         let progress = hub.progress.notified();
         // Before what there is to write is looked at: what the spoke is owed, it gets before the goodbye.
         let served = draining && link.has_all(hub.log.tip());

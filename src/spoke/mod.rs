@@ -79,7 +79,7 @@ struct Inner {
     shared: Arc<Shared>,
     listeners: Arc<Listeners>,
     router: Option<Router>,
-    /// Asks the writer to write what is left and finish the stream.
+    /// Asks for the end in order: what is left is written, and the stream finished.
     finish: CancellationToken,
     cancel: CancellationToken,
     /// The session has ended, and let out what there was.

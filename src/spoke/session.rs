@@ -62,7 +62,7 @@ pub(super) struct Session {
     deliver: Deliverer,
     /// Asks for the end in order: when the hub has everything.
     finish: CancellationToken,
-    /// Tells the writer of the link to say goodbye then.
+    /// Tells the writer of the link that it is so, and that there is no more to say.
     goodbye: CancellationToken,
 }
 
@@ -224,8 +224,8 @@ impl Session {
             return Err(Ended::Spoke(goodbye()));
         }
         let now = Instant::now();
-        if finishes && up && !self.goodbye.is_cancelled() {
-            // The hub is told first what listeners have, lest it take that for missed.
+        if finishes && up && self.shared.outbox.is_empty() && !self.goodbye.is_cancelled() {
+            // The hub is told first what listeners have, lest its receipts have this spoke as gone.
             self.reception.last_ack(now);
             self.let_out_at(now).await?;
             self.goodbye.cancel();

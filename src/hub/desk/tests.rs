@@ -328,25 +328,21 @@ fn a_plain_spoke_that_is_let_in_ahead_of_the_tip_follows_it_and_goes_on_behind_i
         (batch.unwrap(), chunks.len())
     };
     let mut desk = plain(3);
+    let all = |cursor| Batch::Frames {
+        cursor: Some(cursor),
+        cost: 0,
+        all: true,
+    };
     for n in 0..3 {
         assert_eq!(next(&mut desk), (Batch::Idle { follows_tip: true }, 0));
         log.append(event(n)).unwrap();
+        assert_eq!(next(&mut desk), (all(n + 1), 0));
     }
     assert_eq!(next(&mut desk), (Batch::Idle { follows_tip: true }, 0));
     log.append(event(3)).unwrap();
-    let fourth = Batch::Frames {
-        cursor: Some(4),
-        cost: 0,
-        all: true,
-    };
-    assert_eq!(next(&mut desk), (fourth, 1));
+    assert_eq!(next(&mut desk), (all(4), 1));
     // And when some of both is there at once.
-    let rest = Batch::Frames {
-        cursor: Some(4),
-        cost: 0,
-        all: true,
-    };
-    assert_eq!(next(&mut plain(2)), (rest, 2));
+    assert_eq!(next(&mut plain(2)), (all(4), 2));
 }
 
 #[test]

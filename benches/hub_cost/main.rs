@@ -20,7 +20,7 @@
 //! was lost or came out of order is printed. A round in which the hub gave its topic up, or served a spoke around it
 //! (as it does when the spokes get too little CPU time), is left out, and that is printed.
 //!
-//! `cargo bench --bench hub_cost` takes twenty minutes or more on two busy cores; a filter such as `-- broadcast/300` runs
+//! `cargo bench --bench hub_cost` takes half an hour or more on two busy cores; a filter such as `-- broadcast/300` runs
 //! a part. `cargo test --benches` sends a few events, to show that
 //! all of this works.
 

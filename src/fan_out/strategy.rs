@@ -96,7 +96,7 @@ impl FromStr for FanOut {
 ///   spokes and 50 events a second that is more than half a core, and less than half of that along the topic.
 ///
 /// How many events there are a second, and what they cost the hub's processor, is not looked at beyond that number of spokes.
-/// A delivery along a direct stream costs the hub 1.3 times what a bare stream costs when paced, and 0.6 times in a burst, which shares
+/// A delivery along a direct stream costs the hub 1.2 times what a bare stream costs when paced, and 0.6 times in a burst, which shares
 /// writes (`hub_cost`), and with 100 spokes on two cores direct streams are ahead of the topic in events a second and in time to the
 /// last spoke alike (`fan_out`): up to there a busy processor is no reason to change. If the hub's processor is what you have little of, choose
 /// [`FanOut::Gossip`], or a smaller [`gossip_from`](Self::gossip_from).

@@ -22,6 +22,11 @@
 //! | hub | log | topic | twice: into the frame with others, and when that is sealed |
 //! | spoke | stream | listener | never, or once if a frame lies in several packets; an event of several parts once more |
 //! | spoke | topic | listener | twice: off the stream, and when it is opened; an event of several parts once more |
+//!
+//! What is more than none to a socket and one to a listener has a reason. A small event by itself would be two chunks of a stream,
+//! each with a cost of its own at every link, which is more than one copy for all of them. A frame is sealed in one piece, so that its
+//! events have to be in one, and once for all members, at a tenth of what the cipher takes. And a member opens a frame beside what it
+//! keeps of it, since that goes to its neighbours as it came.
 
 pub(crate) mod assembly;
 pub(crate) mod body;

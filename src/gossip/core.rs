@@ -575,9 +575,9 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
                 topic::OutEvent::SendMessage(to, message) => {
                     let bytes = match &encoded {
                         Some((same, bytes)) if *same == message => bytes.clone(),
-                        _ => match postcard::to_stdvec(&message) {
-                            Ok(bytes) => Bytes::from(bytes),
-                            Err(_) => continue,
+                        _ => match mirror::to_bytes(&message) {
+                            Some(bytes) => bytes,
+                            None => continue,
                         },
                     };
                     encoded = Some((message, bytes.clone()));

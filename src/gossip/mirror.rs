@@ -189,6 +189,15 @@ impl<'a, P: PeerIdentity> Message<'a, P> {
     }
 }
 
+/// Encodes the protocol's own form of a message, in memory of the right size: in such that grows, a frame is copied once more, and
+/// half of the pages are for nothing.
+pub(super) fn to_bytes<P: PeerIdentity + Serialize>(message: &topic::Message<P>) -> Option<Bytes> {
+    let size = postcard::experimental::serialized_size(message).ok()?;
+    let encoded = postcard::to_extend(message, Vec::with_capacity(size)).ok()?;
+    debug_assert_eq!(encoded.len(), size);
+    Some(encoded.into())
+}
+
 /// Reads the protocol's own form of a message.
 pub(super) fn from_bytes<P: PeerIdentity>(bytes: &[u8]) -> Option<topic::Message<P>> {
     postcard::from_bytes(bytes).ok()
@@ -296,7 +305,7 @@ mod tests {
         };
         // What we read, the protocol reads, and it reads the same.
         let theirs = from_bytes::<EndpointId>(bytes).expect("the protocol's own layout");
-        let again = postcard::to_stdvec(&theirs).unwrap();
+        let again = to_bytes(&theirs).unwrap();
         assert_eq!(Message::decode(&again), Some(message.clone()));
         assert_eq!(message.to_proto(), Some(theirs));
         // As it is sent on; a peer may write a number with more digits than it needs.

@@ -28,7 +28,7 @@ const ABOUT: [(&str, &str, &str); 12] = [
     (
         "fan_out_lone",
         "Lone event: how long until the last spoke has it",
-        "One event over an idle mesh, all nodes in one process. Up to ba41cc1 they were 20 ms apart, so that QUIC's acknowledgements of the event before (after 25 ms) came along with some; since then 60 ms.",
+        "One event over an idle mesh, all nodes in one process. Before ba41cc1 they were 20 ms apart, so that QUIC's acknowledgements of the event before (after 25 ms) came along with some; since then 60 ms.",
     ),
     (
         "fan_out_paced",

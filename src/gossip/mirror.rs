@@ -191,7 +191,7 @@ impl<'a, P: PeerIdentity> Message<'a, P> {
 
 /// Encodes the protocol's own form of a message, in memory of the right size: in such that grows, a frame is copied once more, and
 /// half of the pages are for nothing.
-pub(super) fn to_bytes<P: PeerIdentity + Serialize>(message: &topic::Message<P>) -> Option<Bytes> {
+pub(super) fn to_bytes<P: PeerIdentity>(message: &topic::Message<P>) -> Option<Bytes> {
     let size = postcard::experimental::serialized_size(message).ok()?;
     let encoded = postcard::to_extend(message, Vec::with_capacity(size)).ok()?;
     debug_assert_eq!(encoded.len(), size);

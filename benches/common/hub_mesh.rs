@@ -38,6 +38,8 @@ pub struct Direct;
 pub struct Gossip;
 /// What the hub chooses when it knows that its uplink suffices.
 pub struct Auto;
+/// What the hub chooses when it has not been told its uplink, which is the default.
+pub struct AutoUntold;
 
 impl Strategy for Direct {
     const NAME: &'static str = "direct";
@@ -73,6 +75,18 @@ impl Strategy for Auto {
 
     fn is_meant(paths: &[Path]) -> bool {
         paths.iter().all(|path| *path != Path::Joining)
+    }
+}
+
+impl Strategy for AutoUntold {
+    const NAME: &'static str = "auto_untold";
+
+    fn fan_out() -> FanOut {
+        FanOut::default()
+    }
+
+    fn is_meant(paths: &[Path]) -> bool {
+        Auto::is_meant(paths)
     }
 }
 

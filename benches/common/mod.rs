@@ -26,7 +26,7 @@ use bytes::Bytes;
 pub use self::{
     bare_gossip::BareGossip,
     bare_streams::BareStreams,
-    hub_mesh::{Auto, Direct, Gossip, HubMesh, Strategy},
+    hub_mesh::{Auto, AutoUntold, Direct, Gossip, HubMesh, Strategy},
     place::{Loopback, Place, Role},
     tally::{Arrived, MIN_PAYLOAD, Tally},
     ways::{AnyMesh, Way},

@@ -1,7 +1,8 @@
 //! All ways to fan out, by name, so that some can take turns.
 
 use super::{
-    Arrived, Auto, BareGossip, BareStreams, Bench, Direct, Gossip, HubMesh, Mesh, Paced, Result,
+    Arrived, Auto, AutoUntold, BareGossip, BareStreams, Bench, Direct, Gossip, HubMesh, Mesh,
+    Paced, Result,
 };
 
 /// One way to fan out.
@@ -15,8 +16,10 @@ pub enum Way {
     Direct,
     /// This crate, the topic.
     Gossip,
-    /// This crate, whatever the hub chooses.
+    /// This crate, whatever the hub chooses that knows its uplink.
     Auto,
+    /// This crate, whatever the hub chooses by default.
+    AutoUntold,
 }
 
 /// A running mesh of whichever way.
@@ -31,6 +34,8 @@ pub enum AnyMesh {
     Gossip(Bench<HubMesh<Gossip>>),
     /// See [`Way::Auto`].
     Auto(Bench<HubMesh<Auto>>),
+    /// See [`Way::AutoUntold`].
+    AutoUntold(Bench<HubMesh<AutoUntold>>),
 }
 
 macro_rules! each {
@@ -41,6 +46,7 @@ macro_rules! each {
             AnyMesh::Direct($bench) => $body,
             AnyMesh::Gossip($bench) => $body,
             AnyMesh::Auto($bench) => $body,
+            AnyMesh::AutoUntold($bench) => $body,
         }
     };
 }
@@ -54,6 +60,7 @@ impl Way {
             Self::Direct => HubMesh::<Direct>::NAME,
             Self::Gossip => HubMesh::<Gossip>::NAME,
             Self::Auto => HubMesh::<Auto>::NAME,
+            Self::AutoUntold => HubMesh::<AutoUntold>::NAME,
         }
     }
 
@@ -69,6 +76,7 @@ impl Way {
             Self::Direct => AnyMesh::Direct(Bench::start(spokes, max_payload).await?),
             Self::Gossip => AnyMesh::Gossip(Bench::start(spokes, max_payload).await?),
             Self::Auto => AnyMesh::Auto(Bench::start(spokes, max_payload).await?),
+            Self::AutoUntold => AnyMesh::AutoUntold(Bench::start(spokes, max_payload).await?),
         })
     }
 }

@@ -15,7 +15,8 @@
 //!
 //! `direct`, `gossip` and `auto` are this crate; `auto` is told that nothing limits the hub's uplink, as it is here, so up to 400
 //! spokes it should serve them directly (`uplink` has it choose under a limit); `auto_untold` is the default, which takes its uplink
-//! for 100 Mbit/s and so leaves direct streams sooner than is best here. `bare_streams` (iroh and nothing else) and `bare_gossip`
+//! for 100 Mbit/s, and so goes to the topic here when events of that size would be late on such a one, and stays there for minutes (a burst
+//! is over before its rate has been a reason for long enough). `bare_streams` (iroh and nothing else) and `bare_gossip`
 //! (`iroh_gossip::net` and nothing else, one event a message) are the baselines: what the library adds in order, repair,
 //! proof and admission is the difference to them. Those that are compared take turns, round after round, each round in an order
 //! that is drawn anew, so that none always runs behind the same other one; printed is the ratio of each round, its median and
@@ -299,6 +300,10 @@ fn contest(
         size: Some(size),
     };
     for (way, side) in ways.iter().zip(&sides) {
+        let mesh = meshes.iter().find(|(started, _)| started == way);
+        if let Some(paths) = mesh.and_then(|(_, mesh)| mesh.paths()) {
+            println!("    {}: {paths}", way.name());
+        }
         side.show(results, kind, row, *way, events);
     }
     let Some((mine, others)) = sides.split_first() else {

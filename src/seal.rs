@@ -199,8 +199,8 @@ pub enum OpenError {
     /// It does not decrypt.
     #[error("a frame does not decrypt")]
     BadSeal {},
-    /// The keys of a generation are not keys.
-    #[error("the verifying key of generation {generation} is not a key")]
+    /// The verifying key of a generation is none, or one under which anybody could sign.
+    #[error("the verifying key of generation {generation} is none, or a weak one")]
     BadKey {
         /// Its generation.
         generation: u32,
@@ -277,8 +277,9 @@ impl Opener {
         if self.generations.iter().any(|g| g.generation == generation) {
             return Ok(());
         }
-        // Under a weak key anybody's signature may do. That it is none is all that `verify_strict` is about with keys that the
-        // hub itself has told: it would look at the key, and decompress a point, for each frame again.
+        // Under a weak key anybody's signature may do. `verify_strict` would look for that with each frame again, and refuse a
+        // signature whose R is of small order besides, which nobody can make who has not the secret key. `verify` too insists on
+        // canonical R and S, so that nobody makes a second signature of one.
         let verifying_key = VerifyingKey::from_bytes(&keys.verify_key)
             .ok()
             .filter(|key| !key.is_weak())
@@ -507,7 +508,11 @@ mod tests {
             0x98, 0xf0, 0xd5, 0xdf, 0xac, 0x05, 0xd3, 0xc6, 0x33, 0x39, 0xb1, 0x38, 0x02, 0x88,
             0x6d, 0x53, 0xfc, 0x05,
         ];
-        for verify_key in [one, minus_one, [0; 32], order_8] {
+        // The neutral element once more, as no encoder would write it: y = p + 1.
+        let mut p_and_one = [0xff; 32];
+        p_and_one[0] = 0xee;
+        p_and_one[31] = 0x7f;
+        for verify_key in [one, minus_one, [0; 32], order_8, p_and_one] {
             assert!(VerifyingKey::from_bytes(&verify_key).is_ok());
             let mut keys = sealer.keys();
             keys.generation = 1;

@@ -109,6 +109,11 @@ impl AnyMesh {
         each!(self, bench => bench.paced(events, per_s, size).await)
     }
 
+    /// See [`Bench::paths`].
+    pub fn paths(&self) -> Option<String> {
+        each!(self, bench => bench.paths())
+    }
+
     /// See [`Bench::stop`].
     pub async fn stop(self) {
         each!(self, bench => bench.stop().await);

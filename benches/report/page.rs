@@ -23,7 +23,7 @@ const ABOUT: [(&str, &str, &str); 12] = [
     (
         "fan_out_burst",
         "Burst: as fast as the mesh takes them",
-        "Deliveries a second (events times spokes), all nodes in one process. Bare gossip loses and reorders; what it lost is not counted as delivered.",
+        "Deliveries a second (events times spokes), all nodes in one process. Bare gossip loses and reorders; what it lost is not counted as delivered. Here and in the next two, auto is told that nothing limits the uplink; auto_untold is the default, which takes it for 100 Mbit/s.",
     ),
     (
         "fan_out_lone",

@@ -172,7 +172,7 @@ impl Seat {
         let learned = keys.clone();
         let added = member.node.with_gate(move |gate: &mut SpokeGate| {
             if let Err(error) = gate.opener().add(&learned) {
-                warn!(%error, "the hub's new keys do not fit");
+                warn!(%error, "the hub's new keys do not fit; its frames under them will not open");
             }
         });
         if added.await.is_err() {

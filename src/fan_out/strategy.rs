@@ -84,7 +84,7 @@ impl FromStr for FanOut {
 ///   50 copies, 0.7 s to the last spoke; along the topic the hub sends one to each of at most 6 neighbours (`hub_cost` counts
 ///   the bytes), and an event is there in a tenth of the time.
 /// - *Against that stand the hops of the tree*: 3 for fewer than 20 spokes, 4 for fewer than 60, and so on by threes
-///   (`simulate`; the last spoke of all may be one further, and of 100,000 four). Each is half a round trip, and takes 1 ms besides (`fan_out`). At each, a spoke has whole what it passes on,
+///   (`simulate`; the last spoke of all may be one further, of 10,000 two, and of 100,000 four). Each is half a round trip, and takes 1 ms besides (`fan_out`). At each, a spoke has whole what it passes on,
 ///   to up to 4 others one after the other, and two copies leave until the one that the last spoke waits for has left. How fast
 ///   they do is not known; spokes are taken for no faster than the hub. `iroh-hub simulate --bandwidth` limits them all: hops and
 ///   copies hold there from 8 to 300 spokes; `uplink`, where nothing limits the spokes, beats what is reckoned here. Larger
@@ -92,12 +92,12 @@ impl FromStr for FanOut {
 ///   counts 90 bytes more than the event, which is what the protocols below add.
 /// - *An uplink that is not stated* may be ten times the 100 Mbit/s that it is taken for, so the topic has to be sooner by twice
 ///   as much: with events of 1 KiB and spokes next door, from 100 of them on.
-/// - *What is short next is the hub's processor*: `hub_cost` has 20 to 45 us for each paced event and spoke directly. With 400
+/// - *What is short next is the hub's processor*: `hub_cost` has 37 to 44 us for each paced event and spoke directly, from 50 on. With 400
 ///   spokes and 50 events a second that is more than half a core, and less than half of that along the topic.
 ///
 /// How many events there are a second, and what they cost the hub's processor, is not looked at beyond that number of spokes.
-/// A delivery along a direct stream costs the hub 1.2 times what a bare stream costs when paced, and 0.6 times in a burst, which shares
-/// writes (`hub_cost`), and with 100 spokes on two cores direct streams are ahead of the topic in events a second and in time to the
+/// A delivery along a direct stream costs the hub 1.2 times what a bare stream costs when paced, and 0.6 to 0.8 times in a burst, which
+/// shares writes (`hub_cost`), and with 100 spokes on two cores direct streams are ahead of the topic in events a second and in time to the
 /// last spoke alike (`fan_out`): up to there a busy processor is no reason to change. If the hub's processor is what you have little of, choose
 /// [`FanOut::Gossip`], or a smaller [`gossip_from`](Self::gossip_from).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -309,7 +309,7 @@ fn contest(
     let Some((mine, others)) = sides.split_first() else {
         return;
     };
-    for (way, other) in ways.iter().skip(1).zip(others) {
+    let against = |other: &Side| {
         let pairs = mine
             .rounds
             .iter()
@@ -317,8 +317,11 @@ fn contest(
             .zip(other.rounds.iter().copied());
         // Of a burst, the rates.
         let pairs = pairs.map(|(a, b)| if kind == Group::Burst { (b, a) } else { (a, b) });
+        Spread::of_ratios(pairs)
+    };
+    for (way, other) in ways.iter().skip(1).zip(others) {
         let ratio = format!("{}/{}", first.name(), way.name());
-        results.ratio(row, &ratio, Spread::of_ratios(pairs));
+        results.ratio(row, &ratio, against(other));
     }
     if let (Way::Auto | Way::AutoUntold, [direct, gossip]) = (first, others) {
         // The fixed strategy that is better in this cell, not in each round, else noise would choose.
@@ -327,14 +330,8 @@ fn contest(
             true => direct,
             false => gossip,
         };
-        let pairs = mine
-            .rounds
-            .iter()
-            .copied()
-            .zip(fixed.rounds.iter().copied());
-        let pairs = pairs.map(|(a, b)| if kind == Group::Burst { (b, a) } else { (a, b) });
         let ratio = format!("{}/better", first.name());
-        results.ratio(row, &ratio, Spread::of_ratios(pairs));
+        results.ratio(row, &ratio, against(fixed));
     }
 }
 

@@ -36,7 +36,7 @@ use common::{
     args::{Filter, is_smoke, runtime},
     results::{Results, Row, Spread},
 };
-use iroh_hub::{AutoFanOut, FanOut, Path};
+use iroh_hub::{AutoFanOut, FanOut};
 use kernel::Kernel;
 use network::{Carried, Network, Shape};
 use tokio::time::sleep;
@@ -124,10 +124,6 @@ impl Strategy for Auto {
 
     fn fan_out() -> FanOut {
         FanOut::Auto(AutoFanOut::default().with_uplink_bytes_per_s(UPLINK_BITS_PER_S / 8))
-    }
-
-    fn is_meant(paths: &[Path]) -> bool {
-        paths.iter().all(|path| *path != Path::Joining)
     }
 }
 

@@ -28,8 +28,10 @@ pub trait Strategy {
     /// What the hub is told.
     fn fan_out() -> FanOut;
 
-    /// Whether spokes on these paths are where the strategy means them to be.
-    fn is_meant(paths: &[Path]) -> bool;
+    /// Whether spokes on these paths are where the strategy means them to be: on either, where the hub chooses.
+    fn is_meant(paths: &[Path]) -> bool {
+        paths.iter().all(|path| *path != Path::Joining)
+    }
 }
 
 /// A stream per spoke.
@@ -72,10 +74,6 @@ impl Strategy for Auto {
         // Nothing limits what is sent here.
         FanOut::Auto(AutoFanOut::default().with_uplink_bytes_per_s(u64::MAX))
     }
-
-    fn is_meant(paths: &[Path]) -> bool {
-        paths.iter().all(|path| *path != Path::Joining)
-    }
 }
 
 impl Strategy for AutoUntold {
@@ -83,10 +81,6 @@ impl Strategy for AutoUntold {
 
     fn fan_out() -> FanOut {
         FanOut::default()
-    }
-
-    fn is_meant(paths: &[Path]) -> bool {
-        Auto::is_meant(paths)
     }
 }
 

@@ -6,7 +6,7 @@ use iroh::Endpoint;
 use iroh_hub::endpoint::bind_local;
 use tokio::task::JoinSet;
 
-use crate::{bare, common::Result, hub, usage::Usage};
+use crate::{bare, common::Result, dropped, hub, usage::Usage};
 
 /// What the spokes run against.
 #[derive(Debug, Clone, Copy)]
@@ -47,6 +47,8 @@ pub(crate) struct Times {
     pub(crate) welcomed: Vec<Duration>,
     /// CPU time of this process until all were.
     pub(crate) cpu: Duration,
+    /// Datagrams that sockets had no room for until then.
+    pub(crate) dropped: Option<u64>,
     /// Connects that failed, and what the first of them said.
     pub(crate) failed: (usize, Option<String>),
     /// Until all had heard a broadcast.
@@ -114,7 +116,7 @@ where
     F: Future<Output = Result<T>> + Send + 'static,
 {
     let mut connecting = JoinSet::new();
-    let used = Usage::now(0);
+    let (used, dropped) = (Usage::now(0), dropped::so_far());
     let began = Instant::now();
     for endpoint in endpoints {
         let connect = connect(endpoint.clone());
@@ -139,10 +141,12 @@ where
         }
     }
     let used = Usage::now(0).since(used);
+    let dropped = dropped::so_far().zip(dropped);
     welcomed.sort();
     let times = Times {
         welcomed,
         cpu: Duration::from_micros(used.cpu_us),
+        dropped: dropped.map(|(after, before)| after.saturating_sub(before)),
         failed,
         heard: None,
         on_topic: None,

@@ -24,8 +24,9 @@ const GATHER: Duration = Duration::from_millis(20);
 /// For how long a range is remembered that was wanted: longer than a spoke waits before it wants again.
 const REMEMBER: Duration = Duration::from_secs(3);
 
-/// A range goes on the topic again when so many spokes want it, at least,
-const MANY: usize = 3;
+/// A range goes on the topic again when so many spokes want it, at least: the hub sends six copies then, and everybody has it
+/// twice,
+const MANY: usize = 8;
 /// or a hundredth of those on the topic, which all get it again, but no more than so many.
 const MANY_OF_LARGE: usize = 32;
 /// How often a range goes on the topic again before links have to bring it.

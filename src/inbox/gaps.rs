@@ -11,7 +11,7 @@ use std::{
 
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
-use super::InboxConfig;
+use super::{InboxConfig, patience::Patience};
 use crate::instant::after;
 
 /// Missing offsets with the time from which they may be wanted.
@@ -45,6 +45,7 @@ pub(super) struct Gaps {
     held: bool,
     /// Gaps close by themselves: none is wanted.
     direct: bool,
+    patience: Patience,
 }
 
 impl Gaps {
@@ -57,6 +58,7 @@ impl Gaps {
             scan_at: None,
             held: false,
             direct: false,
+            patience: Patience::default(),
         }
     }
 
@@ -71,6 +73,7 @@ impl Gaps {
         self.wants.clear();
         self.scan_at = None;
         self.held = false;
+        self.patience.forget();
     }
 
     #[cfg(test)]
@@ -91,8 +94,7 @@ impl Gaps {
         if from >= to {
             return;
         }
-        let jitter = self.jitter(self.config.gap_jitter);
-        let mut ripe = after(now, self.config.gap_wait.saturating_add(jitter));
+        let mut ripe = self.ripens(now);
         let (mut from, mut to) = (from, to);
         if let Some(right) = self.gaps.remove(&to) {
             // What was given up for want of room, from the far end: there is no hurry about any of it.
@@ -110,6 +112,28 @@ impl Gaps {
         }
         self.gaps.insert(from, Gap { to, ripe });
         self.scan_at = Some(self.scan_at.map_or(ripe, |at| at.min(ripe)));
+    }
+
+    /// When a gap is wanted that opens now.
+    fn ripens(&mut self, now: Instant) -> Instant {
+        let extra = self.patience.extra(now);
+        let jitter = self.jitter(self.config.gap_jitter.saturating_add(extra / 4));
+        let wait = self.config.gap_wait.saturating_add(extra);
+        after(now, wait.saturating_add(jitter))
+    }
+
+    /// An event is whole with this part. If it was wanted, it may turn out that it would have come anyway.
+    pub(super) fn completed(&mut self, offset: u64, part: u16) {
+        let wanted = |want: &Want| (want.from..want.to).contains(&offset);
+        if self.wants.iter().any(wanted) {
+            self.patience.filled(offset, part);
+        }
+    }
+
+    /// A part came that was there.
+    pub(super) fn repeated(&mut self, now: Instant, offset: u64, part: u16) {
+        self.patience
+            .repeated(now, self.config.gap_wait, offset, part);
     }
 
     /// The gap that ends where `at` begins.
@@ -191,8 +215,7 @@ impl Gaps {
         if direct {
             return;
         }
-        let jitter = self.jitter(self.config.gap_jitter);
-        let ripe = after(now, self.config.gap_wait.saturating_add(jitter));
+        let ripe = self.ripens(now);
         let mut joined: Vec<(u64, Gap)> = Vec::new();
         for (&from, gap) in &self.gaps {
             match joined.last_mut() {

@@ -14,6 +14,7 @@ mod config;
 mod error;
 mod gaps;
 mod missed;
+mod patience;
 mod slot;
 mod targeted;
 #[cfg(test)]
@@ -156,8 +157,9 @@ impl Inbox {
     /// farthest ahead gives way to what is nearer.
     pub(crate) fn insert(&mut self, now: Instant, part: Part) -> Result<Inserted, InboxError> {
         self.check(&part)?;
-        let offset = part.offset;
+        let (offset, number) = (part.offset, part.part);
         if offset < self.next {
+            self.gaps.repeated(now, offset, number);
             return Ok(Inserted::Duplicate);
         }
         if self.is_in_turn(&part) {
@@ -174,6 +176,9 @@ impl Inbox {
         let inserted = self.take(now, part);
         // Unless it is whole now, the event is a gap itself.
         self.on_tip(now, offset.saturating_add(1));
+        if let Ok(Inserted::Duplicate) = inserted {
+            self.gaps.repeated(now, offset, number);
+        }
         inserted
     }
 
@@ -233,6 +238,7 @@ impl Inbox {
             return Ok(Inserted::Dropped);
         }
         if parts == 1 {
+            self.gaps.completed(offset, part);
             self.store(now, offset, Whole { body, via });
             return Ok(Inserted::New);
         }
@@ -242,6 +248,7 @@ impl Inbox {
         };
         partial.add(part, body);
         if partial.is_complete() {
+            self.gaps.completed(offset, part);
             let body = partial.join();
             self.store(now, offset, Whole { body, via });
         } else {

@@ -190,6 +190,40 @@ fn single(offset: u64) -> Part {
 }
 
 #[test]
+fn a_gap_stands_longer_where_what_was_wanted_comes_twice_and_no_longer_where_it_was_lost() {
+    let config = small();
+    let (mut inbox, mut now) = inbox(config, 0);
+    // How long the event at `offset` is waited for, that then comes so many times.
+    let mut waited = |offset: u64, times: usize| {
+        inbox.on_tip(now, offset + 1);
+        let ripe = inbox.deadline().unwrap();
+        let want = Output::Want {
+            from: offset,
+            to: offset + 1,
+        };
+        assert_eq!(drain(&mut inbox, ripe), [want]);
+        let stood = ripe - now;
+        now = ripe;
+        for _ in 0..times {
+            for number in 0..parts(offset) {
+                inbox
+                    .insert(now, part(offset, number, Via::Gossip))
+                    .unwrap();
+            }
+            drain(&mut inbox, now);
+        }
+        stood
+    };
+    let longest = config.gap_wait + config.gap_jitter;
+    for offset in 0..10 {
+        assert!(waited(offset, 1) <= longest);
+    }
+    assert!(waited(10, 2) <= longest);
+    assert!(waited(11, 2) >= config.gap_wait * 3 / 2);
+    assert!(waited(12, 1) >= config.gap_wait * 2);
+}
+
+#[test]
 fn what_was_passed_over_is_not_put_off_by_what_comes_after_it() {
     let (mut inbox, _) = inbox(small(), 10);
     let ripe = inbox.deadline().unwrap();

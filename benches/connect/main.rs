@@ -1,7 +1,7 @@
 //! What it takes to let in many spokes that arrive at the same moment.
 //!
 //! It answers the second of the questions that the specification (`seeds/`, "R&D Needed") left open: "Concurrent
-//! accept: can `endpoint.accept()` handle multiple simultaneous connections?" It can: all of 1,000 are welcomed, in 1.0 to 1.4 times
+//! accept: can `endpoint.accept()` handle multiple simultaneous connections?" It can: all of 1,000 are welcomed, in 1.0 to 1.1 times
 //! what bare connections and streams take. `benches/README.md` has the figures of the last run.
 //!
 //! At all of its default limits a hub holds a storm back if it comes from one address, and `Spoke::connect` of some gives up; a

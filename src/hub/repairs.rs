@@ -24,9 +24,11 @@ const GATHER: Duration = Duration::from_millis(20);
 /// For how long a range is remembered that was wanted: longer than a spoke waits before it wants again.
 const REMEMBER: Duration = Duration::from_secs(3);
 
-/// A range goes on the topic again when so many spokes want it, at least: the hub sends six copies then, and everybody has it
-/// twice,
+/// A range goes on the topic again when so many spokes want it, at least (fewer get it along their links, which costs the hub no
+/// more than its six copies on the topic, and nobody else anything; of a small topic it is all),
 const MANY: usize = 8;
+/// but no fewer than this,
+const FEWEST: usize = 3;
 /// or a hundredth of those on the topic, which all get it again, but no more than so many.
 const MANY_OF_LARGE: usize = 32;
 /// How often a range goes on the topic again before links have to bring it.
@@ -335,8 +337,8 @@ impl<Id: Copy + Ord + Debug> Repairs<Id> {
     }
 
     fn many(&self) -> usize {
-        let hundredth = self.members.unwrap_or_default() / 100;
-        hundredth.clamp(MANY, MANY_OF_LARGE)
+        let members = self.members.unwrap_or_default();
+        (members / 100).clamp(members.clamp(FEWEST, MANY), MANY_OF_LARGE)
     }
 
     fn next_again(

@@ -23,7 +23,7 @@ pub(crate) struct InboxConfig {
     pub(crate) max_targeted_bytes: usize,
     /// The most targeted events that wait for their turn.
     pub(crate) max_targeted_events: usize,
-    /// How long a gap stands before it is wanted.
+    /// How long a gap stands before it is wanted; longer where wants were needless.
     pub(crate) gap_wait: Duration,
     /// Up to this much longer, drawn for each gap, so that spokes which miss the same do not ask at once.
     pub(crate) gap_jitter: Duration,

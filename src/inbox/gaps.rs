@@ -26,6 +26,8 @@ struct Gap {
 struct Want {
     from: u64,
     to: u64,
+    /// When it was first said.
+    since: Instant,
     /// Grows with each repetition.
     wait: Duration,
     retry: Instant,
@@ -85,6 +87,11 @@ impl Gaps {
     }
 
     #[cfg(test)]
+    pub(super) fn extra(&self, now: Instant) -> Duration {
+        self.patience.extra(now)
+    }
+
+    #[cfg(test)]
     pub(super) fn wants(&self) -> usize {
         self.wants.len()
     }
@@ -104,7 +111,11 @@ impl Gaps {
             // A tail that grows all the time must be neither one gap as young as its youngest offset, which
             // would never ripen, nor one as old as its oldest, nor a gap for each offset.
             let apart = ripe.saturating_duration_since(left.ripe);
-            if left.ripe > now && apart <= self.config.gap_wait / 4 {
+            let wait = self
+                .config
+                .gap_wait
+                .saturating_add(self.patience.extra(now));
+            if left.ripe > now && apart <= wait / 4 {
                 (from, ripe) = (start, left.ripe);
             } else {
                 self.join_ripe(now, from);
@@ -124,9 +135,9 @@ impl Gaps {
 
     /// An event is whole with this part. If it was wanted, it may turn out that it would have come anyway.
     pub(super) fn completed(&mut self, offset: u64, part: u16) {
-        let wanted = |want: &Want| (want.from..want.to).contains(&offset);
-        if self.wants.iter().any(wanted) {
-            self.patience.filled(offset, part);
+        let wanted = |want: &&Want| (want.from..want.to).contains(&offset);
+        if let Some(want) = self.wants.iter().find(wanted) {
+            self.patience.filled(want.since, offset, part);
         }
     }
 
@@ -210,6 +221,8 @@ impl Gaps {
         }
         self.direct = direct;
         self.wants.clear();
+        // What the direct cursor brings again was not wanted in vain.
+        self.patience.forget();
         self.held = false;
         self.scan_at = None;
         if direct {
@@ -258,6 +271,7 @@ impl Gaps {
             Want {
                 from,
                 to,
+                since: now,
                 wait,
                 retry,
             },
@@ -291,6 +305,7 @@ impl Gaps {
             *want = Want {
                 from,
                 to,
+                since: want.since,
                 wait,
                 retry: after(now, wait),
             };

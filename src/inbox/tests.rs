@@ -224,6 +224,37 @@ fn a_gap_stands_longer_where_what_was_wanted_comes_twice_and_no_longer_where_it_
 }
 
 #[test]
+fn a_repair_that_brings_more_than_was_lost_was_not_needless_and_one_behind_a_gap_may_be() {
+    let config = small();
+    let (mut inbox, now) = inbox(config, 0);
+    // The last of three parts is lost, and its repair brings all.
+    for number in [0, 1] {
+        inbox.insert(now, part(2, number, Via::Gossip)).unwrap();
+    }
+    let ripe = inbox.deadline().unwrap();
+    assert_eq!(drain(&mut inbox, ripe), [Output::Want { from: 0, to: 3 }]);
+    for number in 0..3 {
+        inbox.insert(ripe, part(2, number, Via::Repair)).unwrap();
+    }
+    inbox.insert(ripe, part(2, 0, Via::Gossip)).unwrap();
+    assert_eq!(inbox.gaps.extra(ripe), Duration::ZERO);
+    // It waits behind a gap when what completed it comes again.
+    inbox.insert(ripe, part(2, 2, Via::Gossip)).unwrap();
+    assert_eq!(inbox.gaps.extra(ripe), config.gap_wait / 2);
+}
+
+#[test]
+fn what_the_direct_cursor_brings_again_was_not_wanted_in_vain() {
+    let (mut inbox, _) = inbox(small(), 1);
+    let ripe = inbox.deadline().unwrap();
+    assert_eq!(drain(&mut inbox, ripe), [Output::Want { from: 0, to: 1 }]);
+    inbox.insert(ripe, single(0)).unwrap();
+    inbox.set_direct(ripe, true);
+    inbox.insert(ripe, single(0)).unwrap();
+    assert_eq!(inbox.gaps.extra(ripe), Duration::ZERO);
+}
+
+#[test]
 fn what_was_passed_over_is_not_put_off_by_what_comes_after_it() {
     let (mut inbox, _) = inbox(small(), 10);
     let ripe = inbox.deadline().unwrap();

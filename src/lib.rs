@@ -81,6 +81,7 @@ mod intake;
 mod link_io;
 mod listen;
 pub mod log;
+mod patience;
 mod pattern;
 mod places;
 mod pool;

@@ -599,7 +599,7 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
                                 self.tree.shortened();
                             }
                             if let (Kind::Graft, Some(id)) = (kind, cause.missing) {
-                                self.tree.asked(to, id);
+                                self.tree.asked(to, id, now);
                             }
                         }
                     }

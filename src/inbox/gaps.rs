@@ -1,7 +1,8 @@
 //! Which offsets are missing, and which of them to want now.
 //!
 //! A gap ripens: it is wanted once it has stood for a while, since most gaps close by themselves (an event
-//! on another branch of the tree is late, not lost). Ranges are half-open.
+//! on another branch of the tree is late, not lost). While parts of an event come in it is on its way, and
+//! stands for as long after each. Ranges are half-open.
 
 use std::{
     collections::BTreeMap,
@@ -11,13 +12,19 @@ use std::{
 
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
-use super::{InboxConfig, patience::Patience};
-use crate::instant::after;
+use super::InboxConfig;
+use crate::{instant::after, patience::Patience};
+
+/// How much longer gaps stand at most where wants turn out to be needless. Not longer: the hub takes a topic for dead on which
+/// nobody has, or wants, what it sent for a second or so, and serves a spoke around it that has nothing for as long.
+const MOST_PATIENCE: Duration = Duration::from_millis(400);
 
 /// Missing offsets with the time from which they may be wanted.
 #[derive(Clone, Copy, Debug)]
 struct Gap {
     to: u64,
+    /// When it opened, or something of it came last.
+    since: Instant,
     ripe: Instant,
 }
 
@@ -47,7 +54,9 @@ pub(super) struct Gaps {
     held: bool,
     /// Gaps close by themselves: none is wanted.
     direct: bool,
-    patience: Patience,
+    /// Of each event that was wanted and is whole, the part that came last is watched: of one that really lacked that part,
+    /// the others come again with it.
+    patience: Patience<(u64, u16)>,
 }
 
 impl Gaps {
@@ -60,13 +69,14 @@ impl Gaps {
             scan_at: None,
             held: false,
             direct: false,
-            patience: Patience::default(),
+            patience: Patience::new(config.gap_wait / 2, MOST_PATIENCE),
         }
     }
 
     /// Changes how long gaps stand that open from now on.
     pub(super) fn set_gap_wait(&mut self, gap_wait: Duration) {
         self.config.gap_wait = gap_wait;
+        self.patience.set_least(gap_wait / 2);
     }
 
     /// Forgets all gaps and wants.
@@ -101,50 +111,81 @@ impl Gaps {
         if from >= to {
             return;
         }
-        let mut ripe = self.ripens(now);
-        let (mut from, mut to) = (from, to);
+        let (mut from, mut gap) = (from, self.gap(now, to));
         if let Some(right) = self.gaps.remove(&to) {
             // What was given up for want of room, from the far end: there is no hurry about any of it.
-            (to, ripe) = (right.to, ripe.max(right.ripe));
+            gap = if right.ripe > gap.ripe {
+                right
+            } else {
+                Gap {
+                    to: right.to,
+                    ..gap
+                }
+            };
         }
         if let Some((start, left)) = self.left_of(from) {
             // A tail that grows all the time must be neither one gap as young as its youngest offset, which
             // would never ripen, nor one as old as its oldest, nor a gap for each offset.
-            let apart = ripe.saturating_duration_since(left.ripe);
-            let wait = self
-                .config
-                .gap_wait
-                .saturating_add(self.patience.extra(now));
-            if left.ripe > now && apart <= wait / 4 {
-                (from, ripe) = (start, left.ripe);
+            let apart = gap.ripe.saturating_duration_since(left.ripe);
+            if left.ripe > now && apart <= self.notable(now) {
+                (from, gap) = (start, Gap { to: gap.to, ..left });
             } else {
                 self.join_ripe(now, from);
             }
         }
-        self.gaps.insert(from, Gap { to, ripe });
-        self.scan_at = Some(self.scan_at.map_or(ripe, |at| at.min(ripe)));
+        self.gaps.insert(from, gap);
+        self.scan_at = Some(self.scan_at.map_or(gap.ripe, |at| at.min(gap.ripe)));
     }
 
-    /// When a gap is wanted that opens now.
-    fn ripens(&mut self, now: Instant) -> Instant {
+    /// A gap that opens now.
+    fn gap(&mut self, now: Instant, to: u64) -> Gap {
         let extra = self.patience.extra(now);
         let jitter = self.jitter(self.config.gap_jitter.saturating_add(extra / 4));
         let wait = self.config.gap_wait.saturating_add(extra);
-        after(now, wait.saturating_add(jitter))
+        Gap {
+            to,
+            since: now,
+            ripe: after(now, wait.saturating_add(jitter)),
+        }
+    }
+
+    /// Gaps that touch are kept apart if they ripen so much apart.
+    fn notable(&self, now: Instant) -> Duration {
+        let wait = self.config.gap_wait;
+        wait.saturating_add(self.patience.extra(now)) / 4
+    }
+
+    /// A part came that the event at `at` lacked, and others are lacking still.
+    pub(super) fn came(&mut self, now: Instant, at: u64) {
+        let Some((&from, &gap)) = self.gaps.range(..=at).next_back() else {
+            return;
+        };
+        let later = now.saturating_duration_since(gap.since);
+        if gap.to <= at || later <= self.notable(now) {
+            return;
+        }
+        let (to, ripe) = (at.saturating_add(1), after(gap.ripe, later));
+        if from < at {
+            self.gaps.insert(from, Gap { to: at, ..gap });
+        }
+        if to < gap.to {
+            self.gaps.insert(to, gap);
+        }
+        let since = now;
+        self.gaps.insert(at, Gap { to, since, ripe });
     }
 
     /// An event is whole with this part. If it was wanted, it may turn out that it would have come anyway.
     pub(super) fn completed(&mut self, offset: u64, part: u16) {
         let wanted = |want: &&Want| (want.from..want.to).contains(&offset);
         if let Some(want) = self.wants.iter().find(wanted) {
-            self.patience.filled(want.since, offset, part);
+            self.patience.answered(want.since, (offset, part));
         }
     }
 
     /// A part came that was there.
     pub(super) fn repeated(&mut self, now: Instant, offset: u64, part: u16) {
-        self.patience
-            .repeated(now, self.config.gap_wait, offset, part);
+        self.patience.repeated(now, &(offset, part));
     }
 
     /// The gap that ends where `at` begins.
@@ -228,16 +269,16 @@ impl Gaps {
         if direct {
             return;
         }
-        let ripe = self.ripens(now);
+        let anew = self.gap(now, 0);
         let mut joined: Vec<(u64, Gap)> = Vec::new();
         for (&from, gap) in &self.gaps {
             match joined.last_mut() {
                 Some((_, left)) if left.to == from => left.to = gap.to,
-                _ => joined.push((from, Gap { to: gap.to, ripe })),
+                _ => joined.push((from, Gap { to: gap.to, ..anew })),
             }
         }
         self.gaps = joined.into_iter().collect();
-        self.scan_at = (!self.gaps.is_empty()).then_some(ripe);
+        self.scan_at = (!self.gaps.is_empty()).then_some(anew.ripe);
     }
 
     /// The next range to want, if there is one. With a `limit`, only what begins below it.

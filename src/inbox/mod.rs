@@ -14,7 +14,6 @@ mod config;
 mod error;
 mod gaps;
 mod missed;
-mod patience;
 mod slot;
 mod targeted;
 #[cfg(test)]
@@ -254,6 +253,7 @@ impl Inbox {
         } else {
             self.bytes = self.bytes.saturating_add(partial.cost());
             self.slots.insert(offset, Slot::Partial(partial));
+            self.gaps.came(now, offset);
         }
         Ok(Inserted::New)
     }

@@ -169,6 +169,22 @@ fn a_gap_is_wanted_once_it_has_stood_and_again_when_nothing_comes() {
 }
 
 #[test]
+fn while_parts_of_an_event_come_in_it_is_not_wanted_and_what_is_before_it_is() {
+    let (mut inbox, start) = inbox(small(), 0);
+    inbox.insert(start, part(2, 0, Via::Gossip)).unwrap();
+    let ripe = inbox.deadline().unwrap();
+    let before = ripe - Duration::from_millis(1);
+    inbox.insert(before, part(2, 1, Via::Gossip)).unwrap();
+    assert_eq!(drain(&mut inbox, ripe), [Output::Want { from: 0, to: 2 }]);
+    // As long as it stood before, and no longer where what comes was there.
+    let stands = before + (ripe - start);
+    inbox.insert(ripe, part(2, 1, Via::Gossip)).unwrap();
+    let want = Output::Want { from: 2, to: 3 };
+    assert_eq!(drain(&mut inbox, stands - Duration::from_millis(1)), []);
+    assert_eq!(drain(&mut inbox, stands), [want]);
+}
+
+#[test]
 fn the_tail_up_to_the_tip_is_a_gap_wanted_in_bounded_pieces_oldest_first() {
     let (mut inbox, now) = inbox(small(), 30);
     let ripe = inbox.deadline().unwrap();

@@ -150,6 +150,7 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
         }
         let opened = if self.seen.holds(&data.id, now) {
             self.metrics.frames_repeated.inc();
+            self.tree.came_again(&data.id, &from, now);
             if !neighbor || !self.control_token(from, 1, now) {
                 return;
             }

@@ -10,7 +10,7 @@
 //!
 //! So a neighbour is pruned only for one that still brings frames, a node that was left without a parent takes the last one
 //! back, or if that one is no neighbour any more the closest of the others, and nothing is asked for while frames come in, up
-//! to a limit. Not for: whom to be neighbours with (`heal`).
+//! to a limit, nor as soon as before where what was asked for came twice. Not for: whom to be neighbours with (`heal`).
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -20,9 +20,12 @@ use std::{
 use n0_future::time::{Duration, Instant};
 use rand::{Rng, seq::IteratorRandom};
 
-use crate::gossip::{
-    bounded::Remembered,
-    mirror::{Id, Kind},
+use crate::{
+    gossip::{
+        bounded::Remembered,
+        mirror::{Id, Kind},
+    },
+    patience::Patience,
 };
 
 /// Of how many frames it is remembered who brought them first.
@@ -39,6 +42,9 @@ const LONG: Duration = Duration::from_secs(1);
 const AVERAGE: u32 = 8;
 /// How often within that time it is looked at again.
 const LOOKS: u32 = 4;
+/// How much longer a frame is waited for where asking turns out to be needless: from so much on, up to so much.
+const LEAST_PATIENCE: Duration = Duration::from_millis(80);
+const MOST_PATIENCE: Duration = Duration::from_millis(320);
 /// Of how many frames of one neighbour it is remembered when it announced them, and whether it was asked for them. As many as
 /// it may announce, and of each its own: made-up ones push out nobody else's.
 const ANNOUNCED: usize = 4096;
@@ -48,8 +54,8 @@ const ANNOUNCED: usize = 4096;
 struct Share {
     /// Places in the order in which somebody announced frames first.
     announced: Remembered<Id, u64>,
-    /// Frames that it was asked for.
-    asked: Remembered<Id, ()>,
+    /// Frames that it was asked for, and when.
+    asked: Remembered<Id, Instant>,
     /// Over how many hops it had the frame that it announced last.
     hops: Option<u16>,
 }
@@ -63,10 +69,10 @@ impl Share {
         }
     }
 
-    /// A frame came. Says whether this neighbour had announced it, and whether it was asked for it.
-    fn came(&mut self, id: &Id) -> (bool, bool) {
+    /// A frame came. Says whether this neighbour had announced it, and when it was asked for it.
+    fn came(&mut self, id: &Id) -> (bool, Option<Instant>) {
         let announced = self.announced.remove(id).is_some();
-        (announced, self.asked.remove(id).is_some())
+        (announced, self.asked.remove(id))
     }
 }
 
@@ -96,6 +102,8 @@ pub(super) struct Tree<P> {
     idle_talkers: BTreeSet<P>,
     /// Over how many hops the last new frame of a neighbour came.
     hops: u16,
+    /// For frames that are late: those that somebody was asked for are watched.
+    slow: Patience<Id>,
 }
 
 impl<P: Copy + Ord + Hash> Tree<P> {
@@ -114,6 +122,7 @@ impl<P: Copy + Ord + Hash> Tree<P> {
             on_trial: false,
             idle_talkers: BTreeSet::new(),
             hops: 0,
+            slow: Patience::new(LEAST_PATIENCE, MOST_PATIENCE),
         }
     }
 
@@ -140,7 +149,7 @@ impl<P: Copy + Ord + Hash> Tree<P> {
         self.brought.insert(id, from);
         self.last = Some(from);
         let place = self.place(&id);
-        let mut asked = false;
+        let mut asked: Option<Instant> = None;
         if std::mem::take(&mut self.on_trial) && !self.early.contains(&from) {
             self.idle_talkers.append(&mut self.early);
         }
@@ -150,9 +159,11 @@ impl<P: Copy + Ord + Hash> Tree<P> {
             if announced {
                 self.early.insert(*peer);
             }
-            asked |= was_asked;
+            asked = asked.max(was_asked);
         }
-        if !asked {
+        if let Some(asked) = asked {
+            self.slow.answered(asked.into(), id);
+        } else {
             let last = self.flowed_at.replace(now);
             let apart = last.map(|last| now.saturating_duration_since(last));
             self.apart = match apart.filter(|apart| *apart < LONG) {
@@ -162,6 +173,13 @@ impl<P: Copy + Ord + Hash> Tree<P> {
             };
             let place = place.unwrap_or(self.announcements);
             self.flowed_to = self.flowed_to.max(place);
+        }
+    }
+
+    /// A frame came that was here. From another one than before: whoever was asked for it was asked in vain.
+    pub(super) fn came_again(&mut self, id: &Id, from: &P, now: Instant) {
+        if self.brought.get(id).is_some_and(|first| first != from) {
+            self.slow.repeated(now.into(), id);
         }
     }
 
@@ -200,9 +218,9 @@ impl<P: Copy + Ord + Hash> Tree<P> {
     }
 
     /// A neighbour is asked for a frame that it announced.
-    pub(super) fn asked(&mut self, of: P, id: Id) {
+    pub(super) fn asked(&mut self, of: P, id: Id, now: Instant) {
         if let Some(share) = self.shares.get_mut(&of) {
-            share.asked.insert(id, ());
+            share.asked.insert(id, now);
         }
     }
 
@@ -282,7 +300,8 @@ impl<P: Copy + Ord + Hash> Tree<P> {
 
     /// Until when to put off asking for a frame that was to be waited for `delay` from `since` on; none if it is time.
     ///
-    /// While frames come in unasked, it may be on its way behind them; unless one came that was announced after it.
+    /// While frames come in unasked, it may be on its way behind them; unless one came that was announced after it. And where
+    /// what was asked for lately came twice, it is late rather than lost.
     pub(super) fn patience(
         &self,
         id: &Id,
@@ -291,6 +310,10 @@ impl<P: Copy + Ord + Hash> Tree<P> {
         now: Instant,
     ) -> Option<Instant> {
         let place = self.place(id)?;
+        let slow = since + delay + self.slow.extra(now.into());
+        if now < slow {
+            return Some(slow);
+        }
         let pause = (self.apart * PAUSE).clamp(delay, delay * PAUSE);
         let flows = self.flowed_at.is_some_and(|at| at + pause > now);
         let may_wait = now < since + delay * PATIENCE;
@@ -406,6 +429,32 @@ mod tests {
     }
 
     #[test]
+    fn where_a_frame_that_was_asked_for_comes_from_another_too_the_next_is_waited_for_longer() {
+        let (mut tree, now) = (Tree::new(0), Instant::now());
+        let delay = Duration::from_millis(80);
+        tree.announced(2, FRAME);
+        tree.asked(2, FRAME, now);
+        tree.came(FRAME, 2, now);
+        tree.announced(2, NEXT);
+        let due = now + delay;
+        // One that sends it twice makes nobody patient.
+        tree.came_again(&FRAME, &2, now);
+        assert_eq!(tree.patience(&NEXT, now, delay, due), None);
+        tree.came_again(&FRAME, &1, now);
+        let later = due + LEAST_PATIENCE;
+        assert_eq!(tree.patience(&NEXT, now, delay, due), Some(later));
+        assert_eq!(tree.patience(&NEXT, now, delay, later), None);
+        // Nor does what was asked for and came once.
+        tree.asked(2, NEXT, later);
+        tree.came(NEXT, 2, later);
+        tree.came_again(&FRAME, &1, later);
+        tree.announced(2, [3; 32]);
+        let due = later + delay;
+        let until = tree.patience(&[3; 32], later, delay, due);
+        assert_eq!(until, Some(due + LEAST_PATIENCE));
+    }
+
+    #[test]
     fn a_frame_is_alone_unless_another_one_was_announced_that_has_not_come() {
         let (mut tree, now) = (Tree::new(0), Instant::now());
         tree.announced(2, FRAME);
@@ -467,7 +516,7 @@ mod tests {
         tree.announced(2, NEXT);
         tree.announced(2, [3; 32]);
         // What was asked for is no sign that others come.
-        tree.asked(2, FRAME);
+        tree.asked(2, FRAME, start);
         tree.came(FRAME, 1, now);
         assert_eq!(tree.patience(&NEXT, start, delay, now), None);
         // What was announced behind it came before it.
@@ -497,10 +546,10 @@ mod tests {
         tree.announced(2, FRAME);
         tree.announced(2, NEXT);
         tree.announced(2, asked);
-        tree.asked(2, asked);
+        tree.asked(2, asked, now);
         for n in 0..2 * ANNOUNCED {
             tree.announced(3, made_up(n));
-            tree.asked(3, made_up(n));
+            tree.asked(3, made_up(n), now);
         }
         // What the neighbour was asked for is still no sign that others come.
         tree.came(asked, 1, now);
@@ -567,7 +616,7 @@ mod tests {
         tree.announced(3, FRAME);
         tree.forget(&2);
         assert_eq!(tree.shares.len(), 1);
-        tree.asked(2, NEXT);
+        tree.asked(2, NEXT, now);
         assert_eq!(tree.shares.len(), 1);
         tree.came(FRAME, 1, now);
         assert!(tree.patience(&[3; 32], start, delay, now).is_some());

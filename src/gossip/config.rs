@@ -42,12 +42,12 @@ pub struct GossipConfig {
     /// How long to wait for a frame that a neighbour says it has before asking for it. Default: 80 ms.
     ///
     /// While other frames come in unasked it may be on its way behind them, and is waited for up to 25 times as long. Up to 320 ms
-    /// longer after some that were asked for came twice: the topic is slow then, and asking makes it slower.
+    /// longer after some came that another was asked for: the topic is slow then, and asking makes it slower.
     pub graft_timeout: Duration,
     /// How long to wait for the answer before asking the next one. Default: 40 ms.
     ///
-    /// Up to 25 times as long while other frames come in unasked, and up to 320 ms longer on a slow topic, as with
-    /// [`graft_timeout`](Self::graft_timeout).
+    /// Of each that is asked: up to 25 times as long while other frames come in unasked, and up to five times as long on a slow
+    /// topic, as with [`graft_timeout`](Self::graft_timeout).
     pub graft_retry: Duration,
     /// How long announcements of frames are gathered. Default: 5 ms.
     pub announce_delay: Duration,

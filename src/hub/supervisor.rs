@@ -386,8 +386,12 @@ impl<Id: Copy + Ord + Debug> Supervisor<Id> {
                 looked: clock,
             };
             let watched = self.watched.entry(spoke.id).or_insert(new);
-            // What its link brought shows nothing of the topic.
-            let repaired = has.acked <= spoke.repaired_to;
+            // What its link brought shows nothing of the topic. Once it has all of that, parts that come in are of what follows.
+            let repaired = if has.acked == watched.has.acked {
+                has.acked < spoke.repaired_to
+            } else {
+                has.acked <= spoke.repaired_to
+            };
             let moved = watched.has != has && !repaired;
             if moved || watched.fast != fast || has.acked >= sent {
                 watched.since = clock;

@@ -2,7 +2,7 @@
 //!
 //! A gap ripens: it is wanted once it has stood for a while, since most gaps close by themselves (an event
 //! on another branch of the tree is late, not lost). While parts of an event come in it is on its way, and
-//! stands for as long after each. Ranges are half-open.
+//! stands for about as long after each, within a limit. Ranges are half-open.
 
 use std::{
     collections::BTreeMap,
@@ -18,14 +18,19 @@ use crate::{instant::after, patience::Patience};
 /// How much longer gaps stand at most where wants turn out to be needless. Not longer: the hub takes a topic for dead on which
 /// nobody has, or wants, what it sent for a second or so, and serves a spoke around it that has nothing for as long.
 const MOST_PATIENCE: Duration = Duration::from_millis(400);
+/// For how many times as long as it would a gap stands while parts of its event come in: who passes on one now and then can
+/// keep no event from a spoke.
+const STANDS_AT_MOST: u32 = 8;
 
 /// Missing offsets with the time from which they may be wanted.
 #[derive(Clone, Copy, Debug)]
 struct Gap {
     to: u64,
-    /// When it opened, or something of it came last.
+    /// When it opened, or a part of it came that put it off.
     since: Instant,
     ripe: Instant,
+    /// What puts it off puts it off no longer than this.
+    last: Instant,
 }
 
 /// A range that the hub was asked for and has not filled yet.
@@ -44,7 +49,7 @@ struct Want {
 pub(super) struct Gaps {
     config: InboxConfig,
     rng: StdRng,
-    /// Disjoint. Neighbours touch only where one opened notably later than the other.
+    /// Disjoint. Neighbours touch only where one opened notably later than the other, or was put off.
     gaps: BTreeMap<u64, Gap>,
     /// Disjoint, in order, at most `max_wants`. A want covers the gaps in its range.
     wants: Vec<Want>,
@@ -142,10 +147,12 @@ impl Gaps {
         let extra = self.patience.extra(now);
         let jitter = self.jitter(self.config.gap_jitter.saturating_add(extra / 4));
         let wait = self.config.gap_wait.saturating_add(extra);
+        let stands = wait.saturating_add(jitter);
         Gap {
             to,
             since: now,
-            ripe: after(now, wait.saturating_add(jitter)),
+            ripe: after(now, stands),
+            last: after(now, stands.saturating_mul(STANDS_AT_MOST)),
         }
     }
 
@@ -164,15 +171,21 @@ impl Gaps {
         if gap.to <= at || later <= self.notable(now) {
             return;
         }
-        let (to, ripe) = (at.saturating_add(1), after(gap.ripe, later));
+        let to = at.saturating_add(1);
+        let ripe = after(gap.ripe, later).min(gap.last);
         if from < at {
             self.gaps.insert(from, Gap { to: at, ..gap });
         }
         if to < gap.to {
             self.gaps.insert(to, gap);
         }
-        let since = now;
-        self.gaps.insert(at, Gap { to, since, ripe });
+        let put_off = Gap {
+            to,
+            since: now,
+            ripe,
+            ..gap
+        };
+        self.gaps.insert(at, put_off);
     }
 
     /// An event is whole with this part. If it was wanted, it may turn out that it would have come anyway.
@@ -195,7 +208,7 @@ impl Gaps {
     }
 
     /// Of the gaps that follow each other up to `end`, joins the ripe ones. They come before the young
-    /// ones, of which there are never more than a few.
+    /// ones, of which there are never more than a few; but for those of which parts come in, which may be any.
     fn join_ripe(&mut self, now: Instant, end: u64) {
         let mut at = end;
         while let Some((from, gap)) = self.left_of(at) {

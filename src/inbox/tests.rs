@@ -185,6 +185,60 @@ fn while_parts_of_an_event_come_in_it_is_not_wanted_and_what_is_before_it_is() {
 }
 
 #[test]
+fn what_is_put_off_is_an_event_of_which_a_part_comes_late_and_nothing_beside_it() {
+    let wants = |inbox: &mut Inbox, at: Instant| -> Vec<_> {
+        let wants = drain(inbox, at).into_iter();
+        wants
+            .map(|want| match want {
+                Output::Want { from, to } => (from, to),
+                other => panic!("{other:?}"),
+            })
+            .collect()
+    };
+    let (mut late, start) = inbox(small(), 4);
+    let ripe = late.deadline().unwrap();
+    let before = ripe - Duration::from_millis(1);
+    late.insert(before, part(2, 0, Via::Gossip)).unwrap();
+    assert_eq!(wants(&mut late, ripe), [(0, 2), (3, 4)]);
+    assert_eq!(wants(&mut late, before + (ripe - start)), [(2, 3)]);
+    // What is wanted is not put off but by its answer.
+    late.insert(before + (ripe - start), part(2, 1, Via::Gossip))
+        .unwrap();
+    assert_eq!(late.gaps.wants(), 3);
+
+    let (mut prompt, start) = inbox(small(), 4);
+    let ripe = prompt.deadline().unwrap();
+    let soon = start + small().gap_wait / 5;
+    prompt.insert(soon, part(2, 0, Via::Gossip)).unwrap();
+    assert_eq!(wants(&mut prompt, ripe), [(0, 4)]);
+}
+
+#[test]
+fn an_event_that_comes_in_by_drips_is_wanted_in_the_end() {
+    let config = InboxConfig {
+        gap_jitter: Duration::ZERO,
+        ..InboxConfig::default()
+    };
+    let (mut inbox, start) = inbox(config, 1);
+    let mut now = start;
+    for number in 0..100 {
+        let drip = Part {
+            offset: 0,
+            part: number,
+            parts: 100,
+            ..single(0)
+        };
+        inbox.insert(now, drip).unwrap();
+        now += config.gap_wait / 2;
+        if drain(&mut inbox, now) == [Output::Want { from: 0, to: 1 }] {
+            assert_eq!(now - start, config.gap_wait * 8);
+            return;
+        }
+    }
+    panic!("it is never wanted");
+}
+
+#[test]
 fn the_tail_up_to_the_tip_is_a_gap_wanted_in_bounded_pieces_oldest_first() {
     let (mut inbox, now) = inbox(small(), 30);
     let ripe = inbox.deadline().unwrap();

@@ -29,7 +29,8 @@ pub(crate) const BEACON_LAST: Duration = Duration::from_secs(5);
 const LATE: Duration = Duration::from_millis(250);
 /// with so much for each doubling of the topic,
 const LATE_A_DOUBLING: Duration = Duration::from_millis(50);
-/// and this at most: spokes want again what did not come soon afterwards, up to 400 ms later where that was needless before.
+/// and this at most: spokes want again what did not come soon afterwards, up to half a second later where that was needless before,
+/// and later where parts of it come in. Before that, nodes ask each other, up to 400 ms after a frame was announced.
 const LATE_AT_MOST: Duration = Duration::from_millis(950);
 /// A spoke wants what has not come up to this much later, drawn for each gap.
 pub(crate) const WANT_JITTER: Duration = Duration::from_millis(125);

@@ -150,10 +150,10 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
         }
         let opened = if self.seen.holds(&data.id, now) {
             self.metrics.frames_repeated.inc();
-            self.tree.came_again(&data.id, &from, now);
             if !neighbor || !self.control_token(from, 1, now) {
                 return;
             }
+            self.tree.came_again(&data.id, &from, now);
             // All that the protocol does about a repeat is to prune.
             if !self.tree.may_prune(from, data.id, &self.active) {
                 return;

@@ -1387,6 +1387,44 @@ fn an_announced_frame_is_waited_for_while_others_come_and_asked_for_in_the_end()
 }
 
 #[test]
+fn where_one_was_asked_for_what_another_brings_the_next_frame_is_asked_for_later() {
+    let start = Instant::now();
+    let ms = Duration::from_millis;
+    let mut core = with_neighbors(&[1, 2], start);
+    let announced = |content: &[u8]| {
+        let id = id_of(content);
+        bytes(&Message::Gossip(Gossip::IHave(mirror::List(vec![IHave {
+            id,
+            round: 1,
+        }]))))
+    };
+    let asks = |core: &mut TestCore, at: Instant| {
+        core.tick(at);
+        tree_messages(&outputs(core)).contains(&(2, Kind::Graft))
+    };
+    let mut now = start;
+    let mut asked_after = |core: &mut TestCore, content: &[u8], again: bool| {
+        core.message(2, announced(content), now);
+        let after = (1..20)
+            .map(|n| ms(40) * n)
+            .find(|after| asks(core, now + *after));
+        let after = after.expect("it is asked for");
+        let came = now + after + ms(10);
+        core.message(2, data(content, 1), came);
+        if again {
+            core.message(1, data(content, 1), came);
+        }
+        outputs(core);
+        now = came + ms(500);
+        after
+    };
+    assert_eq!(asked_after(&mut core, b"lost", false), ms(80));
+    assert_eq!(asked_after(&mut core, b"late", true), ms(80));
+    assert_eq!(asked_after(&mut core, b"later", true), ms(160));
+    assert_eq!(asked_after(&mut core, b"lost again", false), ms(240));
+}
+
+#[test]
 fn made_up_announcements_of_one_neighbour_do_not_have_frames_asked_for_that_are_on_their_way() {
     let start = Instant::now();
     let mut core = with_neighbors(&[1, 2, 3], start);

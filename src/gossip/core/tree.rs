@@ -42,9 +42,13 @@ const LONG: Duration = Duration::from_secs(1);
 const AVERAGE: u32 = 8;
 /// How often within that time it is looked at again.
 const LOOKS: u32 = 4;
-/// How much longer a frame is waited for where asking turns out to be needless: from so much on, up to so much.
+/// How much longer a frame is waited for where asking turns out to be needless: from so much on, up to so much,
 const LEAST_PATIENCE: Duration = Duration::from_millis(80);
 const MOST_PATIENCE: Duration = Duration::from_millis(320);
+/// and no longer than so many times what the protocol means to wait: half as long for the answer as for the frame.
+const STRETCH: u32 = 4;
+/// Of how many frames it is remembered who was asked for them.
+const ASKED: usize = 256;
 /// Of how many frames of one neighbour it is remembered when it announced them, and whether it was asked for them. As many as
 /// it may announce, and of each its own: made-up ones push out nobody else's.
 const ANNOUNCED: usize = 4096;
@@ -54,8 +58,8 @@ const ANNOUNCED: usize = 4096;
 struct Share {
     /// Places in the order in which somebody announced frames first.
     announced: Remembered<Id, u64>,
-    /// Frames that it was asked for, and when.
-    asked: Remembered<Id, Instant>,
+    /// Frames that it was asked for.
+    asked: Remembered<Id, ()>,
     /// Over how many hops it had the frame that it announced last.
     hops: Option<u16>,
 }
@@ -69,11 +73,18 @@ impl Share {
         }
     }
 
-    /// A frame came. Says whether this neighbour had announced it, and when it was asked for it.
-    fn came(&mut self, id: &Id) -> (bool, Option<Instant>) {
+    /// A frame came. Says whether this neighbour had announced it, and whether it was asked for it.
+    fn came(&mut self, id: &Id) -> (bool, bool) {
         let announced = self.announced.remove(id).is_some();
-        (announced, self.asked.remove(id))
+        (announced, self.asked.remove(id).is_some())
     }
+}
+
+/// Who was asked for a frame, and when first.
+#[derive(Debug)]
+struct Asked<P> {
+    first: Instant,
+    of: Vec<P>,
 }
 
 /// See the [module](self).
@@ -102,7 +113,9 @@ pub(super) struct Tree<P> {
     idle_talkers: BTreeSet<P>,
     /// Over how many hops the last new frame of a neighbour came.
     hops: u16,
-    /// For frames that are late: those that somebody was asked for are watched.
+    /// Frames that were asked for.
+    asked: Remembered<Id, Asked<P>>,
+    /// For frames that come from one who was not asked: whoever was, was asked in vain.
     slow: Patience<Id>,
 }
 
@@ -122,6 +135,7 @@ impl<P: Copy + Ord + Hash> Tree<P> {
             on_trial: false,
             idle_talkers: BTreeSet::new(),
             hops: 0,
+            asked: Remembered::new(ASKED),
             slow: Patience::new(LEAST_PATIENCE, MOST_PATIENCE),
         }
     }
@@ -149,7 +163,7 @@ impl<P: Copy + Ord + Hash> Tree<P> {
         self.brought.insert(id, from);
         self.last = Some(from);
         let place = self.place(&id);
-        let mut asked: Option<Instant> = None;
+        let mut asked = false;
         if std::mem::take(&mut self.on_trial) && !self.early.contains(&from) {
             self.idle_talkers.append(&mut self.early);
         }
@@ -159,11 +173,13 @@ impl<P: Copy + Ord + Hash> Tree<P> {
             if announced {
                 self.early.insert(*peer);
             }
-            asked = asked.max(was_asked);
+            asked |= was_asked;
         }
-        if let Some(asked) = asked {
-            self.slow.answered(asked.into(), id);
-        } else {
+        if let Some(asked) = self.asked.get(&id) {
+            self.slow.answered(asked.first.into(), id);
+            self.came_again(&id, &from, now);
+        }
+        if !asked {
             let last = self.flowed_at.replace(now);
             let apart = last.map(|last| now.saturating_duration_since(last));
             self.apart = match apart.filter(|apart| *apart < LONG) {
@@ -176,9 +192,11 @@ impl<P: Copy + Ord + Hash> Tree<P> {
         }
     }
 
-    /// A frame came that was here. From another one than before: whoever was asked for it was asked in vain.
+    /// A neighbour brought a frame that is here.
     pub(super) fn came_again(&mut self, id: &Id, from: &P, now: Instant) {
-        if self.brought.get(id).is_some_and(|first| first != from) {
+        // Two that were asked both answer where the way there and back takes longer than was waited for the first.
+        let asked = self.asked.get(id);
+        if asked.is_some_and(|asked| !asked.of.contains(from)) {
             self.slow.repeated(now.into(), id);
         }
     }
@@ -220,7 +238,15 @@ impl<P: Copy + Ord + Hash> Tree<P> {
     /// A neighbour is asked for a frame that it announced.
     pub(super) fn asked(&mut self, of: P, id: Id, now: Instant) {
         if let Some(share) = self.shares.get_mut(&of) {
-            share.asked.insert(id, now);
+            share.asked.insert(id, ());
+            let first = || Asked {
+                first: now,
+                of: Vec::new(),
+            };
+            let asked = self.asked.get_or_insert_with(id, first);
+            if !asked.of.contains(&of) {
+                asked.of.push(of);
+            }
         }
     }
 
@@ -300,8 +326,8 @@ impl<P: Copy + Ord + Hash> Tree<P> {
 
     /// Until when to put off asking for a frame that was to be waited for `delay` from `since` on; none if it is time.
     ///
-    /// While frames come in unasked, it may be on its way behind them; unless one came that was announced after it. And where
-    /// what was asked for lately came twice, it is late rather than lost.
+    /// While frames come in unasked, it may be on its way behind them; and where frames came lately that were asked for in vain,
+    /// it may be late. Unless one came that was announced after it.
     pub(super) fn patience(
         &self,
         id: &Id,
@@ -309,15 +335,19 @@ impl<P: Copy + Ord + Hash> Tree<P> {
         delay: Duration,
         now: Instant,
     ) -> Option<Instant> {
-        let place = self.place(id)?;
-        let slow = since + delay + self.slow.extra(now.into());
+        let passed_by = self.place(id)? <= self.flowed_to;
+        if passed_by {
+            return None;
+        }
+        let extra = self.slow.extra(now.into()).min(delay * STRETCH);
+        let slow = since + delay + extra;
         if now < slow {
             return Some(slow);
         }
         let pause = (self.apart * PAUSE).clamp(delay, delay * PAUSE);
         let flows = self.flowed_at.is_some_and(|at| at + pause > now);
         let may_wait = now < since + delay * PATIENCE;
-        (flows && may_wait && place > self.flowed_to).then(|| now + delay / LOOKS)
+        (flows && may_wait).then(|| now + delay / LOOKS)
     }
 }
 
@@ -429,29 +459,41 @@ mod tests {
     }
 
     #[test]
-    fn where_a_frame_that_was_asked_for_comes_from_another_too_the_next_is_waited_for_longer() {
+    fn where_frames_come_that_another_was_asked_for_the_next_is_waited_for_longer() {
         let (mut tree, now) = (Tree::new(0), Instant::now());
         let delay = Duration::from_millis(80);
-        tree.announced(2, FRAME);
-        tree.asked(2, FRAME, now);
-        tree.came(FRAME, 2, now);
-        tree.announced(2, NEXT);
-        let due = now + delay;
-        // One that sends it twice makes nobody patient.
+        let extra = |tree: &Tree<u32>| {
+            let due = now + delay;
+            let until = tree.patience(&[9; 32], now, delay, due);
+            until.map_or(Duration::ZERO, |until| until - due)
+        };
+        tree.announced(4, [9; 32]);
+        // Two that were asked answer, and one of them twice.
+        for peer in [2, 3] {
+            tree.announced(peer, FRAME);
+            tree.asked(peer, FRAME, now);
+        }
+        tree.came(FRAME, 3, now);
         tree.came_again(&FRAME, &2, now);
-        assert_eq!(tree.patience(&NEXT, now, delay, due), None);
+        tree.came_again(&FRAME, &3, now);
+        assert_eq!(extra(&tree), Duration::ZERO);
+        // The parent brings it behind the answer,
         tree.came_again(&FRAME, &1, now);
-        let later = due + LEAST_PATIENCE;
-        assert_eq!(tree.patience(&NEXT, now, delay, due), Some(later));
-        assert_eq!(tree.patience(&NEXT, now, delay, later), None);
-        // Nor does what was asked for and came once.
-        tree.asked(2, NEXT, later);
-        tree.came(NEXT, 2, later);
-        tree.came_again(&FRAME, &1, later);
-        tree.announced(2, [3; 32]);
-        let due = later + delay;
-        let until = tree.patience(&[3; 32], later, delay, due);
-        assert_eq!(until, Some(due + LEAST_PATIENCE));
+        assert_eq!(extra(&tree), LEAST_PATIENCE);
+        tree.came_again(&FRAME, &1, now);
+        assert_eq!(extra(&tree), LEAST_PATIENCE);
+        // or before it.
+        tree.announced(2, NEXT);
+        tree.asked(2, NEXT, now);
+        tree.came(NEXT, 1, now);
+        assert_eq!(extra(&tree), 2 * LEAST_PATIENCE);
+        // In proportion, where the protocol means to wait for less.
+        let until = tree.patience(&[9; 32], now, delay / 4, now);
+        assert_eq!(until, Some(now + delay / 4 * (1 + STRETCH)));
+        // What was passed by is lost.
+        tree.announced(4, [8; 32]);
+        tree.came([8; 32], 4, now);
+        assert_eq!(extra(&tree), Duration::ZERO);
     }
 
     #[test]
@@ -517,7 +559,7 @@ mod tests {
         tree.announced(2, [3; 32]);
         // What was asked for is no sign that others come.
         tree.asked(2, FRAME, start);
-        tree.came(FRAME, 1, now);
+        tree.came(FRAME, 2, now);
         assert_eq!(tree.patience(&NEXT, start, delay, now), None);
         // What was announced behind it came before it.
         tree.came([3; 32], 1, now);

@@ -233,6 +233,22 @@ fn who_becomes_fast_is_not_judged_by_what_it_did_when_it_was_slow() {
 }
 
 #[test]
+fn who_gets_parts_of_what_follows_a_repair_is_reached_by_the_topic() {
+    let around = |beyond: u64| {
+        let mut mesh = Mesh::new(20);
+        mesh.run(10);
+        let spoke = &mut mesh.spokes[3];
+        spoke.state = State::InParts;
+        spoke.repaired_to = spoke.has.acked + beyond;
+        mesh.run(20);
+        mesh.served_around()
+    };
+    assert_eq!(around(0), Vec::<usize>::new());
+    // Parts of the repair itself show nothing.
+    assert_eq!(around(1), [3]);
+}
+
+#[test]
 fn a_topic_that_reaches_nobody_has_failed_within_two_seconds() {
     for spokes in [2, 5, 20, 100, 1000] {
         let mut mesh = Mesh::new(spokes);

@@ -26,7 +26,7 @@
 //! deliveries a second count what arrived. All nodes share the cores here: costs of the hub by itself are measured by
 //! `hub_cost`.
 //!
-//! `cargo bench --bench fan_out` takes an hour; a filter such as `-- 'burst/.*/32/1024'` runs a part.
+//! `cargo bench --bench fan_out` takes four hours, most of them with 300 spokes; a filter such as `-- 'burst/.*/32/1024'` runs a part.
 //! `cargo test --benches` sends a few events through small meshes, to show that all of this works.
 
 mod common;

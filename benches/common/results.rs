@@ -79,6 +79,8 @@ struct Line<'a> {
     spread: Spread,
     #[serde(skip_serializing_if = "Option::is_none")]
     commit: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    processor: Option<&'static str>,
 }
 
 /// The last commit that changed what is measured, or what measures it; none outside of a clone.
@@ -101,6 +103,18 @@ pub fn commit() -> Option<&'static str> {
         })
     };
     COMMIT.get_or_init(of_code).as_deref()
+}
+
+/// What this machine computes with, where the system says so.
+pub fn processor() -> Option<&'static str> {
+    static PROCESSOR: OnceLock<Option<String>> = OnceLock::new();
+    let of_machine = || {
+        let text = fs::read_to_string("/proc/cpuinfo").ok()?;
+        let line = text.lines().find(|line| line.starts_with("model name"))?;
+        let (_, name) = line.split_once(':')?;
+        Some(name.trim().to_owned())
+    };
+    PROCESSOR.get_or_init(of_machine).as_deref()
 }
 
 /// The results of one bench. Prints each row, and writes it to a file unless it is a smoke run.
@@ -159,6 +173,7 @@ impl Results {
             what,
             spread,
             commit: commit(),
+            processor: processor(),
         };
         let file = match &mut self.file {
             Some(file) => Ok(file),

@@ -50,7 +50,7 @@ impl Plan {
         idle_stir: Duration::from_secs(4),
         idle_for: Duration::from_secs(8),
         spoke: (10, 10),
-        spoke_rounds: 3,
+        spoke_rounds: 5,
         filter: Filter::ALL,
     };
     const SMOKE: Self = Self {

@@ -10,7 +10,7 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::{
-    results::{Spread, commit},
+    results::{Spread, commit, processor},
     rows::{self, Row},
 };
 
@@ -123,6 +123,9 @@ fn line(run: &Path) -> anyhow::Result<String> {
     });
     if let Some(commit) = commit() {
         line["commit"] = commit.into();
+    }
+    if let Some(processor) = processor() {
+        line["processor"] = processor.into();
     }
     Ok(format!("{line}\n"))
 }

@@ -5,6 +5,8 @@ use std::{fs, path::Path, process::Command};
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
+use super::results::processor;
+
 const FILE: &str = "machine.json";
 /// Whose versions matter.
 const CRATES: [&str; 6] = [
@@ -39,7 +41,7 @@ pub fn read(results: &Path) -> anyhow::Result<Option<Machine>> {
 /// Notes this machine.
 pub fn write(root: &Path, results: &Path) -> anyhow::Result<()> {
     let machine = Machine {
-        processor: field("/proc/cpuinfo", "model name"),
+        processor: processor().unwrap_or("an unknown processor").to_owned(),
         cores: std::thread::available_parallelism()?.get(),
         memory: gib(&field("/proc/meminfo", "MemTotal")),
         system: kernel(&said_by("uname", "-sr")),

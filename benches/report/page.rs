@@ -86,7 +86,7 @@ const HEAD: &str = "# What was measured
 
 This page is made by `cargo bench --bench report` from the files in `results`, into which it takes what the benches have measured since:
 `cargo bench` runs them all, in several hours (this one before the last three, so once more behind them), `cargo bench --bench NAME` one of them. What was not measured again stays, so each section says of
-which code it is. What each proves, and how, is in the head of its source. Figures are medians, with the tenth and
+which code it is, and of which processor. What each proves, and how, is in the head of its source. Figures are medians, with the tenth and
 the ninetieth percentile in brackets; ratios are those of rounds that took turns in one run, and say more than two figures that did not: the
 machine's speed varies by the hour, and earlier runs were on others of two cores, and of a way that took turns with several others the figures are of the first run. Loopback has no uplink to fill and no
 loss: compare the ways with each other, and take no figure for a promise.
@@ -122,7 +122,7 @@ pub fn make(rows: &[Row], machine: Option<&Machine>) -> anyhow::Result<Page> {
         if rows.is_empty() {
             continue;
         }
-        writeln!(page.text, "\n## {title}\n\n{about}\n\n{}", code(&rows))?;
+        writeln!(page.text, "\n## {title}\n\n{about}\n\n{}", origin(&rows))?;
         plots(&mut page, bench, &rows)?;
         figures(&mut page.text, &rows)?;
         ratios(&mut page.text, &rows)?;
@@ -130,18 +130,28 @@ pub fn make(rows: &[Row], machine: Option<&Machine>) -> anyhow::Result<Page> {
     Ok(page)
 }
 
-/// Of which code these figures are.
-fn code(rows: &[&Row]) -> String {
+/// Of which code these figures are, and of which machines.
+fn origin(rows: &[&Row]) -> String {
+    let code = shares(rows, "earlier code", |row| row.commit.as_deref());
+    let machines = shares(rows, "not noted", |row| row.processor.as_deref());
+    format!("Code: {code}. Processor: {machines}.")
+}
+
+/// Each value, with the number of rows that have it unless all do.
+fn shares<'a>(
+    rows: &[&'a Row],
+    unknown: &'a str,
+    value: impl Fn(&'a Row) -> Option<&'a str>,
+) -> String {
     let mut lines: BTreeMap<&str, usize> = BTreeMap::new();
     for row in rows {
-        let commit = row.commit.as_deref().unwrap_or("earlier code");
-        *lines.entry(commit).or_default() += 1;
+        *lines.entry(value(row).unwrap_or(unknown)).or_default() += 1;
     }
-    let of = lines.iter().map(|(commit, lines)| match lines {
-        _ if *lines == rows.len() => (*commit).to_owned(),
-        _ => format!("{commit} ({lines} of {} lines)", rows.len()),
+    let of = lines.iter().map(|(value, lines)| match lines {
+        _ if *lines == rows.len() => (*value).to_owned(),
+        _ => format!("{value} ({lines} of {} lines)", rows.len()),
     });
-    format!("Code: {}.", of.collect::<Vec<_>>().join(", "))
+    of.collect::<Vec<_>>().join(", ")
 }
 
 /// What one plot, or one row of figures, is about.

@@ -21,6 +21,8 @@ pub struct Row {
     pub n: usize,
     /// Of the code that it was measured with.
     pub commit: Option<String>,
+    /// Of the machine that it was measured on.
+    pub processor: Option<String>,
 }
 
 /// Whether a file has results.

@@ -343,9 +343,10 @@ fn group(criterion: &mut Criterion, kind: Group) {
     let mut results = Results::new(format!("fan_out_{}", kind.name()), plan.smoke);
     let runtime = runtime().expect("a runtime");
     for &spokes in plan.spokes {
-        let mut meshes = Vec::new();
-        for &size in plan.sizes {
-            for ways in CONTESTS {
+        for ways in CONTESTS {
+            // Started anew for each contest: connections get better with use, so an older mesh would be ahead.
+            let mut meshes = Vec::new();
+            for &size in plan.sizes {
                 let what = (ways, spokes, size);
                 contest(
                     &mut group,
@@ -356,9 +357,9 @@ fn group(criterion: &mut Criterion, kind: Group) {
                     what,
                 );
             }
-        }
-        for (_, mesh) in meshes {
-            runtime.block_on(mesh.stop());
+            for (_, mesh) in meshes {
+                runtime.block_on(mesh.stop());
+            }
         }
     }
     group.finish();

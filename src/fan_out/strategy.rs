@@ -92,7 +92,7 @@ impl FromStr for FanOut {
 ///   counts 90 bytes more than the event, which is what the protocols below add.
 /// - *An uplink that is not stated* may be ten times the 100 Mbit/s that it is taken for, so the topic has to be sooner by twice
 ///   as much: with events of 1 KiB and spokes next door, from 100 of them on.
-/// - *What is short next is the hub's processor*: `hub_cost` has 37 to 44 us for each paced event and spoke directly, from 50 on. With 400
+/// - *What is short next is the hub's processor*: `hub_cost` has 32 to 42 us for each paced event and spoke directly, from 50 on. With 400
 ///   spokes and 50 events a second that is more than half a core, and less than half of that along the topic.
 /// - *What no bench decides*: 80% and 50%, a quarter and an eighth, 400 and 300, and the second lie apart so that what wavers by a
 ///   third does not move every spoke to and fro. Of 8 spokes the topic saves a quarter, at 6 copies. And no bench goes beyond 300

@@ -108,13 +108,16 @@ pub fn commit() -> Option<&'static str> {
 /// What this machine computes with, where the system says so.
 pub fn processor() -> Option<&'static str> {
     static PROCESSOR: OnceLock<Option<String>> = OnceLock::new();
-    let of_machine = || {
-        let text = fs::read_to_string("/proc/cpuinfo").ok()?;
-        let line = text.lines().find(|line| line.starts_with("model name"))?;
-        let (_, name) = line.split_once(':')?;
-        Some(name.trim().to_owned())
-    };
+    let of_machine = || field("/proc/cpuinfo", "model name");
     PROCESSOR.get_or_init(of_machine).as_deref()
+}
+
+/// What the system says under this name in a file of its own.
+pub fn field(path: &str, name: &str) -> Option<String> {
+    let text = fs::read_to_string(path).ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+    let (_, value) = line.split_once(':')?;
+    Some(value.trim().to_owned())
 }
 
 /// The results of one bench. Prints each row, and writes it to a file unless it is a smoke run.

@@ -5,7 +5,7 @@ use std::{fs, path::Path, process::Command};
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
-use super::results::processor;
+use super::results::{field, processor};
 
 const FILE: &str = "machine.json";
 /// Whose versions matter.
@@ -41,25 +41,16 @@ pub fn read(results: &Path) -> anyhow::Result<Option<Machine>> {
 /// Notes this machine.
 pub fn write(root: &Path, results: &Path) -> anyhow::Result<()> {
     let machine = Machine {
-        processor: processor().unwrap_or("an unknown processor").to_owned(),
+        processor: processor().unwrap_or("unknown").to_owned(),
         cores: std::thread::available_parallelism()?.get(),
-        memory: gib(&field("/proc/meminfo", "MemTotal")),
+        memory: field("/proc/meminfo", "MemTotal")
+            .map_or_else(|| "unknown".to_owned(), |kib| gib(&kib)),
         system: kernel(&said_by("uname", "-sr")),
         compiler: said_by("rustc", "--version"),
         crates: versions(&fs::read_to_string(root.join("Cargo.lock"))?),
     };
     let text = serde_json::to_string_pretty(&machine)?;
     Ok(fs::write(results.join(FILE), text + "\n")?)
-}
-
-fn field(path: &str, name: &str) -> String {
-    let text = fs::read_to_string(path).unwrap_or_default();
-    let line = text.lines().find_map(|line| line.strip_prefix(name));
-    let value = line.and_then(|line| line.split_once(':'));
-    value.map_or_else(
-        || "unknown".to_owned(),
-        |(_, value)| value.trim().to_owned(),
-    )
 }
 
 /// Without what only its builder understands.

@@ -67,7 +67,7 @@ impl FromStr for FanOut {
 /// | the largest event of the last minutes is at the last spoke so much sooner as the copies take that need not be waited for: (spokes that can gossip - twice the hops) x bytes / uplink | longer than all hops but the first take: half a round trip and 1 ms each | at half of that |
 /// | so many spokes can gossip | [`gossip_from`](Self::gossip_from) | fewer than [`direct_below`](Self::direct_below) |
 ///
-/// *Saved* are the spokes that can gossip, but 6: to so many the hub sends along the topic itself.
+/// *Saved* are the spokes that can gossip, but 5: so many copies the hub sends along the topic itself.
 ///
 /// It goes back when none of them stands any more. Either has to be so for [`settle`](Self::settle) without a break. The
 /// last minutes are 5 to 10, so that bursts, or large events now and then, do not begin a topic each time.
@@ -81,21 +81,21 @@ impl FromStr for FanOut {
 ///   direct streams carry more, or as much, and are sooner at the last spoke, for the tree costs each event four or five
 ///   hops, each of which opens what it passes on. So the number of spokes by itself decides late.
 /// - *What is short first is the uplink*: `uplink` has 50 spokes and events of 16 KiB behind 10 Mbit/s. Directly that is
-///   50 copies, 0.7 s to the last spoke; along the topic the hub sends one to each of at most 6 neighbours (`hub_cost` counts
-///   the bytes), and an event is there in a tenth of the time.
+///   50 copies, 0.7 s to the last spoke; along the topic the hub sends one to each of its 4 neighbours, 5 with all that the
+///   topic says besides (`hub_cost` counts the bytes), and an event is there in a tenth of the time.
 /// - *Against that stand the hops of the tree*: 3 for fewer than 20 spokes, 4 for fewer than 60, and so on by threes
 ///   (`simulate`; the last spoke of all may be one further, of 10,000 two, and of 100,000 four). Each is half a round trip, and takes 1 ms besides (`fan_out`). At each, a spoke has whole what it passes on,
 ///   to up to 4 others one after the other, and two copies leave until the one that the last spoke waits for has left. How fast
 ///   they do is not known; spokes are taken for no faster than the hub. `iroh-hub simulate --bandwidth` limits them all: hops and
 ///   copies hold there from 8 to 300 spokes; `uplink`, where nothing limits the spokes, beats what is reckoned here. Larger
-///   events travel in parts of 64 KiB, and a hop waits for a part only, while the hub sends 6 copies of the rest. Each copy
+///   events travel in parts of 64 KiB, and a hop waits for a part only, while the hub sends 5 copies of the rest. Each copy
 ///   counts 90 bytes more than the event, which is what the protocols below add.
 /// - *An uplink that is not stated* may be ten times the 100 Mbit/s that it is taken for, so the topic has to be sooner by twice
 ///   as much: with events of 1 KiB and spokes next door, from 100 of them on.
 /// - *What is short next is the hub's processor*: `hub_cost` has 32 to 42 us for each paced event and spoke directly, from 50 on. With 400
 ///   spokes and 50 events a second that is more than half a core, and less than half of that along the topic.
 /// - *What no bench decides*: 80% and 50%, a quarter and an eighth, 400 and 300, and the second lie apart so that what wavers by a
-///   third does not move every spoke to and fro. Of 8 spokes the topic saves a quarter, at 6 copies. And no bench goes beyond 300
+///   third does not move every spoke to and fro. Of 8 spokes the topic saves three eighths, at 5 copies. And no bench goes beyond 300
 ///   spokes: in `fan_out` an event takes longer to those by the topic, up to forty times, on two cores that do the work of all
 ///   nodes; it is the hub's share of that which 400 is about.
 ///
@@ -134,8 +134,8 @@ impl Default for AutoFanOut {
 const MIN_CAPABLE: usize = 8;
 /// An uplink that nobody has stated: 100 Mbit/s.
 const ASSUMED_UPLINK: u64 = 12_500_000;
-/// How many copies of an event the hub sends along the topic, at most.
-const TOPIC_COPIES: usize = 6;
+/// How many copies of an event the hub sends along the topic.
+const TOPIC_COPIES: usize = 5;
 /// How many copies leave a node, the hub too, until the one has left that the last spoke waits for: of up to 5, on average.
 const COPIES_A_HOP: u64 = 2;
 /// What a hop takes, without the way and what is sent.
@@ -336,12 +336,12 @@ mod tests {
         let auto = AutoFanOut::default().with_uplink_bytes_per_s(1000);
         let most = steady(u64::MAX);
         // A quarter is saved, and an eighth on the way back.
-        assert!(auto.wants_gossip(false, 40, 16, most));
-        assert!(!auto.wants_gossip(false, 41, 16, most));
-        assert!(auto.wants_gossip(true, 80, 16, most));
-        assert!(!auto.wants_gossip(true, 81, 16, most));
+        assert!(auto.wants_gossip(false, 40, 15, most));
+        assert!(!auto.wants_gossip(false, 41, 15, most));
+        assert!(auto.wants_gossip(true, 80, 15, most));
+        assert!(!auto.wants_gossip(true, 81, 15, most));
         // Nothing is, however few there are.
-        assert!(!auto.wants_gossip(true, 6, 6, most));
+        assert!(!auto.wants_gossip(true, 5, 5, most));
         assert!(!auto.wants_gossip(true, 0, 0, most));
     }
 

@@ -23,7 +23,7 @@ const SHORTCUT: u8 = 2;
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct GossipConfig {
-    /// How many neighbours a node holds connections to. Default: 5.
+    /// How many neighbours a node holds connections to. Default: 5; the hub holds 4 at most.
     pub active_view: usize,
     /// How many further peers a node remembers, to replace neighbours with. Default: 30.
     pub passive_view: usize,
@@ -139,6 +139,13 @@ impl Default for GossipConfig {
 }
 
 impl GossipConfig {
+    /// The settings of the node that makes the frames: it holds as many neighbours as it seeks, whatever the number of nodes.
+    /// One more would be another copy of every frame on its uplink, and bring frames to nobody who would not get them.
+    pub(crate) fn at_source(mut self) -> Self {
+        self.active_view = self.enough_neighbors();
+        self
+    }
+
     /// The largest message, whatever it carries.
     pub(super) fn max_message_size(&self) -> usize {
         (self.max_frame_size + MESSAGE_OVERHEAD).max(proto::MIN_MAX_MESSAGE_SIZE)
@@ -184,6 +191,20 @@ impl GossipConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_hub_holds_as_many_neighbours_as_it_seeks_and_no_more_than_it_was_told() {
+        let held = |active_view| {
+            let config = GossipConfig {
+                active_view,
+                ..GossipConfig::default()
+            };
+            let hub = config.at_source();
+            assert_eq!(hub.active_capacity(), hub.enough_neighbors());
+            hub.active_capacity()
+        };
+        assert_eq!([0, 1, 3, 4, 5, 50].map(held), [1, 1, 3, 4, 4, 4]);
+    }
 
     #[test]
     fn the_protocol_takes_shortcuts_as_they_are_set_here() {

@@ -289,6 +289,7 @@ impl HubConfig {
         ]);
         // What the hub dials itself has the windows of what comes in.
         self.gossip.transport = Some(hub_transport_config(&self.limits));
+        self.gossip = self.gossip.at_source();
         self
     }
 }

@@ -25,7 +25,7 @@ const GATHER: Duration = Duration::from_millis(20);
 const REMEMBER: Duration = Duration::from_secs(3);
 
 /// A range goes on the topic again when so many spokes want it, at least (fewer get it along their links, which costs the hub no
-/// more than its six copies on the topic, and nobody else anything; of a small topic it is all),
+/// more than about as many copies on the topic, and nobody else anything; of a small topic it is all),
 const MANY: usize = 8;
 /// but no fewer than this,
 const FEWEST: usize = 3;

@@ -795,7 +795,7 @@ impl Topic {
         if opener.add(&keys.current()).is_err() {
             ctx.tally.misbehaved += 1;
         }
-        let config = GossipConfig::default();
+        let config = GossipConfig::default().at_source();
         let max_frame_bytes = config.max_frame_size;
         let pace = Pace::new(limits.stall_after, limits.patience);
         Self {

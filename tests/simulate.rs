@@ -89,7 +89,8 @@ fn the_same_seed_gives_the_same_run_and_another_seed_another() {
 fn every_event_reaches_every_spoke_along_the_topic() {
     for report in all_arrive(&options()) {
         assert_eq!(report.frames, 100);
-        assert!(report.hub_copies <= 6.0, "{report:#?}");
+        // One to each neighbour, and what little is asked for.
+        assert!(report.hub_copies <= 4.2, "{report:#?}");
         assert!(report.last_hop.max >= 2.0);
         assert_eq!((report.hub_repair_sends, report.served_around), (0, 0));
     }
@@ -592,7 +593,7 @@ fn ten_thousand_spokes_of_which_one_in_a_hundred_is_replaced_every_second() {
         },
     );
     assert_eq!(report.verdict.missed, 0);
-    assert!(report.hub_copies <= 6.0);
+    assert!(report.hub_copies <= 4.2);
 }
 
 #[test]

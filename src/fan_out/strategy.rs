@@ -136,7 +136,7 @@ const MIN_CAPABLE: usize = 8;
 const ASSUMED_UPLINK: u64 = 12_500_000;
 /// How many copies of an event the hub sends along the topic.
 const TOPIC_COPIES: usize = 5;
-/// How many copies leave a node, the hub too, until the one has left that the last spoke waits for: of up to 5, on average.
+/// How many copies leave a node, the hub too, until the one has left that the last spoke waits for: of 4, on average.
 const COPIES_A_HOP: u64 = 2;
 /// What a hop takes, without the way and what is sent.
 const HOP: Duration = Duration::from_millis(1);

@@ -17,7 +17,7 @@ const ENOUGH: usize = 4;
 /// hundred as deep as it happened to grow; `fan_out` has the difference (`lone/gossip/100/1024`).
 const SHORTCUT: u8 = 2;
 
-/// Settings of the gossip topic. They should be the same at the hub and at every spoke.
+/// Settings of the gossip topic. They should be the same at the hub, which takes less of one by itself, and at every spoke.
 ///
 /// The defaults suit meshes of ten to some thousands of nodes.
 #[derive(Debug, Clone)]
@@ -160,7 +160,7 @@ impl GossipConfig {
         self.active_view.max(1)
     }
 
-    /// With so many neighbours a node seeks no more; others may still make it theirs.
+    /// With so many neighbours a node seeks no more. Others may still make it theirs, up to its capacity.
     pub(super) fn enough_neighbors(&self) -> usize {
         self.active_capacity().min(ENOUGH)
     }

@@ -105,7 +105,7 @@ impl HubBuilder {
     /// | events of spokes that nobody has taken | 2 × [`intake_bytes`](HubLimits::intake_bytes) |
     /// | spokes | [`max_spokes`](HubLimits::max_spokes) × ([`send_window`](HubLimits::send_window) + [`max_event_bytes`](HubLimits::max_event_bytes) + 742 KiB): what is on its way to one that has stopped reading, the large event in the middle of which it did, and what was read from it and not taken |
     /// | streams that are no spokes yet | [`max_waiting`](HubLimits::max_waiting) × 228 KiB |
-    /// | the topic | [`cache_bytes`](GossipConfig::cache_bytes) + [`active_view`](GossipConfig::active_view) × [`queue_bytes`](GossipConfig::queue_bytes) + ([`max_connections`](GossipConfig::max_connections) + [`max_unproven`](GossipConfig::max_unproven)) × (2.5 × [`waiting_window`](HubLimits::waiting_window) + [`send_window`](HubLimits::send_window) + 128 KiB + 512 KiB or 4 × [`max_frame_size`](GossipConfig::max_frame_size), whichever is more), unless everyone is served directly |
+    /// | the topic | [`cache_bytes`](GossipConfig::cache_bytes) + [`active_view`](GossipConfig::active_view), 4 at most, × [`queue_bytes`](GossipConfig::queue_bytes) + ([`max_connections`](GossipConfig::max_connections) + [`max_unproven`](GossipConfig::max_unproven)) × (2.5 × [`waiting_window`](HubLimits::waiting_window) + [`send_window`](HubLimits::send_window) + 128 KiB + 512 KiB or 4 × [`max_frame_size`](GossipConfig::max_frame_size), whichever is more), unless everyone is served directly |
     ///
     /// On top come the hub's own listeners, each [`capacity_bytes`](crate::ListenOptions::capacity_bytes). On a router of
     /// yours, it holds if the endpoint has [`hub_transport_config`](crate::endpoint::hub_transport_config).

@@ -299,6 +299,15 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_hub_is_on_the_topic_as_the_source_of_its_frames() {
+        let once = HubConfig::default().sound();
+        let view = once.gossip.active_view;
+        assert_eq!(view, GossipConfig::default().at_source().active_view);
+        assert!(view < GossipConfig::default().active_view);
+        assert_eq!(once.sound().gossip.active_view, view);
+    }
+
+    #[test]
     fn what_is_taken_in_has_room_for_the_largest_event_as_it_comes() {
         let mut config = HubConfig::default();
         config.limits.max_event_bytes = 4 << 20;

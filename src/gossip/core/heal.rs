@@ -8,7 +8,7 @@ use iroh_gossip::proto::{self, PeerIdentity, topic};
 use n0_future::time::{Duration, Instant};
 use rand::{RngExt, rngs::StdRng, seq::SliceRandom};
 
-use super::{Cause, CloseWhy, Core};
+use super::{Cause, CloseWhy, Core, FollowUp};
 use crate::gossip::{
     FrameGate, GossipConfig,
     mirror::{self, Message, PeerInfo, Priority, Swarm},
@@ -137,19 +137,27 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
         self.watch_view(now);
     }
 
-    /// Clears neighbour requests that will not be answered: each takes up a place among the neighbours.
+    /// Clears neighbour requests that need no answer, or will get none: each takes up a place among the neighbours, for which
+    /// another one is asked then.
     fn settle_requests(&mut self, now: Instant) {
-        let overdue: Vec<P> = self
+        let settled: Vec<P> = self
             .asked
             .iter()
             .filter(|(peer, since)| {
-                // A dial ends by itself.
-                now.saturating_duration_since(**since) > ANSWER && !self.dials.is_for(peer)
+                // The protocol takes its own answer to one that asked us for a request. And a dial ends by itself.
+                let overdue = now.saturating_duration_since(**since) > ANSWER;
+                self.active.contains(*peer) || overdue && !self.dials.is_for(peer)
             })
             .map(|(peer, _)| *peer)
             .collect();
-        for peer in overdue {
+        let alone = self.active.is_empty();
+        let room = !alone && self.active.len() < self.config.enough_neighbors();
+        let refill = room && !settled.is_empty();
+        for peer in settled {
             self.forget_request(peer, now);
+        }
+        if refill {
+            self.follow_ups.push_back(FollowUp::Refill);
         }
     }
 

@@ -1298,6 +1298,19 @@ fn tree_messages(outputs: &[Output<u32, Bytes>]) -> Vec<(u32, Kind)> {
 }
 
 #[test]
+fn the_hub_has_no_fifth_neighbour() {
+    let now = Instant::now();
+    let mut hub = core_with(0, GossipConfig::default().at_source(), now);
+    for peer in 1..=5 {
+        assert!(hub.peer_connected(peer, false, now));
+        hub.message(peer, join(), now);
+        assert_eq!(hub.neighbors(), peer.min(4) as usize);
+    }
+    let closed = closes(&outputs(&mut hub));
+    assert_eq!(closed.len(), 1, "whoever joins has a place: {closed:?}");
+}
+
+#[test]
 fn of_neighbours_that_bring_frames_in_turns_one_goes_on() {
     let now = Instant::now();
     let mut core = with_neighbors(&[1, 2, 3], now);

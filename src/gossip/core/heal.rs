@@ -26,6 +26,10 @@ const INTERVAL: Duration = Duration::from_millis(500);
 /// How long an answer to a neighbour request may take before the request counts as lost.
 const ANSWER: Duration = Duration::from_secs(2);
 
+/// How long one from a peer that is a neighbour by now may take: the protocol counts our own answer to one that asked us as a
+/// request, which is often not answered. If it is, it should not come after this, when it would be a request to us.
+const NEIGHBORS_ANSWER: Duration = Duration::from_secs(1);
+
 /// How many known peers are offered to the protocol when its view has room.
 const OFFER: usize = 4;
 
@@ -140,18 +144,19 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
     /// Clears neighbour requests that need no answer, or will get none: each takes up a place among the neighbours, for which
     /// another one is asked then.
     fn settle_requests(&mut self, now: Instant) {
+        let neighbors = self.active.len();
+        let room = neighbors > 0 && neighbors < self.config.enough_neighbors();
         let settled: Vec<P> = self
             .asked
             .iter()
             .filter(|(peer, since)| {
-                // The protocol takes its own answer to one that asked us for a request. And a dial ends by itself.
-                let overdue = now.saturating_duration_since(**since) > ANSWER;
-                self.active.contains(*peer) || overdue && !self.dials.is_for(peer)
+                let waited = now.saturating_duration_since(**since);
+                let answered = room && self.active.contains(*peer) && waited > NEIGHBORS_ANSWER;
+                // A dial ends by itself.
+                answered || waited > ANSWER && !self.dials.is_for(peer)
             })
             .map(|(peer, _)| *peer)
             .collect();
-        let alone = self.active.is_empty();
-        let room = !alone && self.active.len() < self.config.enough_neighbors();
         let refill = room && !settled.is_empty();
         for peer in settled {
             self.forget_request(peer, now);

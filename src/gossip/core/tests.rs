@@ -1311,6 +1311,35 @@ fn the_hub_has_no_fifth_neighbour() {
 }
 
 #[test]
+fn what_neighbours_were_answered_takes_up_no_place_and_another_peer_is_asked() {
+    let mut now = Instant::now();
+    let mut hub = core_with(0, GossipConfig::default().at_source(), now);
+    for peer in 1..=3 {
+        assert!(hub.peer_connected(peer, false, now));
+        hub.message(peer, join(), now);
+    }
+    let known = Swarm::ShuffleReply {
+        nodes: List(vec![PeerInfo { id: 9, data: None }]),
+    };
+    hub.message(1, bytes(&Message::Swarm(known)), now);
+    let dials = |hub: &mut TestCore| {
+        let dials = outputs(hub).into_iter().filter_map(|output| match output {
+            Output::Dial { peer, .. } => Some(peer),
+            _ => None,
+        });
+        dials.collect::<Vec<_>>()
+    };
+    assert!(dials(&mut hub).is_empty(), "three and three answers");
+    let mut dialled = Vec::new();
+    for _ in 0..19 {
+        now += Duration::from_millis(100);
+        hub.tick(now);
+        dialled.append(&mut dials(&mut hub));
+    }
+    assert_eq!(dialled, [9]);
+}
+
+#[test]
 fn of_neighbours_that_bring_frames_in_turns_one_goes_on() {
     let now = Instant::now();
     let mut core = with_neighbors(&[1, 2, 3], now);

@@ -690,8 +690,7 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
         if let Some(link) = self.links.get_mut(&peer) {
             link.tell |= asks;
             self.send(peer, message);
-        } else if kind == Kind::Request
-            && (self.active.len() >= self.config.enough_neighbors() || !self.requests.take(1, now))
+        } else if kind == Kind::Request && (!self.seeks_neighbors() || !self.requests.take(1, now))
         {
             // Most peers have no room either: a mesh that seeks to fill every view is never done connecting.
             self.follow_ups.push_back(FollowUp::NotAsked(peer));

@@ -24,8 +24,8 @@ const GATHER: Duration = Duration::from_millis(20);
 /// For how long a range is remembered that was wanted: longer than a spoke waits before it wants again.
 const REMEMBER: Duration = Duration::from_secs(3);
 
-/// A range goes on the topic again when so many spokes want it, at least (fewer get it along their links, which costs the hub no
-/// more than about as many copies on the topic, and nobody else anything; of a small topic it is all),
+/// A range goes on the topic again when so many spokes want it, at least (fewer get it along their links, which costs the hub up
+/// to seven copies in place of the four that go on the topic, and nobody else anything; of a small topic it is all),
 const MANY: usize = 8;
 /// but no fewer than this,
 const FEWEST: usize = 3;

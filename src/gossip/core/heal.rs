@@ -144,20 +144,20 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
     /// Clears neighbour requests that need no answer, or will get none: each takes up a place among the neighbours, for which
     /// another one is asked then.
     fn settle_requests(&mut self, now: Instant) {
-        let neighbors = self.active.len();
-        let room = neighbors > 0 && neighbors < self.config.enough_neighbors();
+        // Who is alone is looked after by `watch_view`.
+        let seeks = !self.active.is_empty() && self.seeks_neighbors();
         let settled: Vec<P> = self
             .asked
             .iter()
             .filter(|(peer, since)| {
                 let waited = now.saturating_duration_since(**since);
-                let answered = room && self.active.contains(*peer) && waited > NEIGHBORS_ANSWER;
+                let answered = seeks && self.active.contains(*peer) && waited > NEIGHBORS_ANSWER;
                 // A dial ends by itself.
                 answered || waited > ANSWER && !self.dials.is_for(peer)
             })
             .map(|(peer, _)| *peer)
             .collect();
-        let refill = room && !settled.is_empty();
+        let refill = seeks && !settled.is_empty();
         for peer in settled {
             self.forget_request(peer, now);
         }
@@ -183,6 +183,11 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
         self.pretend(peer, answer, now);
     }
 
+    /// Whether there are fewer neighbours than there should be.
+    pub(super) fn seeks_neighbors(&self) -> bool {
+        self.active.len() < self.config.enough_neighbors()
+    }
+
     fn close_idle(&mut self, now: Instant) {
         let idle: Vec<P> = self
             .links
@@ -203,7 +208,7 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
         let alone = neighbors == 0;
         // Another join would make another peer drop a neighbour, for a node that is slow to connect as it is.
         let dialing = self.dials.any() && now < self.heal.tried_at + PATIENCE;
-        if neighbors < enough && now >= self.heal.retry_at && !(alone && dialing) {
+        if self.seeks_neighbors() && now >= self.heal.retry_at && !(alone && dialing) {
             let insist =
                 alone || (neighbors == 1 && enough > 1 && self.heal.tries % (OFFERS + 1) == OFFERS);
             self.heal.tried(alone, now, &mut self.rng);

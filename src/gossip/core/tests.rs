@@ -1313,11 +1313,7 @@ fn the_hub_has_no_fifth_neighbour() {
 #[test]
 fn what_neighbours_were_answered_takes_up_no_place_and_another_peer_is_asked() {
     let mut now = Instant::now();
-    let mut hub = core_with(0, GossipConfig::default().at_source(), now);
-    for peer in 1..=3 {
-        assert!(hub.peer_connected(peer, false, now));
-        hub.message(peer, join(), now);
-    }
+    let mut hub = with_neighbors_and(&[1, 2, 3], GossipConfig::default().at_source(), now);
     let known = Swarm::ShuffleReply {
         nodes: List(vec![PeerInfo { id: 9, data: None }]),
     };

@@ -12,11 +12,6 @@ pub(super) const MESSAGE_OVERHEAD: usize = 64;
 /// Four neighbours: even with one lost, and one of the others stopped, two paths are left.
 const ENOUGH: usize = 4;
 
-/// A neighbour that announces a lone frame before it comes, and is closer to its source by so many hops than this node is by way
-/// of the one that brings it, brings frames from then on: one hop less at least. The protocol's own figure, 7, leaves a tree of a
-/// hundred as deep as it happened to grow; `fan_out` has the difference (`lone/gossip/100/1024`).
-const SHORTCUT: u8 = 2;
-
 /// Settings of the gossip topic. They should be the same at the hub, which takes less of one by itself, and at every spoke.
 ///
 /// The defaults suit meshes of ten to some thousands of nodes.
@@ -39,17 +34,23 @@ pub struct GossipConfig {
     pub cache_bytes: usize,
     /// How long a frame's id is remembered, so that a repeat is known for one. Default: 30 s.
     pub id_retention: Duration,
-    /// How long to wait for a frame that a neighbour says it has before asking for it. Default: 80 ms.
+    /// How long to wait for a frame that a neighbour says it has before asking for it. Default: 65 ms.
+    ///
+    /// One that brings frames and announces this one does not bring it, and is asked at once.
     ///
     /// While other frames come in unasked it may be on its way behind them, and is waited for up to 25 times as long. Up to 320 ms
     /// longer after some came that another was asked for: the topic is slow then, and asking makes it slower.
     pub graft_timeout: Duration,
     /// How long to wait for the answer before asking the next one. Default: 40 ms.
     ///
-    /// Of each that is asked: up to 25 times as long while other frames come in unasked, and up to five times as long on a slow
+    /// Of each that is asked: up to 25 times as long while other frames come in unasked, and up to six times as long on a slow
     /// topic, as with [`graft_timeout`](Self::graft_timeout).
     pub graft_retry: Duration,
-    /// How long announcements of frames are gathered. Default: 5 ms.
+    /// How long announcements of frames are gathered. Default: 20 ms.
+    ///
+    /// Where a frame reaches all nodes sooner, announcements cost no time of its way. A node takes it that others do the same: who
+    /// announces a frame within this time after it came here had it earlier, and brings frames from then on if it is closer to
+    /// the hub.
     pub announce_delay: Duration,
     /// How long a peer has to answer when asked to be a neighbour, the time to connect to it included. A dial that fails is
     /// known sooner. Default: 3 s.
@@ -111,9 +112,9 @@ impl Default for GossipConfig {
             frame_retention: Duration::from_secs(3),
             cache_bytes: 24 << 20,
             id_retention: Duration::from_secs(30),
-            graft_timeout: Duration::from_millis(80),
+            graft_timeout: Duration::from_millis(65),
             graft_retry: Duration::from_millis(40),
-            announce_delay: Duration::from_millis(5),
+            announce_delay: Duration::from_millis(20),
             neighbor_timeout: Duration::from_secs(3),
             shuffle_interval: Duration::from_secs(60),
             quiet_after: Duration::from_secs(20),
@@ -176,10 +177,6 @@ impl GossipConfig {
         config.membership.neighbor_request_timeout = self.neighbor_timeout;
         config.broadcast.graft_timeout_1 = self.graft_timeout;
         config.broadcast.graft_timeout_2 = self.graft_retry;
-        // Its type has no public name.
-        if let Ok(hops) = postcard::from_bytes(&[SHORTCUT]) {
-            config.broadcast.optimization_threshold = hops;
-        }
         config.broadcast.dispatch_timeout = self.announce_delay;
         config.broadcast.message_cache_retention = self.frame_retention;
         // When the cache is emptied before the time, ids are forgotten by so much too early.
@@ -204,12 +201,5 @@ mod tests {
             hub.active_capacity()
         };
         assert_eq!([0, 1, 3, 4, 5, 50].map(held), [1, 1, 3, 4, 4, 4]);
-    }
-
-    #[test]
-    fn the_protocol_takes_shortcuts_as_they_are_set_here() {
-        let hops = GossipConfig::default().to_proto().broadcast;
-        let hops = postcard::to_stdvec(&hops.optimization_threshold).unwrap();
-        assert_eq!(hops, [SHORTCUT]);
     }
 }

@@ -595,9 +595,6 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
                         Kind::ForwardJoin => walks += 1,
                         kind => {
                             self.tree.exchanged(to, kind);
-                            if kind == Kind::Prune && cause.opened.is_some() {
-                                self.tree.shortened();
-                            }
                             if let (Kind::Graft, Some(id)) = (kind, cause.missing) {
                                 self.tree.asked(to, id, now);
                             }

@@ -19,6 +19,10 @@ pub struct GossipMetrics {
     pub frames_repeated: Counter,
     /// Times that this node asked a neighbour to bring frames, because the one that did was lost, or pruned it.
     pub parents_taken_back: Counter,
+    /// Times that a neighbour took the place of the one that brought frames, for being closer to the hub.
+    pub parents_replaced: Counter,
+    /// Frames that this node asked for at once, because the one that brings frames announced them.
+    pub frames_asked_at_once: Counter,
     /// Bytes of messages handed to connections.
     pub bytes_sent: Counter,
     /// Bytes of messages taken from connections.

@@ -214,6 +214,9 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
         self.feed(topic::InEvent::RecvMessage(by, known), cause, now);
         if new {
             self.cached(data.content.len(), now);
+            if neighbor && let Some(shortcut) = self.tree.shortcut() {
+                self.shorten(shortcut, now);
+            }
         }
     }
 
@@ -243,9 +246,20 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
                 if let Some(hops) = list.0.last().and_then(|one| believable(one.round)) {
                     self.tree.stands(from, hops);
                 }
+                let delay = self.config.announce_delay;
+                let lone = match list.0.as_slice() {
+                    [one] => Some(one.id),
+                    _ => None,
+                };
                 for one in self.news(from, list.0, now) {
                     self.heal.dirty = true;
                     self.announced(from, one, now);
+                    if self.tree.is_brought_by_nobody(&one.id, from, &self.active) {
+                        self.ask(from, one, now);
+                    }
+                }
+                if lone.is_some_and(|id| self.tree.is_late_shortcut(&from, &id, delay, now)) {
+                    self.shorten(from, now);
                 }
                 return;
             }
@@ -275,10 +289,8 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
     /// One announcement at a time, so that it is known which frame the protocol sets a timer for.
     fn announced(&mut self, from: P, mut one: IHave, now: Instant) {
         self.tree.announced(from, one.id);
-        if !self.tree.may_shorten(&from) {
-            // No reason to change the tree.
-            one.round = MAX_ROUND;
-        }
+        // No reason for the protocol to change the tree: see `shorten`.
+        one.round = MAX_ROUND;
         let cause = Cause {
             from: Some(from),
             missing: Some(one.id),
@@ -290,18 +302,51 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
         }
     }
 
-    /// Has a neighbour bring frames again, without asking for one.
-    pub(super) fn take_back(&mut self, parent: P, now: Instant) {
-        let graft = Message::<P>::Gossip(Gossip::Graft { id: None, round: 0 });
-        let Ok(bytes) = postcard::to_stdvec(&graft) else {
+    /// Asks a neighbour for a frame. If that is in vain, the protocol's timer asks whoever announced it.
+    fn ask(&mut self, of: P, frame: IHave, now: Instant) {
+        let graft = Message::<P>::Gossip(Gossip::Graft {
+            id: Some(frame.id),
+            round: frame.round,
+        });
+        if let Ok(bytes) = postcard::to_stdvec(&graft) {
+            self.metrics.frames_asked_at_once.inc();
+            self.tree.asked(of, frame.id, now);
+            self.send(of, bytes.into());
+        }
+    }
+
+    /// Has a neighbour that is closer to the source of frames bring them, in place of the parent.
+    fn shorten(&mut self, shortcut: P, now: Instant) {
+        let Some(parent) = self.tree.shortens(shortcut) else {
             return;
         };
+        self.metrics.parents_replaced.inc();
+        self.say(shortcut, Gossip::Graft { id: None, round: 0 }, now);
+        if self.active.contains(&parent) {
+            self.say(parent, Gossip::Prune, now);
+        }
+    }
+
+    /// Has a neighbour bring frames again, without asking for one.
+    pub(super) fn take_back(&mut self, parent: P, now: Instant) {
         self.metrics.parents_taken_back.inc();
         self.tree.takes_back(parent);
-        self.tree.exchanged(parent, Kind::Graft);
-        // To the protocol it is all the same which side asks.
-        self.pass_on(parent, &graft, false, now);
-        self.send(parent, bytes.into());
+        self.say(parent, Gossip::Graft { id: None, round: 0 }, now);
+    }
+
+    /// Sends a message that changes the tree. To the protocol it is all the same which side sends it.
+    fn say(&mut self, to: P, gossip: Gossip<'_>, now: Instant) {
+        let kind = match &gossip {
+            Gossip::Prune => Kind::Prune,
+            _ => Kind::Graft,
+        };
+        let message = Message::<P>::Gossip(gossip);
+        let Ok(bytes) = postcard::to_stdvec(&message) else {
+            return;
+        };
+        self.tree.exchanged(to, kind);
+        self.pass_on(to, &message, false, now);
+        self.send(to, bytes.into());
     }
 
     /// Whether a peer asks for this frame for the first time. Each answer costs us a frame, so there is one.

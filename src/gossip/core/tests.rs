@@ -504,7 +504,7 @@ fn frames_that_crossed_our_goodbye_are_heard_and_passed_on_and_nothing_else_is()
             round,
         }]))))
     };
-    // Somebody closer has announced it: the protocol prunes who brings it then, and announces the next to him.
+    // Somebody closer has announced it.
     core.message(others[0], have(b"late", 0), now);
     core.message(others[1], bytes(&Message::Gossip(Gossip::Prune)), now);
     assert!(core.peer_connected(dropped, false, now), "it comes back");
@@ -553,7 +553,7 @@ fn frames_that_crossed_our_goodbye_are_heard_and_passed_on_and_nothing_else_is()
     assert!(!core.is_banned(&dropped, late));
     // Announcements of it go to neighbours.
     assert!(core.peer_connected(dropped, false, late));
-    core.tick(late + Duration::from_millis(10));
+    core.tick(late + core.config.announce_delay);
     let announced: Vec<_> = outputs(&mut core)
         .into_iter()
         .filter_map(|output| match output {
@@ -593,7 +593,7 @@ fn a_node_whose_parent_is_gone_has_another_neighbour_bring_frames_at_once() {
     }
     let next = *blake3::hash(b"next").as_bytes();
     core.message(1, data(b"next", 2), now);
-    for (peer, round) in [(2, 3), (3, 1)] {
+    for (peer, round) in [(2, 3), (3, 2)] {
         let have = List(vec![IHave { id: next, round }]);
         core.message(peer, bytes(&Message::Gossip(Gossip::IHave(have))), now);
     }
@@ -1377,10 +1377,53 @@ fn whoever_is_pruned_by_its_last_parent_takes_it_back() {
     assert_eq!(tree_messages(&outputs(&mut core)), []);
 }
 
+#[test]
+fn a_closer_neighbour_that_had_a_lone_frame_earlier_brings_them_from_now_on() {
+    let start = Instant::now();
+    let held_back = GossipConfig::default().announce_delay;
+    let announce = |core: &mut TestCore, ids: &[mirror::Id], at| {
+        let all = ids.iter().map(|id| IHave { id: *id, round: 1 });
+        let have = Message::Gossip(Gossip::IHave(List(all.collect())));
+        core.message(2, bytes(&have), at);
+    };
+    // Announced before it came, and after; later than it would have come; and along with another one.
+    for (early, after, with, taken) in [
+        (true, Duration::ZERO, None, true),
+        (false, held_back - Duration::from_millis(1), None, true),
+        (false, held_back, None, false),
+        (false, Duration::ZERO, Some("first"), false),
+        (true, Duration::ZERO, Some("unseen"), false),
+    ] {
+        let mut core = with_neighbors(&[1, 2], start);
+        core.message(1, data(b"first", 3), start);
+        core.message(2, bytes(&Message::Gossip(Gossip::Prune)), start);
+        let with = with.map(|other: &str| id_of(other.as_bytes()));
+        let ids: Vec<_> = with.into_iter().chain([id_of(b"lone")]).collect();
+        if early {
+            announce(&mut core, &ids, start);
+        }
+        outputs(&mut core);
+        core.message(1, data(b"lone", 3), start);
+        if !early {
+            announce(&mut core, &ids, start + after);
+        }
+        let said = tree_messages(&outputs(&mut core));
+        let changes = [(2, Kind::Graft), (1, Kind::Prune)];
+        assert_eq!(said, if taken { &changes[..] } else { &[] });
+        let parent = if taken { 2 } else { 1 };
+        core.message(parent, data(b"next", 1), start + held_back);
+        let to = frames_to(&outputs(&mut core));
+        assert!(to.is_empty(), "the other one is pruned");
+    }
+}
+
 /// What the id of a frame is.
 fn id_of(content: &[u8]) -> mirror::Id {
     *blake3::hash(content).as_bytes()
 }
+
+/// 25 times the default of 65 ms, as it is looked at every 40 ms.
+const WAITED_FOR: Duration = Duration::from_millis(1640);
 
 /// After what time neighbour 2 is asked for a frame that it announced, while 1 brings others that it announced before. `behind`
 /// happens in between.
@@ -1414,7 +1457,7 @@ fn an_announced_frame_is_waited_for_while_others_come_and_asked_for_in_the_end()
     let start = Instant::now();
     let mut core = with_neighbors(&[1, 2], start);
     let after = asked_after(&mut core, start, |_| {});
-    assert_eq!(after, Duration::from_secs(2));
+    assert_eq!(after, WAITED_FOR);
     // And soon, when nothing comes.
     let mut core = with_neighbors(&[1, 2], start);
     let id = id_of(b"late");
@@ -1425,10 +1468,62 @@ fn an_announced_frame_is_waited_for_while_others_come_and_asked_for_in_the_end()
 }
 
 #[test]
+fn what_whoever_brings_frames_announces_is_asked_for_at_once_and_of_others_if_that_is_in_vain() {
+    let start = Instant::now();
+    let have = |name: &[u8]| {
+        let (id, round) = (id_of(name), 1);
+        bytes(&Message::Gossip(Gossip::IHave(List(vec![IHave {
+            id,
+            round,
+        }]))))
+    };
+    let prune = bytes(&Message::Gossip(Gossip::Prune));
+    let mut core = with_neighbors(&[1, 2, 3], start);
+    core.message(1, data(b"first", 1), start);
+    core.message(3, prune.clone(), start);
+    outputs(&mut core);
+    // 2 may bring it.
+    core.message(1, have(b"one"), start);
+    assert_eq!(tree_messages(&outputs(&mut core)), []);
+    // It is no bringer, and what it announces says nothing of 1.
+    core.message(2, prune, start);
+    core.message(2, have(b"two"), start);
+    assert_eq!(tree_messages(&outputs(&mut core)), []);
+    // 1 announces it, and nobody else is left.
+    core.message(1, have(b"two"), start);
+    let graft = |name| {
+        Message::Gossip::<u32>(Gossip::Graft {
+            id: Some(id_of(name)),
+            round: 1,
+        })
+    };
+    let asked = |core: &mut TestCore| -> Vec<(u32, Bytes)> {
+        let sent = outputs(core).into_iter().filter_map(|output| match output {
+            Output::Send { peer, message, .. } => Some((peer, message)),
+            _ => None,
+        });
+        sent.collect()
+    };
+    assert_eq!(asked(&mut core), [(1, bytes(&graft(b"two")))]);
+    core.message(1, have(b"two"), start);
+    assert_eq!(asked(&mut core), [], "once");
+    assert_eq!(core.metrics.frames_asked_at_once.get(), 1);
+    // It does not answer.
+    core.tick(start + core.config.graft_timeout);
+    let of = tree_messages(&outputs(&mut core));
+    assert_eq!(
+        of,
+        [(1, Kind::Graft), (2, Kind::Graft)],
+        "of 1 for the first one, which 2 never had"
+    );
+}
+
+#[test]
 fn where_one_was_asked_for_what_another_brings_the_next_frame_is_asked_for_later() {
     let start = Instant::now();
     let ms = Duration::from_millis;
-    let mut core = with_neighbors(&[1, 2], start);
+    // 3 may bring what 2 announces, for all that is known.
+    let mut core = with_neighbors(&[1, 2, 3], start);
     let announced = |content: &[u8]| {
         let id = id_of(content);
         bytes(&Message::Gossip(Gossip::IHave(mirror::List(vec![IHave {
@@ -1477,5 +1572,5 @@ fn made_up_announcements_of_one_neighbour_do_not_have_frames_asked_for_that_are_
         }
         assert!(core.metrics.refused_announcements.get() > 0);
     });
-    assert_eq!(after, Duration::from_secs(2));
+    assert_eq!(after, WAITED_FOR);
 }

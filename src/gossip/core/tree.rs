@@ -10,7 +10,11 @@
 //!
 //! So a neighbour is pruned only for one that still brings frames, a node that was left without a parent takes the last one
 //! back, or if that one is no neighbour any more the closest of the others, and nothing is asked for while frames come in, up
-//! to a limit, nor as soon as before where what was asked for came twice. Not for: whom to be neighbours with (`heal`).
+//! to a limit, nor as soon as before where what was asked for came twice. What the parent itself announces it does not bring, so
+//! that is asked for at once.
+//!
+//! The paper makes the tree shorter by what is announced before it comes. That would have to be announced at once, which on busy
+//! machines costs the frames their time; announced later, it tells as much. Not for: whom to be neighbours with (`heal`).
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -45,8 +49,11 @@ const LOOKS: u32 = 4;
 /// How much longer a frame is waited for where asking turns out to be needless: from so much on, up to so much,
 const LEAST_PATIENCE: Duration = Duration::from_millis(80);
 const MOST_PATIENCE: Duration = Duration::from_millis(320);
-/// and no longer than so many times what the protocol means to wait: half as long for the answer as for the frame.
-const STRETCH: u32 = 4;
+/// and no longer than so many times what the protocol means to wait: less for the answer than for the frame.
+const STRETCH: u32 = 5;
+/// A neighbour that is closer to the source of a frame by so many hops than this node takes the place of its parent: frames come
+/// over one hop less at least. The protocol's own figure, 7, leaves a tree of a hundred as deep as it happened to grow.
+const SHORTCUT: u16 = 2;
 /// Of how many frames it is remembered who was asked for them.
 const ASKED: usize = 256;
 /// Of how many frames of one neighbour it is remembered when it announced them, and whether it was asked for them. As many as
@@ -87,6 +94,23 @@ struct Asked<P> {
     of: Vec<P>,
 }
 
+/// A frame that came while no other was known to be under way.
+#[derive(Debug)]
+struct Lone<P> {
+    id: Id,
+    at: Instant,
+    /// Who announced it before it came.
+    early: BTreeSet<P>,
+}
+
+/// Who took the place of a parent for being closer to the source of frames.
+#[derive(Debug)]
+struct Trial<P> {
+    shortcut: P,
+    /// Frames of its may still be under way.
+    parent: P,
+}
+
 /// See the [module](self).
 #[derive(Debug)]
 pub(super) struct Tree<P> {
@@ -105,11 +129,11 @@ pub(super) struct Tree<P> {
     flowed_to: u64,
     /// How long such frames are apart, on average while they come in.
     apart: Duration,
-    /// Who announced the last new frame before it came.
-    early: BTreeSet<P>,
-    /// One of them took the place of a parent for that, and the next frame shows whether it brings any.
-    on_trial: bool,
-    /// Neighbours that were early with an announcement, and not with the next frame.
+    /// The last new frame, if it was alone.
+    lone: Option<Lone<P>>,
+    /// Who took the place of a parent for being closer to the source of frames; the next frame shows whether it brings any.
+    on_trial: Option<Trial<P>>,
+    /// Neighbours that did so and did not bring the next frame.
     idle_talkers: BTreeSet<P>,
     /// Over how many hops the last new frame of a neighbour came.
     hops: u16,
@@ -131,8 +155,8 @@ impl<P: Copy + Ord + Hash> Tree<P> {
             flowed_at: None,
             flowed_to: 0,
             apart: Duration::ZERO,
-            early: BTreeSet::new(),
-            on_trial: false,
+            lone: None,
+            on_trial: None,
             idle_talkers: BTreeSet::new(),
             hops: 0,
             asked: Remembered::new(ASKED),
@@ -163,18 +187,19 @@ impl<P: Copy + Ord + Hash> Tree<P> {
         self.brought.insert(id, from);
         self.last = Some(from);
         let place = self.place(&id);
+        let alone = self.announcements <= self.flowed_to + u64::from(place.is_some());
         let mut asked = false;
-        if std::mem::take(&mut self.on_trial) && !self.early.contains(&from) {
-            self.idle_talkers.append(&mut self.early);
-        }
-        self.early.clear();
+        let mut early = BTreeSet::new();
         for (peer, share) in &mut self.shares {
             let (announced, was_asked) = share.came(&id);
             if announced {
-                self.early.insert(*peer);
+                early.insert(*peer);
             }
             asked |= was_asked;
         }
+        self.try_on(from, asked);
+        let alone = alone && !asked && from != self.me;
+        self.lone = alone.then_some(Lone { id, at: now, early });
         if let Some(asked) = self.asked.get(&id) {
             self.slow.answered(asked.first.into(), id);
             self.came_again(&id, &from, now);
@@ -189,6 +214,18 @@ impl<P: Copy + Ord + Hash> Tree<P> {
             };
             let place = place.unwrap_or(self.announcements);
             self.flowed_to = self.flowed_to.max(place);
+        }
+    }
+
+    /// A new frame came, which shows whether who is on trial brings any.
+    fn try_on(&mut self, from: P, asked: bool) {
+        let Some(trial) = self.on_trial.take() else {
+            return;
+        };
+        if trial.parent == from && !asked {
+            self.on_trial = Some(trial);
+        } else if trial.shortcut != from {
+            self.idle_talkers.insert(trial.shortcut);
         }
     }
 
@@ -213,6 +250,22 @@ impl<P: Copy + Ord + Hash> Tree<P> {
         }
     }
 
+    /// Whether nobody brings a frame that one of those who bring frames announces: when it had it, it took this node for one that
+    /// others bring them to, as happens while parents change. And so did all others who bring frames.
+    pub(super) fn is_brought_by_nobody(
+        &self,
+        id: &Id,
+        announcer: P,
+        neighbors: &BTreeSet<P>,
+    ) -> bool {
+        let announces = |peer: &P| {
+            let share = self.shares.get(peer);
+            share.is_some_and(|share| share.announced.get(id).is_some())
+        };
+        let mut bringers = neighbors.difference(&self.lazy);
+        !self.lazy.contains(&announcer) && bringers.all(announces)
+    }
+
     fn share(&mut self, neighbor: P) -> &mut Share {
         self.shares.entry(neighbor).or_insert_with(Share::new)
     }
@@ -223,16 +276,46 @@ impl<P: Copy + Ord + Hash> Tree<P> {
         places.flatten().min().copied()
     }
 
-    /// Whether one that announces a frame before it comes, and is closer to its source, may bring frames from now on (the
-    /// paper's optimization of the tree). Only if that frame is the only one that is under way to here: with many, that one was
-    /// early says little. And not if it had the place of a parent for that before, and did not bring the next frame.
-    pub(super) fn may_shorten(&self, announcer: &P) -> bool {
-        self.announcements <= self.flowed_to + 1 && !self.idle_talkers.contains(announcer)
+    /// Who is to take the place of the parent, of those that announced the last frame before it came and are closer to its source
+    /// (the paper's optimization of the tree, section 3.8). Only if that frame is the only one that was under way to here: with
+    /// many, that one was early says little. And not if it did so before and did not bring the next frame.
+    pub(super) fn shortcut(&self) -> Option<P> {
+        let early = self.lone.iter().flat_map(|lone| &lone.early);
+        let closer = early.filter(|peer| self.is_shortcut(peer));
+        closer
+            .min_by_key(|peer| self.shares.get(peer).and_then(|share| share.hops))
+            .copied()
     }
 
-    /// The protocol prunes the one that brought the last new frame, for one that announced it early.
-    pub(super) fn shortened(&mut self) {
-        self.on_trial = true;
+    /// Whether one that announces the last frame only now is to take the place of the parent even so, announcements being held
+    /// back for so long: if it comes sooner after the frame, its sender had the frame before it was here.
+    pub(super) fn is_late_shortcut(
+        &self,
+        announcer: &P,
+        id: &Id,
+        held_back: Duration,
+        now: Instant,
+    ) -> bool {
+        let nothing_under_way = self.announcements <= self.flowed_to;
+        let had_it_earlier = |lone: &Lone<P>| lone.id == *id && now < lone.at + held_back;
+        nothing_under_way
+            && self.lone.as_ref().is_some_and(had_it_earlier)
+            && self.is_shortcut(announcer)
+    }
+
+    fn is_shortcut(&self, peer: &P) -> bool {
+        let hops = self.shares.get(peer).and_then(|share| share.hops);
+        self.on_trial.is_none()
+            && self.lazy.contains(peer)
+            && !self.idle_talkers.contains(peer)
+            && hops.is_some_and(|hops| hops + SHORTCUT <= self.hops)
+    }
+
+    /// A neighbour takes the place of the parent, which is returned, for being closer to the source.
+    pub(super) fn shortens(&mut self, shortcut: P) -> Option<P> {
+        let parent = self.last.replace(shortcut)?;
+        self.on_trial = Some(Trial { shortcut, parent });
+        Some(parent)
     }
 
     /// A neighbour is asked for a frame that it announced.
@@ -271,6 +354,9 @@ impl<P: Copy + Ord + Hash> Tree<P> {
         match kind {
             Kind::Prune => {
                 self.lazy.insert(peer);
+                if let Some(trial) = self.on_trial.take_if(|trial| trial.shortcut == peer) {
+                    self.idle_talkers.insert(trial.shortcut);
+                }
             }
             Kind::Graft => {
                 self.lazy.remove(&peer);
@@ -283,9 +369,8 @@ impl<P: Copy + Ord + Hash> Tree<P> {
     pub(super) fn forget(&mut self, peer: &P) {
         self.lazy.remove(peer);
         self.shares.remove(peer);
-        if self.early.remove(peer) {
-            self.on_trial = false;
-        }
+        self.on_trial
+            .take_if(|trial| [trial.shortcut, trial.parent].contains(peer));
         self.idle_talkers.remove(peer);
     }
 
@@ -298,6 +383,7 @@ impl<P: Copy + Ord + Hash> Tree<P> {
 
     /// A neighbour is asked to bring frames from now on.
     pub(super) fn takes_back(&mut self, parent: P) {
+        self.on_trial = None;
         self.last = Some(parent);
     }
 
@@ -496,57 +582,154 @@ mod tests {
         assert_eq!(extra(&tree), Duration::ZERO);
     }
 
-    #[test]
-    fn a_frame_is_alone_unless_another_one_was_announced_that_has_not_come() {
-        let (mut tree, now) = (Tree::new(0), Instant::now());
-        tree.announced(2, FRAME);
-        tree.announced(3, FRAME);
-        assert!(tree.may_shorten(&2));
-        tree.announced(2, NEXT);
-        assert!(!tree.may_shorten(&2));
-        tree.came(FRAME, 1, now);
-        assert!(tree.may_shorten(&2));
-        tree.announced(2, [3; 32]);
-        assert!(!tree.may_shorten(&2));
-        // What was passed by is no longer under way.
-        tree.came([3; 32], 1, now);
-        tree.announced(3, [4; 32]);
-        assert!(tree.may_shorten(&2));
-        // What comes unannounced shows that nothing waits.
-        tree.announced(3, [5; 32]);
-        tree.came([6; 32], 1, now);
-        tree.announced(3, [7; 32]);
-        assert!(tree.may_shorten(&2));
+    const HELD_BACK: Duration = Duration::from_millis(20);
+
+    /// A node four hops from the source, whose parent is 1, and whose other neighbours stand where it says.
+    fn node_with(others: &[(u32, u16)]) -> Tree<u32> {
+        let mut tree = Tree::new(0);
+        for (peer, hops) in others {
+            tree.exchanged(*peer, Kind::Prune);
+            tree.stands(*peer, *hops);
+        }
+        tree.comes_over(3);
+        tree
+    }
+
+    fn is_late(tree: &Tree<u32>, announcer: u32, id: Id, now: Instant) -> bool {
+        tree.is_late_shortcut(&announcer, &id, HELD_BACK, now)
     }
 
     #[test]
-    fn who_was_early_and_brings_nothing_takes_no_place_again() {
-        let (mut tree, now) = (Tree::new(0), Instant::now());
-        let neighbors = BTreeSet::from([1, 2]);
-        // One that brings what it announces may go on.
+    fn the_closest_of_those_that_announce_a_frame_before_it_comes_takes_the_place_of_the_parent() {
+        let now = Instant::now();
+        let mut tree = node_with(&[(2, 2), (3, 1), (4, 0), (5, 0)]);
+        tree.exchanged(5, Kind::Graft);
+        for peer in [2, 3, 5] {
+            tree.announced(peer, FRAME);
+        }
+        tree.came(FRAME, 1, now);
+        assert_eq!(tree.shortcut(), Some(3), "4 said nothing, 5 brings frames");
+        assert_eq!(tree.shortens(3), Some(1));
+        assert!(tree.is_parent(&3));
+        assert_eq!(tree.shortcut(), None, "one at a time");
+    }
+
+    #[test]
+    fn who_is_as_close_as_the_parent_does_not_take_its_place() {
+        let now = Instant::now();
+        let mut tree = node_with(&[(2, 3)]);
         tree.announced(2, FRAME);
         tree.came(FRAME, 1, now);
-        tree.shortened();
-        tree.came(NEXT, 2, now);
-        tree.announced(2, [3; 32]);
-        assert!(tree.may_shorten(&2));
-        tree.came([3; 32], 1, now);
-        tree.shortened();
-        tree.announced(2, [4; 32]);
-        tree.came([4; 32], 1, now);
+        assert_eq!(tree.shortcut(), None);
+        assert!(!is_late(&tree, 2, FRAME, now));
+    }
+
+    #[test]
+    fn the_maker_of_a_frame_has_no_parent_to_replace() {
+        let now = Instant::now();
+        let mut tree = node_with(&[(2, 1)]);
+        tree.came(FRAME, 0, now);
+        assert_eq!(tree.shortcut(), None);
+        assert!(!is_late(&tree, 2, FRAME, now));
+    }
+
+    #[test]
+    fn who_announces_a_frame_after_it_came_had_it_earlier_if_it_is_no_later_than_announcements_are_held_back()
+     {
+        let now = Instant::now();
+        let mut tree = node_with(&[(2, 1)]);
+        tree.came(FRAME, 1, now);
+        assert_eq!(tree.shortcut(), None);
+        assert!(is_late(&tree, 2, FRAME, now));
+        assert!(!is_late(&tree, 2, NEXT, now));
+        let last = now + HELD_BACK - Duration::from_nanos(1);
+        assert!(is_late(&tree, 2, FRAME, last));
+        assert!(!is_late(&tree, 2, FRAME, now + HELD_BACK));
+        tree.came(NEXT, 1, now);
+        assert!(!is_late(&tree, 2, FRAME, now), "not of the last frame");
+    }
+
+    #[test]
+    fn while_another_frame_is_under_way_nobody_takes_the_place_of_the_parent() {
+        let now = Instant::now();
+        let mut tree = node_with(&[(2, 1), (3, 1)]);
+        let shorter = |tree: &Tree<u32>, id| (tree.shortcut().is_some(), is_late(tree, 3, id, now));
+        tree.announced(2, FRAME);
+        tree.announced(2, NEXT);
+        tree.came(FRAME, 1, now);
+        assert_eq!(shorter(&tree, FRAME), (false, false));
+        tree.came(NEXT, 1, now);
+        assert_eq!(shorter(&tree, NEXT), (true, true));
+        tree.announced(3, [4; 32]);
+        assert_eq!(shorter(&tree, NEXT), (true, false));
+        // What was passed by is no longer under way.
         tree.announced(2, [5; 32]);
-        assert!(!tree.may_shorten(&2));
-        assert!(tree.may_shorten(&1));
-        assert_eq!(tree.orphaned_by(2, &neighbors), None);
-        tree.forget(&2);
-        assert!(tree.may_shorten(&2));
-        // Nor is one judged that has gone meanwhile.
+        tree.came([5; 32], 1, now);
+        assert_eq!(shorter(&tree, [5; 32]), (false, false));
         tree.announced(2, [6; 32]);
         tree.came([6; 32], 1, now);
-        tree.shortened();
+        assert_eq!(shorter(&tree, [6; 32]), (true, true));
+        // What comes unannounced shows that nothing waits.
+        tree.announced(3, [7; 32]);
+        tree.came([8; 32], 1, now);
+        tree.announced(2, [9; 32]);
+        tree.came([9; 32], 1, now);
+        assert_eq!(shorter(&tree, [9; 32]), (true, true));
+        // What was asked for says nothing of the tree.
+        tree.announced(2, [10; 32]);
+        tree.asked(2, [10; 32], now);
+        tree.came([10; 32], 2, now);
+        assert_eq!(shorter(&tree, [10; 32]), (false, false));
+    }
+
+    #[test]
+    fn who_took_the_place_of_a_parent_and_brings_nothing_takes_no_place_again() {
+        let now = Instant::now();
+        let on_trial = || {
+            let mut tree = node_with(&[(2, 1)]);
+            tree.came(FRAME, 1, now);
+            tree.shortens(2);
+            tree.exchanged(2, Kind::Graft);
+            tree.exchanged(1, Kind::Prune);
+            tree
+        };
+        let again = |tree: &mut Tree<u32>| {
+            tree.exchanged(2, Kind::Prune);
+            tree.came([9; 32], 1, now);
+            is_late(tree, 2, [9; 32], now)
+        };
+        // One that brings the next frame may go on, and what the parent sent before it knew shows nothing.
+        let mut tree = on_trial();
+        tree.came(NEXT, 1, now);
+        tree.came([3; 32], 2, now);
+        assert!(again(&mut tree));
+        // Another one had to be asked for it, or brought it, or it does not want to be a parent.
+        let mut tree = on_trial();
+        tree.announced(1, NEXT);
+        tree.asked(1, NEXT, now);
+        tree.came(NEXT, 1, now);
+        assert!(!again(&mut tree));
+        let mut tree = on_trial();
+        tree.came(NEXT, 3, now);
+        assert!(!again(&mut tree));
+        let mut tree = on_trial();
+        tree.exchanged(2, Kind::Prune);
+        assert!(!again(&mut tree));
         tree.forget(&2);
-        tree.came([7; 32], 1, now);
-        assert!(tree.may_shorten(&2));
+        tree.stands(2, 1);
+        assert!(again(&mut tree), "it is a new neighbour");
+        // Nor is one judged that has gone meanwhile, or when its predecessor has.
+        for gone in [1, 2] {
+            let mut tree = on_trial();
+            tree.forget(&gone);
+            tree.stands(2, 1);
+            tree.came(NEXT, 3, now);
+            assert!(again(&mut tree));
+        }
+        let mut tree = on_trial();
+        tree.takes_back(3);
+        tree.came(NEXT, 3, now);
+        assert!(again(&mut tree));
     }
 
     #[test]

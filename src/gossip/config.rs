@@ -48,9 +48,9 @@ pub struct GossipConfig {
     pub graft_retry: Duration,
     /// How long announcements of frames are gathered. Default: 20 ms.
     ///
-    /// Where a frame reaches all nodes sooner, announcements cost no time of its way. A node takes it that others do the same: who
-    /// announces a frame within this time after it came here had it earlier, and brings frames from then on if it is closer to
-    /// the hub.
+    /// Where a frame reaches all nodes sooner, announcements cost it no time on its way. A node takes it that others do the same:
+    /// who announces a frame within this time after it came here most likely had it earlier, and may take the place of the one
+    /// that brings frames if it is closer to the hub.
     pub announce_delay: Duration,
     /// How long a peer has to answer when asked to be a neighbour, the time to connect to it included. A dial that fails is
     /// known sooner. Default: 3 s.

@@ -15,6 +15,7 @@ mod dials;
 mod early;
 mod heal;
 mod inspect;
+mod shortcut;
 #[cfg(test)]
 mod tests;
 mod timers;
@@ -568,6 +569,8 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
         let mut walks = 0;
         let strayed = |from| cause.opened.is_some() && !self.active.contains(&from);
         let is_stray = cause.from.is_some_and(strayed);
+        let successor = cause.from.and_then(|from| self.tree.successor(&from));
+        let mut asked_before = false;
         for want in wanted {
             match want {
                 // It takes us for a neighbour: see `frame`.
@@ -587,6 +590,7 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
                         }
                         // Our parent has it already, and would prune us for one that is no neighbour any more.
                         Kind::Data if is_stray && self.tree.is_parent(&to) => continue,
+                        Kind::Data if cause.opened.is_some() && successor == Some(to) => continue,
                         Kind::Data if cause.opened.is_some() => {
                             self.metrics.frames_forwarded.inc();
                         }
@@ -595,8 +599,11 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
                         Kind::ForwardJoin => walks += 1,
                         kind => {
                             self.tree.exchanged(to, kind);
-                            if let (Kind::Graft, Some(id)) = (kind, cause.missing) {
-                                self.tree.asked(to, id, now);
+                            // Nobody answers twice.
+                            if let (Kind::Graft, Some(id)) = (kind, cause.missing)
+                                && !self.tree.asked(to, id, now)
+                            {
+                                asked_before = true;
                             }
                         }
                     }
@@ -609,6 +616,8 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
                     self.emit(event, &mut cause, now);
                 }
                 topic::OutEvent::ScheduleTimer(delay, timer) => {
+                    // There is no answer to wait for: the next one is asked.
+                    let delay = if asked_before { Duration::ZERO } else { delay };
                     self.timers.set(timer, delay, cause.missing, now);
                 }
                 topic::OutEvent::DisconnectPeer(peer) => {
@@ -730,7 +739,7 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
                 FollowUp::NotAsked(peer) => self.forget_request(peer, now),
                 FollowUp::Refill => self.refill(Vec::new(), now),
                 FollowUp::Bereft => {
-                    if let Some(heir) = self.tree.inherit(&self.active, &mut self.rng) {
+                    if let Some(heir) = self.tree.inherit(&self.active, now, &mut self.rng) {
                         self.take_back(heir, now);
                     }
                 }

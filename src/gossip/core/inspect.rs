@@ -26,6 +26,9 @@ const JOIN_COST: u32 = 10;
 /// So many announcements in one message cost as much as a message.
 const ANNOUNCEMENTS_AT_ONCE: usize = 16;
 
+/// For so many frames of one message of announcements a neighbour is asked at once. The others wait their time.
+const ASKED_AT_ONCE: usize = 64;
+
 /// How long an announcement counts as unanswered.
 const ANNOUNCED_FOR: Duration = Duration::from_secs(5);
 
@@ -208,13 +211,14 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
             opened,
             ..Cause::OURS
         };
-        // Whoever brings a frame that others announced may become one that announcements go to. That shall be nobody who is no
-        // neighbour, so the protocol is told that we bring it; and if it falls for that, `maintain` has it forget us.
+        // Whoever brings a frame that the protocol knows for a repeat, and we do not any more, becomes one that announcements go to.
+        // That shall be nobody who is no neighbour, so the protocol is told that we bring it; and if it falls for that, `maintain`
+        // has it forget us.
         let by = if neighbor { from } else { self.me };
         self.feed(topic::InEvent::RecvMessage(by, known), cause, now);
         if new {
             self.cached(data.content.len(), now);
-            if neighbor && let Some(shortcut) = self.tree.shortcut() {
+            if neighbor && let Some(shortcut) = self.tree.shortcut(now) {
                 self.shorten(shortcut, now);
             }
         }
@@ -251,11 +255,13 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
                     [one] => Some(one.id),
                     _ => None,
                 };
+                let mut asked = 0;
                 for one in self.news(from, list.0, now) {
                     self.heal.dirty = true;
                     self.announced(from, one, now);
-                    if self.tree.is_brought_by_nobody(&one.id, from, &self.active) {
-                        self.ask(from, one, now);
+                    if asked < ASKED_AT_ONCE && self.tree.is_brought_by_nobody(&one.id, &from) {
+                        asked += 1;
+                        self.ask(from, one);
                     }
                 }
                 if lone.is_some_and(|id| self.tree.is_late_shortcut(&from, &id, delay, now)) {
@@ -302,22 +308,22 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
         }
     }
 
-    /// Asks a neighbour for a frame. If that is in vain, the protocol's timer asks whoever announced it.
-    fn ask(&mut self, of: P, frame: IHave, now: Instant) {
+    /// Asks a neighbour for a frame. If that is in vain, the protocol's timer asks whoever else announced it.
+    fn ask(&mut self, of: P, frame: IHave) {
         let graft = Message::<P>::Gossip(Gossip::Graft {
             id: Some(frame.id),
             round: frame.round,
         });
         if let Ok(bytes) = postcard::to_stdvec(&graft) {
             self.metrics.frames_asked_at_once.inc();
-            self.tree.asked(of, frame.id, now);
+            self.tree.asked_at_once(of, frame.id);
             self.send(of, bytes.into());
         }
     }
 
     /// Has a neighbour that is closer to the source of frames bring them, in place of the parent.
     fn shorten(&mut self, shortcut: P, now: Instant) {
-        let Some(parent) = self.tree.shortens(shortcut) else {
+        let Some(parent) = self.tree.shortens(shortcut, now) else {
             return;
         };
         self.metrics.parents_replaced.inc();

@@ -1467,55 +1467,86 @@ fn an_announced_frame_is_waited_for_while_others_come_and_asked_for_in_the_end()
     assert_eq!(tree_messages(&outputs(&mut core)), [(2, Kind::Graft)]);
 }
 
+/// An announcement of one frame.
+fn have(name: &[u8]) -> Bytes {
+    let (id, round) = (id_of(name), 1);
+    bytes(&Message::Gossip(Gossip::IHave(List(vec![IHave {
+        id,
+        round,
+    }]))))
+}
+
+fn sent(core: &mut TestCore) -> Vec<(u32, Bytes)> {
+    let sent = outputs(core).into_iter().filter_map(|output| match output {
+        Output::Send { peer, message, .. } => Some((peer, message)),
+        _ => None,
+    });
+    sent.collect()
+}
+
+fn graft(name: &[u8]) -> Bytes {
+    let (id, round) = (Some(id_of(name)), 1);
+    bytes(&Message::Gossip(Gossip::Graft { id, round }))
+}
+
 #[test]
 fn what_whoever_brings_frames_announces_is_asked_for_at_once_and_of_others_if_that_is_in_vain() {
     let start = Instant::now();
-    let have = |name: &[u8]| {
-        let (id, round) = (id_of(name), 1);
-        bytes(&Message::Gossip(Gossip::IHave(List(vec![IHave {
-            id,
-            round,
-        }]))))
-    };
-    let prune = bytes(&Message::Gossip(Gossip::Prune));
+    // 3 is a child: to it goes what 1 brings.
     let mut core = with_neighbors(&[1, 2, 3], start);
     core.message(1, data(b"first", 1), start);
-    core.message(3, prune.clone(), start);
-    outputs(&mut core);
-    // 2 may bring it.
-    core.message(1, have(b"one"), start);
-    assert_eq!(tree_messages(&outputs(&mut core)), []);
-    // It is no bringer, and what it announces says nothing of 1.
-    core.message(2, prune, start);
-    core.message(2, have(b"two"), start);
-    assert_eq!(tree_messages(&outputs(&mut core)), []);
-    // 1 announces it, and nobody else is left.
-    core.message(1, have(b"two"), start);
-    let graft = |name| {
-        Message::Gossip::<u32>(Gossip::Graft {
-            id: Some(id_of(name)),
-            round: 1,
-        })
-    };
-    let asked = |core: &mut TestCore| -> Vec<(u32, Bytes)> {
-        let sent = outputs(core).into_iter().filter_map(|output| match output {
-            Output::Send { peer, message, .. } => Some((peer, message)),
-            _ => None,
-        });
-        sent.collect()
-    };
-    assert_eq!(asked(&mut core), [(1, bytes(&graft(b"two")))]);
-    core.message(1, have(b"two"), start);
-    assert_eq!(asked(&mut core), [], "once");
+    core.message(2, bytes(&Message::Gossip(Gossip::Prune)), start);
+    assert_eq!(frames_to(&outputs(&mut core)), BTreeSet::from([2, 3]));
+    core.message(2, have(b"elsewhere"), start);
+    assert_eq!(sent(&mut core), [], "it may be on its way from 1");
+    core.message(1, have(b"next"), start);
+    assert_eq!(sent(&mut core), [(1, graft(b"next"))]);
+    core.message(1, have(b"next"), start);
+    assert_eq!(sent(&mut core), [], "once");
     assert_eq!(core.metrics.frames_asked_at_once.get(), 1);
-    // It does not answer.
+    // It does not answer, nor would it the second time.
+    core.message(2, have(b"next"), start);
     core.tick(start + core.config.graft_timeout);
-    let of = tree_messages(&outputs(&mut core));
+    let asked = tree_messages(&outputs(&mut core));
+    let of = [2, 1, 2].map(|peer| (peer, Kind::Graft));
+    assert_eq!(asked, of, "2 for the other one too");
+}
+
+#[test]
+fn one_message_of_announcements_has_so_many_frames_asked_for_at_once() {
+    let start = Instant::now();
+    let mut core = with_neighbors(&[1, 2], start);
+    core.message(1, data(b"first", 1), start);
+    outputs(&mut core);
+    let many = (0..1000u64).map(|n| IHave {
+        id: id_of(&n.to_le_bytes()),
+        round: 1,
+    });
+    let many = Message::Gossip(Gossip::IHave(List(many.collect())));
+    core.message(1, bytes(&many), start);
+    assert_eq!(sent(&mut core).len(), 64);
+}
+
+#[test]
+fn what_the_former_parent_still_sends_goes_to_all_but_its_successor_who_would_prune_us_for_it() {
+    let start = Instant::now();
+    let mut core = with_neighbors(&[1, 2, 3], start);
+    core.message(2, bytes(&Message::Gossip(Gossip::Prune)), start);
+    core.message(1, data(b"lone", 3), start);
+    core.message(2, have(b"lone"), start);
+    assert_eq!(core.metrics.parents_replaced.get(), 1);
+    outputs(&mut core);
+    core.message(1, data(b"crosses", 3), start);
+    assert_eq!(frames_to(&outputs(&mut core)), BTreeSet::from([3]));
+    // It has not come to be the parent again.
+    core.peer_closed(2, start);
     assert_eq!(
-        of,
-        [(1, Kind::Graft), (2, Kind::Graft)],
-        "of 1 for the first one, which 2 never had"
+        core.metrics.parents_taken_back.get(),
+        0,
+        "1 is too far away"
     );
+    core.message(1, data(b"later", 3), start);
+    assert_eq!(frames_to(&outputs(&mut core)), BTreeSet::from([3]));
 }
 
 #[test]
@@ -1524,6 +1555,7 @@ fn where_one_was_asked_for_what_another_brings_the_next_frame_is_asked_for_later
     let ms = Duration::from_millis;
     // 3 may bring what 2 announces, for all that is known.
     let mut core = with_neighbors(&[1, 2, 3], start);
+    core.message(3, data(b"first", 1), start);
     let announced = |content: &[u8]| {
         let id = id_of(content);
         bytes(&Message::Gossip(Gossip::IHave(mirror::List(vec![IHave {

@@ -13,8 +13,7 @@
 //! to a limit, nor as soon as before where what was asked for came twice. What the parent itself announces it does not bring, so
 //! that is asked for at once.
 //!
-//! The paper makes the tree shorter by what is announced before it comes. That would have to be announced at once, which on busy
-//! machines costs the frames their time; announced later, it tells as much. Not for: whom to be neighbours with (`heal`).
+//! Not for: who takes the place of a parent for being closer (`shortcut`), and whom to be neighbours with (`heal`).
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -24,6 +23,7 @@ use std::{
 use n0_future::time::{Duration, Instant};
 use rand::{Rng, seq::IteratorRandom};
 
+use super::shortcut::Shortcuts;
 use crate::{
     gossip::{
         bounded::Remembered,
@@ -51,8 +51,8 @@ const LEAST_PATIENCE: Duration = Duration::from_millis(80);
 const MOST_PATIENCE: Duration = Duration::from_millis(320);
 /// and no longer than so many times what the protocol means to wait: less for the answer than for the frame.
 const STRETCH: u32 = 5;
-/// A neighbour that is closer to the source of a frame by so many hops than this node takes the place of its parent: frames come
-/// over one hop less at least. The protocol's own figure, 7, leaves a tree of a hundred as deep as it happened to grow.
+/// A neighbour that is closer to the source of a frame by so many hops than this node may take the place of its parent: frames
+/// come over one hop less at least. The protocol's own figure, 7, leaves a tree of a hundred as deep as it happened to grow.
 const SHORTCUT: u16 = 2;
 /// Of how many frames it is remembered who was asked for them.
 const ASKED: usize = 256;
@@ -80,10 +80,10 @@ impl Share {
         }
     }
 
-    /// A frame came. Says whether this neighbour had announced it, and whether it was asked for it.
-    fn came(&mut self, id: &Id) -> (bool, bool) {
-        let announced = self.announced.remove(id).is_some();
-        (announced, self.asked.remove(id).is_some())
+    /// A frame came. Says whether this neighbour was asked for it.
+    fn came(&mut self, id: &Id) -> bool {
+        self.announced.remove(id);
+        self.asked.remove(id).is_some()
     }
 }
 
@@ -94,23 +94,6 @@ struct Asked<P> {
     of: Vec<P>,
 }
 
-/// A frame that came while no other was known to be under way.
-#[derive(Debug)]
-struct Lone<P> {
-    id: Id,
-    at: Instant,
-    /// Who announced it before it came.
-    early: BTreeSet<P>,
-}
-
-/// Who took the place of a parent for being closer to the source of frames.
-#[derive(Debug)]
-struct Trial<P> {
-    shortcut: P,
-    /// Frames of its may still be under way.
-    parent: P,
-}
-
 /// See the [module](self).
 #[derive(Debug)]
 pub(super) struct Tree<P> {
@@ -119,6 +102,8 @@ pub(super) struct Tree<P> {
     brought: Remembered<Id, P>,
     /// Neighbours that bring nothing unasked: those that were pruned, by either side.
     lazy: BTreeSet<P>,
+    /// Neighbours that brought a new frame unasked and were not pruned since.
+    bringers: BTreeSet<P>,
     /// The parent: who brought the last new frame, or was asked since to bring them.
     last: Option<P>,
     /// Of each neighbour that announced something.
@@ -129,12 +114,7 @@ pub(super) struct Tree<P> {
     flowed_to: u64,
     /// How long such frames are apart, on average while they come in.
     apart: Duration,
-    /// The last new frame, if it was alone.
-    lone: Option<Lone<P>>,
-    /// Who took the place of a parent for being closer to the source of frames; the next frame shows whether it brings any.
-    on_trial: Option<Trial<P>>,
-    /// Neighbours that did so and did not bring the next frame.
-    idle_talkers: BTreeSet<P>,
+    shortcuts: Shortcuts<P>,
     /// Over how many hops the last new frame of a neighbour came.
     hops: u16,
     /// Frames that were asked for.
@@ -149,15 +129,14 @@ impl<P: Copy + Ord + Hash> Tree<P> {
             me,
             brought: Remembered::new(BROUGHT),
             lazy: BTreeSet::new(),
+            bringers: BTreeSet::new(),
             last: None,
             shares: BTreeMap::new(),
             announcements: 0,
             flowed_at: None,
             flowed_to: 0,
             apart: Duration::ZERO,
-            lone: None,
-            on_trial: None,
-            idle_talkers: BTreeSet::new(),
+            shortcuts: Shortcuts::new(),
             hops: 0,
             asked: Remembered::new(ASKED),
             slow: Patience::new(LEAST_PATIENCE, MOST_PATIENCE),
@@ -185,21 +164,25 @@ impl<P: Copy + Ord + Hash> Tree<P> {
     /// A new frame came from there; from ourselves if we made it.
     pub(super) fn came(&mut self, id: Id, from: P, now: Instant) {
         self.brought.insert(id, from);
-        self.last = Some(from);
         let place = self.place(&id);
-        let alone = self.announcements <= self.flowed_to + u64::from(place.is_some());
+        let in_order = place.is_some_and(|place| place > self.flowed_to);
+        let under_way = self.under_way() - u64::from(in_order);
         let mut asked = false;
-        let mut early = BTreeSet::new();
         for (peer, share) in &mut self.shares {
-            let (announced, was_asked) = share.came(&id);
-            if announced {
-                early.insert(*peer);
-            }
+            let was_asked = share.came(&id);
             asked |= was_asked;
+            if was_asked && *peer == from && self.shortcuts.crossed(&from) {
+                self.shortcuts.overtaken();
+            }
         }
-        self.try_on(from, asked);
-        let alone = alone && !asked && from != self.me;
-        self.lone = alone.then_some(Lone { id, at: now, early });
+        if !self.shortcuts.crossed(&from) {
+            self.last = Some(from);
+        }
+        let alone = under_way == 0 && !asked && from != self.me;
+        self.shortcuts.came(id, from, alone, now);
+        if !asked && from != self.me && !self.lazy.contains(&from) {
+            self.bringers.insert(from);
+        }
         if let Some(asked) = self.asked.get(&id) {
             self.slow.answered(asked.first.into(), id);
             self.came_again(&id, &from, now);
@@ -214,18 +197,6 @@ impl<P: Copy + Ord + Hash> Tree<P> {
             };
             let place = place.unwrap_or(self.announcements);
             self.flowed_to = self.flowed_to.max(place);
-        }
-    }
-
-    /// A new frame came, which shows whether who is on trial brings any.
-    fn try_on(&mut self, from: P, asked: bool) {
-        let Some(trial) = self.on_trial.take() else {
-            return;
-        };
-        if trial.parent == from && !asked {
-            self.on_trial = Some(trial);
-        } else if trial.shortcut != from {
-            self.idle_talkers.insert(trial.shortcut);
         }
     }
 
@@ -244,26 +215,33 @@ impl<P: Copy + Ord + Hash> Tree<P> {
             self.announcements += 1;
             self.announcements
         });
+        let alone = self.under_way() == 1;
+        self.shortcuts.announced(from, id, alone);
         let share = self.share(from);
         if share.announced.get(&id).is_none() {
             share.announced.insert(id, place);
         }
     }
 
+    /// How many frames were announced since the latest place among them that one had which came unasked.
+    fn under_way(&self) -> u64 {
+        self.announcements - self.flowed_to
+    }
+
     /// Whether nobody brings a frame that one of those who bring frames announces: when it had it, it took this node for one that
     /// others bring them to, as happens while parents change. And so did all others who bring frames.
-    pub(super) fn is_brought_by_nobody(
-        &self,
-        id: &Id,
-        announcer: P,
-        neighbors: &BTreeSet<P>,
-    ) -> bool {
+    pub(super) fn is_brought_by_nobody(&self, id: &Id, announcer: &P) -> bool {
+        let brings = self.bringers.contains(announcer) || self.is_parent(announcer);
         let announces = |peer: &P| {
             let share = self.shares.get(peer);
             share.is_some_and(|share| share.announced.get(id).is_some())
         };
-        let mut bringers = neighbors.difference(&self.lazy);
-        !self.lazy.contains(&announcer) && bringers.all(announces)
+        brings && !self.lazy.contains(announcer) && self.bringers.iter().all(announces)
+    }
+
+    /// A neighbour is asked for a frame as soon as it announced it, which says nothing of how soon others should be.
+    pub(super) fn asked_at_once(&mut self, of: P, id: Id) {
+        self.share(of).asked.insert(id, ());
     }
 
     fn share(&mut self, neighbor: P) -> &mut Share {
@@ -276,19 +254,15 @@ impl<P: Copy + Ord + Hash> Tree<P> {
         places.flatten().min().copied()
     }
 
-    /// Who is to take the place of the parent, of those that announced the last frame before it came and are closer to its source
-    /// (the paper's optimization of the tree, section 3.8). Only if that frame is the only one that was under way to here: with
-    /// many, that one was early says little. And not if it did so before and did not bring the next frame.
-    pub(super) fn shortcut(&self) -> Option<P> {
-        let early = self.lone.iter().flat_map(|lone| &lone.early);
-        let closer = early.filter(|peer| self.is_shortcut(peer));
-        closer
-            .min_by_key(|peer| self.shares.get(peer).and_then(|share| share.hops))
-            .copied()
+    /// Who is to take the place of the parent, of those that announced the last frame before it came: the closest to its source.
+    pub(super) fn shortcut(&self, now: Instant) -> Option<P> {
+        let early = self.shortcuts.early();
+        let closer = early.filter(|peer| self.is_shortcut(peer, now));
+        closer.min_by_key(|peer| self.shares.get(peer).and_then(|share| share.hops))
     }
 
-    /// Whether one that announces the last frame only now is to take the place of the parent even so, announcements being held
-    /// back for so long: if it comes sooner after the frame, its sender had the frame before it was here.
+    /// Whether one that announces a frame only now is to take the place of the parent even so, announcements being held back for
+    /// so long.
     pub(super) fn is_late_shortcut(
         &self,
         announcer: &P,
@@ -296,41 +270,46 @@ impl<P: Copy + Ord + Hash> Tree<P> {
         held_back: Duration,
         now: Instant,
     ) -> bool {
-        let nothing_under_way = self.announcements <= self.flowed_to;
-        let had_it_earlier = |lone: &Lone<P>| lone.id == *id && now < lone.at + held_back;
-        nothing_under_way
-            && self.lone.as_ref().is_some_and(had_it_earlier)
-            && self.is_shortcut(announcer)
+        self.under_way() == 0
+            && self.shortcuts.had_earlier(id, held_back, now)
+            && self.is_shortcut(announcer, now)
     }
 
-    fn is_shortcut(&self, peer: &P) -> bool {
+    fn is_shortcut(&self, peer: &P, now: Instant) -> bool {
         let hops = self.shares.get(peer).and_then(|share| share.hops);
-        self.on_trial.is_none()
-            && self.lazy.contains(peer)
-            && !self.idle_talkers.contains(peer)
+        self.lazy.contains(peer)
+            && !self.is_parent(peer)
+            && self.shortcuts.may_take(peer, now)
             && hops.is_some_and(|hops| hops + SHORTCUT <= self.hops)
     }
 
     /// A neighbour takes the place of the parent, which is returned, for being closer to the source.
-    pub(super) fn shortens(&mut self, shortcut: P) -> Option<P> {
+    pub(super) fn shortens(&mut self, shortcut: P, now: Instant) -> Option<P> {
         let parent = self.last.replace(shortcut)?;
-        self.on_trial = Some(Trial { shortcut, parent });
+        self.shortcuts.takes(shortcut, parent, now);
         Some(parent)
     }
 
-    /// A neighbour is asked for a frame that it announced.
-    pub(super) fn asked(&mut self, of: P, id: Id, now: Instant) {
-        if let Some(share) = self.shares.get_mut(&of) {
-            share.asked.insert(id, ());
-            let first = || Asked {
-                first: now,
-                of: Vec::new(),
-            };
-            let asked = self.asked.get_or_insert_with(id, first);
-            if !asked.of.contains(&of) {
-                asked.of.push(of);
-            }
+    /// Who replaced a parent that sent this frame before it heard of that: he has it, and would prune us for it.
+    pub(super) fn successor(&self, from: &P) -> Option<P> {
+        self.shortcuts.successor(from)
+    }
+
+    /// A neighbour is asked for a frame that it announced; false if it was before.
+    pub(super) fn asked(&mut self, of: P, id: Id, now: Instant) -> bool {
+        let Some(share) = self.shares.get_mut(&of) else {
+            return true;
+        };
+        if share.asked.get(&id).is_some() {
+            return false;
         }
+        share.asked.insert(id, ());
+        let first = || Asked {
+            first: now,
+            of: Vec::new(),
+        };
+        self.asked.get_or_insert_with(id, first).of.push(of);
+        true
     }
 
     /// Whether the protocol may prune the sender of a repeat: another one that brought the frame has to go on bringing
@@ -354,9 +333,8 @@ impl<P: Copy + Ord + Hash> Tree<P> {
         match kind {
             Kind::Prune => {
                 self.lazy.insert(peer);
-                if let Some(trial) = self.on_trial.take_if(|trial| trial.shortcut == peer) {
-                    self.idle_talkers.insert(trial.shortcut);
-                }
+                self.bringers.remove(&peer);
+                self.shortcuts.pruned(&peer);
             }
             Kind::Graft => {
                 self.lazy.remove(&peer);
@@ -369,9 +347,8 @@ impl<P: Copy + Ord + Hash> Tree<P> {
     pub(super) fn forget(&mut self, peer: &P) {
         self.lazy.remove(peer);
         self.shares.remove(peer);
-        self.on_trial
-            .take_if(|trial| [trial.shortcut, trial.parent].contains(peer));
-        self.idle_talkers.remove(peer);
+        self.bringers.remove(peer);
+        self.shortcuts.forget(peer);
     }
 
     /// Whom to take back as a parent now that `pruned` brings nothing any more: nobody, if another one does.
@@ -383,7 +360,7 @@ impl<P: Copy + Ord + Hash> Tree<P> {
 
     /// A neighbour is asked to bring frames from now on.
     pub(super) fn takes_back(&mut self, parent: P) {
-        self.on_trial = None;
+        self.shortcuts.overtaken();
         self.last = Some(parent);
     }
 
@@ -398,14 +375,27 @@ impl<P: Copy + Ord + Hash> Tree<P> {
     ///
     /// The paper waits for the next frame's announcement then, and for a while after it. Who lies about how close it is makes
     /// us do that.
-    pub(super) fn inherit(&self, neighbors: &BTreeSet<P>, rng: &mut impl Rng) -> Option<P> {
-        let idle = |peer: &&P| self.lazy.contains(peer) && !self.idle_talkers.contains(peer);
+    pub(super) fn inherit(
+        &self,
+        neighbors: &BTreeSet<P>,
+        now: Instant,
+        rng: &mut impl Rng,
+    ) -> Option<P> {
+        let idle = neighbors.intersection(&self.lazy).copied();
+        // Who took a parent's place lately has lost it since.
+        let (tried, others): (Vec<P>, Vec<P>) =
+            idle.partition(|peer| self.shortcuts.took(peer, now));
+        let heir = self.closest(&others, rng);
+        heir.or_else(|| self.closest(&tried, rng))
+    }
+
+    fn closest(&self, neighbors: &[P], rng: &mut impl Rng) -> Option<P> {
         let hops = |peer: &P| self.shares.get(peer)?.hops;
-        let least = neighbors.iter().filter(idle).filter_map(hops).min()?;
+        let least = neighbors.iter().filter_map(hops).min()?;
         if least > self.hops {
             return None;
         }
-        let closest = neighbors.iter().filter(idle);
+        let closest = neighbors.iter();
         let closest = closest.filter(|peer| hops(peer) == Some(least));
         closest.choose(rng).copied()
     }
@@ -608,20 +598,22 @@ mod tests {
             tree.announced(peer, FRAME);
         }
         tree.came(FRAME, 1, now);
-        assert_eq!(tree.shortcut(), Some(3), "4 said nothing, 5 brings frames");
-        assert_eq!(tree.shortens(3), Some(1));
+        let taken = tree.shortcut(now);
+        assert_eq!(taken, Some(3), "4 said nothing, 5 brings frames");
+        assert_eq!(tree.shortens(3, now), Some(1));
         assert!(tree.is_parent(&3));
-        assert_eq!(tree.shortcut(), None, "one at a time");
+        assert_eq!(tree.shortcut(now), None, "one at a time");
     }
 
     #[test]
-    fn who_is_as_close_as_the_parent_does_not_take_its_place() {
+    fn who_is_as_close_as_the_parent_does_not_take_its_place_nor_does_the_parent() {
         let now = Instant::now();
-        let mut tree = node_with(&[(2, 3)]);
+        let mut tree = node_with(&[(2, 3), (1, 1)]);
         tree.announced(2, FRAME);
         tree.came(FRAME, 1, now);
-        assert_eq!(tree.shortcut(), None);
+        assert_eq!(tree.shortcut(now), None);
         assert!(!is_late(&tree, 2, FRAME, now));
+        assert!(!is_late(&tree, 1, FRAME, now));
     }
 
     #[test]
@@ -629,7 +621,7 @@ mod tests {
         let now = Instant::now();
         let mut tree = node_with(&[(2, 1)]);
         tree.came(FRAME, 0, now);
-        assert_eq!(tree.shortcut(), None);
+        assert_eq!(tree.shortcut(now), None);
         assert!(!is_late(&tree, 2, FRAME, now));
     }
 
@@ -639,7 +631,7 @@ mod tests {
         let now = Instant::now();
         let mut tree = node_with(&[(2, 1)]);
         tree.came(FRAME, 1, now);
-        assert_eq!(tree.shortcut(), None);
+        assert_eq!(tree.shortcut(now), None);
         assert!(is_late(&tree, 2, FRAME, now));
         assert!(!is_late(&tree, 2, NEXT, now));
         let last = now + HELD_BACK - Duration::from_nanos(1);
@@ -653,24 +645,30 @@ mod tests {
     fn while_another_frame_is_under_way_nobody_takes_the_place_of_the_parent() {
         let now = Instant::now();
         let mut tree = node_with(&[(2, 1), (3, 1)]);
-        let shorter = |tree: &Tree<u32>, id| (tree.shortcut().is_some(), is_late(tree, 3, id, now));
+        let shorter = |tree: &Tree<u32>, id| {
+            let early = tree.shortcut(now).is_some();
+            (early, is_late(tree, 3, id, now))
+        };
         tree.announced(2, FRAME);
         tree.announced(2, NEXT);
         tree.came(FRAME, 1, now);
         assert_eq!(shorter(&tree, FRAME), (false, false));
+        // It was not alone when it was announced.
         tree.came(NEXT, 1, now);
-        assert_eq!(shorter(&tree, NEXT), (true, true));
+        assert_eq!(shorter(&tree, NEXT), (false, true));
         tree.announced(3, [4; 32]);
-        assert_eq!(shorter(&tree, NEXT), (true, false));
+        assert_eq!(shorter(&tree, NEXT), (false, false));
         // What was passed by is no longer under way.
         tree.announced(2, [5; 32]);
         tree.came([5; 32], 1, now);
-        assert_eq!(shorter(&tree, [5; 32]), (false, false));
         tree.announced(2, [6; 32]);
         tree.came([6; 32], 1, now);
         assert_eq!(shorter(&tree, [6; 32]), (true, true));
+        // Nor does it count, when it comes, for one that is.
+        tree.announced(2, [7; 32]);
+        tree.came([4; 32], 1, now);
+        assert_eq!(shorter(&tree, [4; 32]), (false, false));
         // What comes unannounced shows that nothing waits.
-        tree.announced(3, [7; 32]);
         tree.came([8; 32], 1, now);
         tree.announced(2, [9; 32]);
         tree.came([9; 32], 1, now);
@@ -683,53 +681,67 @@ mod tests {
     }
 
     #[test]
-    fn who_took_the_place_of_a_parent_and_brings_nothing_takes_no_place_again() {
+    fn what_the_former_parent_still_sends_does_not_make_it_the_parent_again_unless_it_was_asked() {
         let now = Instant::now();
-        let on_trial = || {
+        let changed = || {
             let mut tree = node_with(&[(2, 1)]);
             tree.came(FRAME, 1, now);
-            tree.shortens(2);
+            tree.shortens(2, now);
             tree.exchanged(2, Kind::Graft);
             tree.exchanged(1, Kind::Prune);
             tree
         };
-        let again = |tree: &mut Tree<u32>| {
-            tree.exchanged(2, Kind::Prune);
-            tree.came([9; 32], 1, now);
-            is_late(tree, 2, [9; 32], now)
-        };
-        // One that brings the next frame may go on, and what the parent sent before it knew shows nothing.
-        let mut tree = on_trial();
+        let mut tree = changed();
+        tree.announced(2, NEXT);
+        tree.asked_at_once(2, NEXT);
+        assert_eq!(tree.successor(&1), Some(2));
         tree.came(NEXT, 1, now);
-        tree.came([3; 32], 2, now);
-        assert!(again(&mut tree));
-        // Another one had to be asked for it, or brought it, or it does not want to be a parent.
-        let mut tree = on_trial();
+        assert!(tree.is_parent(&2));
+        let mut tree = changed();
         tree.announced(1, NEXT);
         tree.asked(1, NEXT, now);
+        tree.exchanged(1, Kind::Graft);
         tree.came(NEXT, 1, now);
-        assert!(!again(&mut tree));
-        let mut tree = on_trial();
-        tree.came(NEXT, 3, now);
-        assert!(!again(&mut tree));
-        let mut tree = on_trial();
-        tree.exchanged(2, Kind::Prune);
-        assert!(!again(&mut tree));
-        tree.forget(&2);
-        tree.stands(2, 1);
-        assert!(again(&mut tree), "it is a new neighbour");
-        // Nor is one judged that has gone meanwhile, or when its predecessor has.
-        for gone in [1, 2] {
-            let mut tree = on_trial();
-            tree.forget(&gone);
-            tree.stands(2, 1);
-            tree.came(NEXT, 3, now);
-            assert!(again(&mut tree));
+        assert!(tree.is_parent(&1));
+        assert_eq!(tree.successor(&1), None);
+    }
+
+    #[test]
+    fn what_all_who_bring_frames_announce_is_brought_by_nobody() {
+        let now = Instant::now();
+        let mut tree = node_with(&[(3, 1)]);
+        let brought_by_nobody = |tree: &Tree<u32>, announcer| {
+            let id = &NEXT;
+            tree.is_brought_by_nobody(id, &announcer)
+        };
+        for peer in [2, 3, 4] {
+            tree.announced(peer, NEXT);
         }
-        let mut tree = on_trial();
+        tree.came(FRAME, 1, now);
+        // 4 is a child, which brings nothing.
+        for announcer in [2, 3, 4] {
+            assert!(!brought_by_nobody(&tree, announcer));
+        }
+        tree.announced(1, NEXT);
+        assert!(brought_by_nobody(&tree, 1));
+        // While two bring frames, both have to say so.
+        tree.came([3; 32], 5, now);
+        assert!(!brought_by_nobody(&tree, 1));
+        tree.exchanged(5, Kind::Prune);
+        assert!(brought_by_nobody(&tree, 1));
+        // What one that was pruned sent before it knew makes it no bringer.
+        tree.came([4; 32], 5, now);
+        assert!(brought_by_nobody(&tree, 1));
+        tree.came([5; 32], 6, now);
+        assert!(!brought_by_nobody(&tree, 1));
+        tree.forget(&6);
+        assert!(brought_by_nobody(&tree, 1));
+        // Who was asked to bring frames is the parent before it has brought one.
+        tree.exchanged(1, Kind::Prune);
+        assert!(!brought_by_nobody(&tree, 1));
+        tree.exchanged(3, Kind::Graft);
         tree.takes_back(3);
-        tree.came(NEXT, 3, now);
-        assert!(again(&mut tree));
+        assert!(brought_by_nobody(&tree, 3));
     }
 
     #[test]
@@ -798,16 +810,18 @@ mod tests {
         tree.comes_over(2);
         tree.came(FRAME, 1, now);
         let mut neighbors = BTreeSet::from([2, 3, 4, 5, 6]);
-        let none = tree.inherit(&neighbors, &mut rng);
+        let none = tree.inherit(&neighbors, now, &mut rng);
         assert_eq!(none, None, "none has shown where it stands");
         assert!(tree.is_parent(&1));
         // A child; one below it; one as far from the source as we are; and the closest, which was further away before.
         for (peer, hops) in [(2, 1), (3, 4), (4, 3), (5, 9), (5, 2), (6, 1)] {
             tree.stands(peer, hops);
         }
-        tree.idle_talkers.insert(6);
-        for heir in [Some(5), Some(4), None] {
-            assert_eq!(tree.inherit(&neighbors, &mut rng), heir);
+        // It has the parent's place, and loses it again.
+        tree.shortens(6, now);
+        assert!(tree.is_parent(&6));
+        for heir in [Some(5), Some(4), Some(6), None] {
+            assert_eq!(tree.inherit(&neighbors, now, &mut rng), heir);
             if let Some(heir) = heir {
                 neighbors.remove(&heir);
                 tree.forget(&heir);
@@ -820,13 +834,14 @@ mod tests {
         let mut rng = StdRng::seed_from_u64(7);
         let mut tree = Tree::new(0);
         tree.comes_over(2);
-        tree.came(FRAME, 1, Instant::now());
+        let now = Instant::now();
+        tree.came(FRAME, 1, now);
         for peer in [2, 3, 4] {
             tree.exchanged(peer, Kind::Prune);
             tree.stands(peer, 2);
         }
         let neighbors = BTreeSet::from([2, 3, 4]);
-        let heirs = (0..50).filter_map(|_| tree.inherit(&neighbors, &mut rng));
+        let heirs = (0..50).filter_map(|_| tree.inherit(&neighbors, now, &mut rng));
         assert_eq!(heirs.collect::<BTreeSet<_>>(), neighbors);
     }
 

@@ -569,7 +569,7 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
         let mut walks = 0;
         let strayed = |from| cause.opened.is_some() && !self.active.contains(&from);
         let is_stray = cause.from.is_some_and(strayed);
-        let successor = cause.from.and_then(|from| self.tree.successor(&from));
+        let successor = cause.from.and_then(|from| self.tree.successor(&from, now));
         let mut asked_before = false;
         for want in wanted {
             match want {

@@ -199,7 +199,7 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
             self.metrics.frames_received.inc();
             self.note_seen(data.id, now);
             if neighbor {
-                self.tree.comes_over(round);
+                self.tree.comes_over(round, from);
                 self.tree.came(data.id, from, now);
             } else {
                 self.tree.strayed(data.id, from);
@@ -259,7 +259,9 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
                 for one in self.news(from, list.0, now) {
                     self.heal.dirty = true;
                     self.announced(from, one, now);
-                    if asked < ASKED_AT_ONCE && self.tree.is_brought_by_nobody(&one.id, &from) {
+                    if asked < ASKED_AT_ONCE
+                        && self.tree.is_brought_by_nobody(&one.id, &from, &self.active)
+                    {
                         asked += 1;
                         self.ask(from, one);
                     }
@@ -283,12 +285,19 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
             Gossip::Graft { .. } => Kind::Graft,
             _ => Kind::Announcement,
         };
+        let predecessor = self.tree.predecessor(&from, now);
         self.tree.exchanged(from, kind);
+        if kind == Kind::Graft {
+            self.tree.brings_to(&from);
+        }
         self.pass_on(from, &Message::Gossip(gossip), false, now);
-        if kind == Kind::Prune
-            && let Some(parent) = self.tree.orphaned_by(from, &self.active)
-        {
-            self.take_back(parent, now);
+        if kind == Kind::Prune {
+            // One that was asked to take a parent's place does not want to.
+            let parent = predecessor.filter(|former| self.active.contains(former));
+            let parent = parent.or_else(|| self.tree.orphaned_by(from, &self.active));
+            if let Some(parent) = parent {
+                self.take_back(parent, now);
+            }
         }
     }
 

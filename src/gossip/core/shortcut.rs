@@ -2,13 +2,13 @@
 //! (Leitão, Pereira, Rodrigues, SRDS 2007).
 //!
 //! The paper goes by what is announced before it comes. That has to be announced at once, which on busy machines costs the
-//! frames their time. Announcements are held back for a set time, so who announces a frame within that time after it came had it
-//! earlier as well.
+//! frames their time. Announcements are held back for a set time, so who announces a frame within that time after it came most
+//! likely had it earlier as well.
 //!
 //! - Only a frame that is alone under way tells: with many, that one was early says little.
-//! - One at a time, and each neighbour once in five seconds: whoever lies about how close it is gains a frame or two.
-//! - What the former parent sent before it heard of it still comes. It says nothing of who the parent is, and goes to all but
-//!   the new one, who has it and would prune this node for it.
+//! - One a second, and each neighbour once in five: so often may one that lies about how close it is have frames come late.
+//! - What the former parent sent before it heard of it still comes, for a second at most. It says nothing of who the parent is,
+//!   and goes to all but the new one, who has it and would prune this node for it.
 //!
 //! Not for: how many hops closer is close enough, and who brings frames (`tree`).
 
@@ -24,6 +24,9 @@ const ONCE_IN: Duration = Duration::from_secs(5);
 /// Of how many neighbours that is remembered.
 const TAKEN: usize = 64;
 
+/// For how long frames of a parent that was replaced may be under way.
+const CROSSES: Duration = Duration::from_secs(1);
+
 /// The last new frame, which came while no other was known to be under way.
 #[derive(Debug)]
 struct Lone<P> {
@@ -38,6 +41,7 @@ struct Lone<P> {
 struct Change<P> {
     from: P,
     to: P,
+    until: Instant,
 }
 
 /// See the [module](self).
@@ -71,8 +75,7 @@ impl<P: Copy + Ord + Hash> Shortcuts<P> {
     }
 
     /// A new frame came, `alone` if no other is known to be under way.
-    pub(super) fn came(&mut self, id: Id, from: P, alone: bool, now: Instant) {
-        self.change.take_if(|change| change.from != from);
+    pub(super) fn came(&mut self, id: Id, alone: bool, now: Instant) {
         let announced = self.announced.take();
         let early = announced.filter(|(same, _)| *same == id);
         self.lone = alone.then(|| Lone {
@@ -96,7 +99,7 @@ impl<P: Copy + Ord + Hash> Shortcuts<P> {
 
     /// Whether a neighbour may take the place of the parent.
     pub(super) fn may_take(&self, neighbor: &P, now: Instant) -> bool {
-        self.change.is_none() && !self.took(neighbor, now)
+        self.changing(now).is_none() && !self.took(neighbor, now)
     }
 
     /// Whether a neighbour took the place of the parent lately.
@@ -107,18 +110,24 @@ impl<P: Copy + Ord + Hash> Shortcuts<P> {
     /// A neighbour takes the place of the parent.
     pub(super) fn takes(&mut self, to: P, from: P, now: Instant) {
         self.taken.insert(to, now + ONCE_IN);
-        self.change = Some(Change { from, to });
+        let until = now + CROSSES;
+        self.change = Some(Change { from, to, until });
     }
 
-    /// Whether a frame that comes from there was sent by a parent that another has replaced.
-    pub(super) fn crossed(&self, from: &P) -> bool {
-        self.change.is_some_and(|change| change.from == *from)
+    fn changing(&self, now: Instant) -> Option<Change<P>> {
+        self.change.filter(|change| now < change.until)
     }
 
-    /// Who replaced the parent that sent this, for all that is known before it heard of that.
-    pub(super) fn successor(&self, from: &P) -> Option<P> {
-        let change = self.change.filter(|change| change.from == *from)?;
-        Some(change.to)
+    /// Who replaced the parent that sends this, for all that is known before it heard of that.
+    pub(super) fn successor(&self, from: &P, now: Instant) -> Option<P> {
+        let change = self.changing(now)?;
+        (change.from == *from).then_some(change.to)
+    }
+
+    /// Whom a neighbour replaced as the parent just now.
+    pub(super) fn predecessor(&self, of: &P, now: Instant) -> Option<P> {
+        let change = self.changing(now)?;
+        (change.to == *of).then_some(change.from)
     }
 
     /// Who brings frames has changed for another reason.
@@ -127,14 +136,18 @@ impl<P: Copy + Ord + Hash> Shortcuts<P> {
         self.change = None;
     }
 
-    /// The new parent is one no longer.
-    pub(super) fn pruned(&mut self, neighbor: &P) {
-        self.change.take_if(|change| change.to == *neighbor);
+    /// The new parent was pruned, or this node brings frames to it.
+    pub(super) fn undone_by(&mut self, parent: &P) {
+        self.change.take_if(|change| change.to == *parent);
+    }
+
+    /// The former parent brings frames again, or this node brings them to it.
+    pub(super) fn revived(&mut self, former: &P) {
+        self.change.take_if(|change| change.from == *former);
     }
 
     /// A neighbour is new, or one no longer.
     pub(super) fn forget(&mut self, neighbor: &P) {
-        self.taken.remove(neighbor);
         let of_it = |change: &mut Change<P>| [change.from, change.to].contains(neighbor);
         self.change.take_if(of_it);
         if let Some((_, early)) = &mut self.announced {
@@ -160,35 +173,39 @@ mod tests {
         shortcuts.takes(2, 1, now);
         for (at, may) in [(now, false), (now + ONCE_IN, true)] {
             // Whatever becomes of it.
-            shortcuts.pruned(&2);
+            shortcuts.undone_by(&2);
             assert_eq!(shortcuts.may_take(&2, at), may);
             assert!(shortcuts.may_take(&3, at));
         }
         shortcuts.takes(2, 1, now);
         shortcuts.forget(&2);
-        assert!(shortcuts.may_take(&2, now), "it is a new neighbour");
+        assert!(!shortcuts.may_take(&2, now), "it came back");
     }
 
     #[test]
     fn until_it_is_over_there_is_no_other_change() {
         let now = Instant::now();
-        let over = |end: fn(&mut Shortcuts<u32>, Instant)| {
+        let over = |end: fn(&mut Shortcuts<u32>)| {
             let mut shortcuts = Shortcuts::new();
             shortcuts.takes(2, 1, now);
-            shortcuts.came(FRAME, 1, true, now);
+            // However many others come.
+            shortcuts.came(FRAME, true, now);
             assert!(!shortcuts.may_take(&3, now));
-            assert_eq!(shortcuts.successor(&1), Some(2));
-            assert_eq!(shortcuts.successor(&2), None);
-            end(&mut shortcuts, now);
-            assert!(!shortcuts.crossed(&1));
+            assert_eq!(shortcuts.successor(&1, now), Some(2));
+            assert_eq!(shortcuts.successor(&2, now), None);
+            assert_eq!(shortcuts.predecessor(&2, now), Some(1));
+            let later = now + CROSSES;
+            assert!(shortcuts.may_take(&3, later));
+            assert_eq!(shortcuts.successor(&1, later), None);
+            end(&mut shortcuts);
+            assert_eq!(shortcuts.successor(&1, now), None);
             shortcuts.may_take(&3, now)
         };
-        assert!(over(|shortcuts, now| shortcuts.came([2; 32], 2, true, now)));
-        assert!(over(|shortcuts, now| shortcuts.came([2; 32], 4, true, now)));
-        assert!(over(|shortcuts, _| shortcuts.pruned(&2)));
-        assert!(over(|shortcuts, _| shortcuts.forget(&1)));
-        assert!(over(|shortcuts, _| shortcuts.forget(&2)));
-        assert!(over(|shortcuts, _| shortcuts.overtaken()));
+        assert!(over(|shortcuts| shortcuts.undone_by(&2)));
+        assert!(over(|shortcuts| shortcuts.revived(&1)));
+        assert!(over(|shortcuts| shortcuts.forget(&1)));
+        assert!(over(|shortcuts| shortcuts.forget(&2)));
+        assert!(over(|shortcuts| shortcuts.overtaken()));
     }
 
     #[test]
@@ -196,7 +213,7 @@ mod tests {
         let now = Instant::now();
         let mut shortcuts = Shortcuts::new();
         shortcuts.announced(2, FRAME, true);
-        shortcuts.came(FRAME, 1, true, now);
+        shortcuts.came(FRAME, true, now);
         assert_eq!(shortcuts.early().collect::<Vec<_>>(), [2]);
         let delay = Duration::from_millis(1);
         assert!(shortcuts.had_earlier(&FRAME, delay, now));
@@ -213,7 +230,7 @@ mod tests {
             shortcuts.announced(peer, FRAME, true);
         }
         shortcuts.forget(&2);
-        shortcuts.came(FRAME, 1, true, now);
+        shortcuts.came(FRAME, true, now);
         shortcuts.forget(&3);
         assert_eq!(shortcuts.early().collect::<Vec<_>>(), [4]);
     }

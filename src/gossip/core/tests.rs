@@ -1530,23 +1530,35 @@ fn one_message_of_announcements_has_so_many_frames_asked_for_at_once() {
 #[test]
 fn what_the_former_parent_still_sends_goes_to_all_but_its_successor_who_would_prune_us_for_it() {
     let start = Instant::now();
-    let mut core = with_neighbors(&[1, 2, 3], start);
-    core.message(2, bytes(&Message::Gossip(Gossip::Prune)), start);
-    core.message(1, data(b"lone", 3), start);
-    core.message(2, have(b"lone"), start);
-    assert_eq!(core.metrics.parents_replaced.get(), 1);
-    outputs(&mut core);
-    core.message(1, data(b"crosses", 3), start);
-    assert_eq!(frames_to(&outputs(&mut core)), BTreeSet::from([3]));
-    // It has not come to be the parent again.
+    let replaced = || {
+        let mut core = with_neighbors(&[1, 2, 3], start);
+        core.message(2, bytes(&Message::Gossip(Gossip::Prune)), start);
+        core.message(1, data(b"lone", 3), start);
+        core.message(2, have(b"lone"), start);
+        assert_eq!(core.metrics.parents_replaced.get(), 1);
+        outputs(&mut core);
+        core.message(1, data(b"crosses", 3), start);
+        assert_eq!(frames_to(&outputs(&mut core)), BTreeSet::from([3]));
+        core
+    };
+    // It has not come to be the parent again: one is lost when the successor is.
+    let mut core = replaced();
     core.peer_closed(2, start);
-    assert_eq!(
-        core.metrics.parents_taken_back.get(),
-        0,
-        "1 is too far away"
+    assert_eq!(core.metrics.parents_taken_back.get(), 1);
+    // Nor is there none when the successor does not want to be one.
+    let mut core = replaced();
+    core.message(2, bytes(&Message::Gossip(Gossip::Prune)), start);
+    assert_eq!(tree_messages(&outputs(&mut core)), [(1, Kind::Graft)]);
+    // One that asks for frames gets them.
+    let mut core = replaced();
+    let (id, round) = (None, 0);
+    core.message(
+        2,
+        bytes(&Message::Gossip(Gossip::Graft { id, round })),
+        start,
     );
-    core.message(1, data(b"later", 3), start);
-    assert_eq!(frames_to(&outputs(&mut core)), BTreeSet::from([3]));
+    core.message(1, data(b"more", 3), start);
+    assert_eq!(frames_to(&outputs(&mut core)), BTreeSet::from([2, 3]));
 }
 
 #[test]

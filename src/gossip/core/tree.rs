@@ -67,7 +67,7 @@ struct Share {
     announced: Remembered<Id, u64>,
     /// Frames that it was asked for.
     asked: Remembered<Id, ()>,
-    /// Over how many hops it had the frame that it announced last.
+    /// Over how many hops it had the frame that it announced, or brought, last.
     hops: Option<u16>,
 }
 
@@ -143,8 +143,9 @@ impl<P: Copy + Ord + Hash> Tree<P> {
         }
     }
 
-    /// The new frame that comes now was over so many hops at the neighbour that brings it.
-    pub(super) fn comes_over(&mut self, hops: u16) {
+    /// The new frame that this neighbour brings now came there over so many hops.
+    pub(super) fn comes_over(&mut self, hops: u16, neighbor: P) {
+        self.stands(neighbor, hops);
         self.hops = hops.saturating_add(1);
     }
 
@@ -156,7 +157,7 @@ impl<P: Copy + Ord + Hash> Tree<P> {
         }
     }
 
-    /// A neighbour announces a frame, whether it is here or not, that it had over so many hops.
+    /// A neighbour has a frame, whether it is here or not, over so many hops.
     pub(super) fn stands(&mut self, neighbor: P, hops: u16) {
         self.share(neighbor).hops = Some(hops);
     }
@@ -168,19 +169,18 @@ impl<P: Copy + Ord + Hash> Tree<P> {
         let in_order = place.is_some_and(|place| place > self.flowed_to);
         let under_way = self.under_way() - u64::from(in_order);
         let mut asked = false;
+        let mut bringer_was = false;
         for (peer, share) in &mut self.shares {
             let was_asked = share.came(&id);
             asked |= was_asked;
-            if was_asked && *peer == from && self.shortcuts.crossed(&from) {
-                self.shortcuts.overtaken();
-            }
+            bringer_was |= was_asked && *peer == from;
         }
-        if !self.shortcuts.crossed(&from) {
+        if self.shortcuts.successor(&from, now).is_none() {
             self.last = Some(from);
         }
         let alone = under_way == 0 && !asked && from != self.me;
-        self.shortcuts.came(id, from, alone, now);
-        if !asked && from != self.me && !self.lazy.contains(&from) {
+        self.shortcuts.came(id, alone, now);
+        if !bringer_was && from != self.me && !self.lazy.contains(&from) {
             self.bringers.insert(from);
         }
         if let Some(asked) = self.asked.get(&id) {
@@ -230,13 +230,20 @@ impl<P: Copy + Ord + Hash> Tree<P> {
 
     /// Whether nobody brings a frame that one of those who bring frames announces: when it had it, it took this node for one that
     /// others bring them to, as happens while parents change. And so did all others who bring frames.
-    pub(super) fn is_brought_by_nobody(&self, id: &Id, announcer: &P) -> bool {
-        let brings = self.bringers.contains(announcer) || self.is_parent(announcer);
+    pub(super) fn is_brought_by_nobody(
+        &self,
+        id: &Id,
+        announcer: &P,
+        neighbors: &BTreeSet<P>,
+    ) -> bool {
+        let parent = self.last.as_ref();
+        let parent = parent.filter(|last| neighbors.contains(*last) && !self.lazy.contains(*last));
+        let brings = self.bringers.contains(announcer) || parent == Some(announcer);
         let announces = |peer: &P| {
             let share = self.shares.get(peer);
             share.is_some_and(|share| share.announced.get(id).is_some())
         };
-        brings && !self.lazy.contains(announcer) && self.bringers.iter().all(announces)
+        brings && self.bringers.iter().chain(parent).all(announces)
     }
 
     /// A neighbour is asked for a frame as soon as it announced it, which says nothing of how soon others should be.
@@ -291,8 +298,13 @@ impl<P: Copy + Ord + Hash> Tree<P> {
     }
 
     /// Who replaced a parent that sent this frame before it heard of that: he has it, and would prune us for it.
-    pub(super) fn successor(&self, from: &P) -> Option<P> {
-        self.shortcuts.successor(from)
+    pub(super) fn successor(&self, from: &P, now: Instant) -> Option<P> {
+        self.shortcuts.successor(from, now)
+    }
+
+    /// Whom a neighbour replaced as the parent just now.
+    pub(super) fn predecessor(&self, of: &P, now: Instant) -> Option<P> {
+        self.shortcuts.predecessor(of, now)
     }
 
     /// A neighbour is asked for a frame that it announced; false if it was before.
@@ -300,16 +312,17 @@ impl<P: Copy + Ord + Hash> Tree<P> {
         let Some(share) = self.shares.get_mut(&of) else {
             return true;
         };
-        if share.asked.get(&id).is_some() {
-            return false;
-        }
+        let new = share.asked.get(&id).is_none();
         share.asked.insert(id, ());
         let first = || Asked {
             first: now,
             of: Vec::new(),
         };
-        self.asked.get_or_insert_with(id, first).of.push(of);
-        true
+        let asked = self.asked.get_or_insert_with(id, first);
+        if !asked.of.contains(&of) {
+            asked.of.push(of);
+        }
+        new
     }
 
     /// Whether the protocol may prune the sender of a repeat: another one that brought the frame has to go on bringing
@@ -334,13 +347,19 @@ impl<P: Copy + Ord + Hash> Tree<P> {
             Kind::Prune => {
                 self.lazy.insert(peer);
                 self.bringers.remove(&peer);
-                self.shortcuts.pruned(&peer);
+                self.shortcuts.undone_by(&peer);
             }
             Kind::Graft => {
                 self.lazy.remove(&peer);
+                self.shortcuts.revived(&peer);
             }
             _ => {}
         }
+    }
+
+    /// A neighbour asks this node to bring frames.
+    pub(super) fn brings_to(&mut self, child: &P) {
+        self.shortcuts.undone_by(child);
     }
 
     /// A neighbour is new, or one no longer: either way, it brings frames until it is pruned, and has announced nothing.
@@ -581,7 +600,7 @@ mod tests {
             tree.exchanged(*peer, Kind::Prune);
             tree.stands(*peer, *hops);
         }
-        tree.comes_over(3);
+        tree.comes_over(3, 1);
         tree
     }
 
@@ -608,7 +627,9 @@ mod tests {
     #[test]
     fn who_is_as_close_as_the_parent_does_not_take_its_place_nor_does_the_parent() {
         let now = Instant::now();
-        let mut tree = node_with(&[(2, 3), (1, 1)]);
+        let mut tree = node_with(&[(2, 3)]);
+        tree.exchanged(1, Kind::Prune);
+        tree.stands(1, 1);
         tree.announced(2, FRAME);
         tree.came(FRAME, 1, now);
         assert_eq!(tree.shortcut(now), None);
@@ -694,7 +715,7 @@ mod tests {
         let mut tree = changed();
         tree.announced(2, NEXT);
         tree.asked_at_once(2, NEXT);
-        assert_eq!(tree.successor(&1), Some(2));
+        assert_eq!(tree.successor(&1, now), Some(2));
         tree.came(NEXT, 1, now);
         assert!(tree.is_parent(&2));
         let mut tree = changed();
@@ -703,7 +724,7 @@ mod tests {
         tree.exchanged(1, Kind::Graft);
         tree.came(NEXT, 1, now);
         assert!(tree.is_parent(&1));
-        assert_eq!(tree.successor(&1), None);
+        assert_eq!(tree.successor(&1, now), None);
     }
 
     #[test]
@@ -711,8 +732,8 @@ mod tests {
         let now = Instant::now();
         let mut tree = node_with(&[(3, 1)]);
         let brought_by_nobody = |tree: &Tree<u32>, announcer| {
-            let id = &NEXT;
-            tree.is_brought_by_nobody(id, &announcer)
+            let neighbors = BTreeSet::from([1, 2, 3, 4, 5, 6]);
+            tree.is_brought_by_nobody(&NEXT, &announcer, &neighbors)
         };
         for peer in [2, 3, 4] {
             tree.announced(peer, NEXT);
@@ -735,6 +756,7 @@ mod tests {
         tree.came([5; 32], 6, now);
         assert!(!brought_by_nobody(&tree, 1));
         tree.forget(&6);
+        tree.came([6; 32], 1, now);
         assert!(brought_by_nobody(&tree, 1));
         // Who was asked to bring frames is the parent before it has brought one.
         tree.exchanged(1, Kind::Prune);
@@ -807,7 +829,7 @@ mod tests {
         for peer in [3, 4, 5, 6] {
             tree.exchanged(peer, Kind::Prune);
         }
-        tree.comes_over(2);
+        tree.comes_over(2, 1);
         tree.came(FRAME, 1, now);
         let mut neighbors = BTreeSet::from([2, 3, 4, 5, 6]);
         let none = tree.inherit(&neighbors, now, &mut rng);
@@ -833,7 +855,7 @@ mod tests {
     fn of_several_that_are_as_close_any_may_inherit() {
         let mut rng = StdRng::seed_from_u64(7);
         let mut tree = Tree::new(0);
-        tree.comes_over(2);
+        tree.comes_over(2, 1);
         let now = Instant::now();
         tree.came(FRAME, 1, now);
         for peer in [2, 3, 4] {

@@ -6,7 +6,8 @@
 //! likely had it earlier as well.
 //!
 //! - Only a frame that is alone under way tells: with many, that one was early says little.
-//! - One a second, and each neighbour once in five: so often may one that lies about how close it is have frames come late.
+//! - One at a time, and each neighbour once in five seconds: so often may one that lies about how close it is have frames come
+//!   late.
 //! - What the former parent sent before it heard of it still comes, for a second at most. It says nothing of who the parent is,
 //!   and goes to all but the new one, who has it and would prune this node for it.
 //!
@@ -42,6 +43,8 @@ struct Change<P> {
     from: P,
     to: P,
     until: Instant,
+    /// The new parent needs no frames of the former one, for all that is known.
+    withheld: bool,
 }
 
 /// See the [module](self).
@@ -110,17 +113,29 @@ impl<P: Copy + Ord + Hash> Shortcuts<P> {
     /// A neighbour takes the place of the parent.
     pub(super) fn takes(&mut self, to: P, from: P, now: Instant) {
         self.taken.insert(to, now + ONCE_IN);
-        let until = now + CROSSES;
-        self.change = Some(Change { from, to, until });
+        self.change = Some(Change {
+            from,
+            to,
+            until: now + CROSSES,
+            withheld: true,
+        });
+        // One frame makes one change.
+        self.lone = None;
     }
 
     fn changing(&self, now: Instant) -> Option<Change<P>> {
         self.change.filter(|change| now < change.until)
     }
 
-    /// Who replaced the parent that sends this, for all that is known before it heard of that.
+    /// Whether a parent that was replaced sends this, for all that is known before it heard of that.
+    pub(super) fn crosses(&self, from: &P, now: Instant) -> bool {
+        self.changing(now)
+            .is_some_and(|change| change.from == *from)
+    }
+
+    /// Whom not to send what such a parent sends.
     pub(super) fn successor(&self, from: &P, now: Instant) -> Option<P> {
-        let change = self.changing(now)?;
+        let change = self.changing(now).filter(|change| change.withheld)?;
         (change.from == *from).then_some(change.to)
     }
 
@@ -136,7 +151,16 @@ impl<P: Copy + Ord + Hash> Shortcuts<P> {
         self.change = None;
     }
 
-    /// The new parent was pruned, or this node brings frames to it.
+    /// The new parent asks for frames.
+    pub(super) fn needed_by(&mut self, parent: &P) {
+        if let Some(change) = &mut self.change
+            && change.to == *parent
+        {
+            change.withheld = false;
+        }
+    }
+
+    /// The new parent was pruned.
     pub(super) fn undone_by(&mut self, parent: &P) {
         self.change.take_if(|change| change.to == *parent);
     }
@@ -202,6 +226,7 @@ mod tests {
             shortcuts.may_take(&3, now)
         };
         assert!(over(|shortcuts| shortcuts.undone_by(&2)));
+        assert!(!over(|shortcuts| shortcuts.needed_by(&2)));
         assert!(over(|shortcuts| shortcuts.revived(&1)));
         assert!(over(|shortcuts| shortcuts.forget(&1)));
         assert!(over(|shortcuts| shortcuts.forget(&2)));

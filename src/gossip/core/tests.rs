@@ -1559,6 +1559,8 @@ fn what_the_former_parent_still_sends_goes_to_all_but_its_successor_who_would_pr
     );
     core.message(1, data(b"more", 3), start);
     assert_eq!(frames_to(&outputs(&mut core)), BTreeSet::from([2, 3]));
+    core.message(2, bytes(&Message::Gossip(Gossip::Prune)), start);
+    assert_eq!(tree_messages(&outputs(&mut core)), [(1, Kind::Graft)]);
 }
 
 #[test]

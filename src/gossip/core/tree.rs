@@ -175,7 +175,7 @@ impl<P: Copy + Ord + Hash> Tree<P> {
             asked |= was_asked;
             bringer_was |= was_asked && *peer == from;
         }
-        if self.shortcuts.successor(&from, now).is_none() {
+        if !self.shortcuts.crosses(&from, now) {
             self.last = Some(from);
         }
         let alone = under_way == 0 && !asked && from != self.me;
@@ -359,7 +359,7 @@ impl<P: Copy + Ord + Hash> Tree<P> {
 
     /// A neighbour asks this node to bring frames.
     pub(super) fn brings_to(&mut self, child: &P) {
-        self.shortcuts.undone_by(child);
+        self.shortcuts.needed_by(child);
     }
 
     /// A neighbour is new, or one no longer: either way, it brings frames until it is pruned, and has announced nothing.
@@ -758,6 +758,31 @@ mod tests {
         tree.forget(&6);
         tree.came([6; 32], 1, now);
         assert!(brought_by_nobody(&tree, 1));
+        // What one brings that was asked for makes it no bringer either, unless another was.
+        tree.announced(2, [7; 32]);
+        tree.asked_at_once(2, [7; 32]);
+        tree.came([7; 32], 2, now);
+        tree.announced(2, [8; 32]);
+        tree.asked_at_once(2, [8; 32]);
+        tree.came([8; 32], 1, now);
+        assert!(brought_by_nobody(&tree, 1));
+        tree.announced(2, [9; 32]);
+        tree.asked_at_once(2, [9; 32]);
+        tree.exchanged(5, Kind::Graft);
+        tree.came([9; 32], 5, now);
+        assert!(!brought_by_nobody(&tree, 1));
+        tree.forget(&5);
+        // One that is gone brings nothing, though it brought the last one.
+        tree.came([10; 32], 7, now);
+        tree.forget(&7);
+        assert!(brought_by_nobody(&tree, 1));
+        // A new parent may.
+        tree.takes_back(4);
+        tree.exchanged(4, Kind::Graft);
+        assert!(brought_by_nobody(&tree, 4), "4 announced it");
+        tree.takes_back(6);
+        assert!(!brought_by_nobody(&tree, 1), "6 did not");
+        tree.takes_back(1);
         // Who was asked to bring frames is the parent before it has brought one.
         tree.exchanged(1, Kind::Prune);
         assert!(!brought_by_nobody(&tree, 1));

@@ -243,34 +243,7 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
             return;
         }
         let gossip = match gossip {
-            Gossip::IHave(list) => {
-                if list.0.iter().any(|one| believable(one.round).is_none()) {
-                    return self.malformed(from, now);
-                }
-                if let Some(hops) = list.0.last().and_then(|one| believable(one.round)) {
-                    self.tree.stands(from, hops);
-                }
-                let delay = self.config.announce_delay;
-                let lone = match list.0.as_slice() {
-                    [one] => Some(one.id),
-                    _ => None,
-                };
-                let mut asked = 0;
-                for one in self.news(from, list.0, now) {
-                    self.heal.dirty = true;
-                    self.announced(from, one, now);
-                    if asked < ASKED_AT_ONCE
-                        && self.tree.is_brought_by_nobody(&one.id, &from, &self.active)
-                    {
-                        asked += 1;
-                        self.ask(from, one);
-                    }
-                }
-                if lone.is_some_and(|id| self.tree.is_late_shortcut(&from, &id, delay, now)) {
-                    self.shorten(from, now);
-                }
-                return;
-            }
+            Gossip::IHave(list) => return self.announcements(from, list.0, now),
             Gossip::Graft { id, round } => {
                 let Some(round) = believable(round) else {
                     return self.malformed(from, now);
@@ -298,6 +271,34 @@ impl<P: PeerIdentity, G: FrameGate> Core<P, G> {
             if let Some(parent) = parent {
                 self.take_back(parent, now);
             }
+        }
+    }
+
+    /// What a neighbour says it has.
+    fn announcements(&mut self, from: P, list: Vec<IHave>, now: Instant) {
+        if list.iter().any(|one| believable(one.round).is_none()) {
+            return self.malformed(from, now);
+        }
+        if let Some(hops) = list.last().and_then(|one| believable(one.round)) {
+            self.tree.stands(from, hops);
+        }
+        let delay = self.config.announce_delay;
+        let lone = match list.as_slice() {
+            [one] => Some(one.id),
+            _ => None,
+        };
+        let mut asked = 0;
+        for one in self.news(from, list, now) {
+            self.heal.dirty = true;
+            self.announced(from, one, now);
+            if asked < ASKED_AT_ONCE && self.tree.is_brought_by_nobody(&one.id, &from, &self.active)
+            {
+                asked += 1;
+                self.ask(from, one);
+            }
+        }
+        if lone.is_some_and(|id| self.tree.is_late_shortcut(&from, &id, delay, now)) {
+            self.shorten(from, now);
         }
     }
 

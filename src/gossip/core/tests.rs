@@ -1460,9 +1460,7 @@ fn an_announced_frame_is_waited_for_while_others_come_and_asked_for_in_the_end()
     assert_eq!(after, WAITED_FOR);
     // And soon, when nothing comes.
     let mut core = with_neighbors(&[1, 2], start);
-    let id = id_of(b"late");
-    let announced = Message::Gossip(Gossip::IHave(mirror::List(vec![IHave { id, round: 1 }])));
-    core.message(2, bytes(&announced), start);
+    core.message(2, have(b"late"), start);
     core.tick(start + Duration::from_millis(80));
     assert_eq!(tree_messages(&outputs(&mut core)), [(2, Kind::Graft)]);
 }
@@ -1570,20 +1568,13 @@ fn where_one_was_asked_for_what_another_brings_the_next_frame_is_asked_for_later
     // 3 may bring what 2 announces, for all that is known.
     let mut core = with_neighbors(&[1, 2, 3], start);
     core.message(3, data(b"first", 1), start);
-    let announced = |content: &[u8]| {
-        let id = id_of(content);
-        bytes(&Message::Gossip(Gossip::IHave(mirror::List(vec![IHave {
-            id,
-            round: 1,
-        }]))))
-    };
     let asks = |core: &mut TestCore, at: Instant| {
         core.tick(at);
         tree_messages(&outputs(core)).contains(&(2, Kind::Graft))
     };
     let mut now = start;
     let mut asked_after = |core: &mut TestCore, content: &[u8], again: bool| {
-        core.message(2, announced(content), now);
+        core.message(2, have(content), now);
         let after = (1..20)
             .map(|n| ms(40) * n)
             .find(|after| asks(core, now + *after));

@@ -255,6 +255,11 @@ impl<P: Copy + Ord + Hash> Tree<P> {
         self.shares.entry(neighbor).or_insert_with(Share::new)
     }
 
+    /// Over how many hops a neighbour had the frame that it announced, or brought, last.
+    fn hops_of(&self, neighbor: &P) -> Option<u16> {
+        self.shares.get(neighbor)?.hops
+    }
+
     /// Which place a frame has among those that were announced, counted from the first time.
     fn place(&self, id: &Id) -> Option<u64> {
         let places = self.shares.values().map(|share| share.announced.get(id));
@@ -265,7 +270,7 @@ impl<P: Copy + Ord + Hash> Tree<P> {
     pub(super) fn shortcut(&self, now: Instant) -> Option<P> {
         let early = self.shortcuts.early();
         let closer = early.filter(|peer| self.is_shortcut(peer, now));
-        closer.min_by_key(|peer| self.shares.get(peer).and_then(|share| share.hops))
+        closer.min_by_key(|peer| self.hops_of(peer))
     }
 
     /// Whether one that announces a frame only now is to take the place of the parent even so, announcements being held back for
@@ -283,11 +288,12 @@ impl<P: Copy + Ord + Hash> Tree<P> {
     }
 
     fn is_shortcut(&self, peer: &P, now: Instant) -> bool {
-        let hops = self.shares.get(peer).and_then(|share| share.hops);
         self.lazy.contains(peer)
             && !self.is_parent(peer)
             && self.shortcuts.may_take(peer, now)
-            && hops.is_some_and(|hops| hops + SHORTCUT <= self.hops)
+            && self
+                .hops_of(peer)
+                .is_some_and(|hops| hops + SHORTCUT <= self.hops)
     }
 
     /// A neighbour takes the place of the parent, which is returned, for being closer to the source.
@@ -409,7 +415,7 @@ impl<P: Copy + Ord + Hash> Tree<P> {
     }
 
     fn closest(&self, neighbors: &[P], rng: &mut impl Rng) -> Option<P> {
-        let hops = |peer: &P| self.shares.get(peer)?.hops;
+        let hops = |peer: &P| self.hops_of(peer);
         let least = neighbors.iter().filter_map(hops).min()?;
         if least > self.hops {
             return None;
